@@ -1,0 +1,6 @@
+"""`python -m loki` is the command line."""
+
+from loki.cli import main
+
+if __name__ == "__main__":
+    main()

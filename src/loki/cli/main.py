@@ -1,0 +1,41 @@
+"""Entry point of the command line: runs the application and turns errors into one line and an exit code."""
+
+import errno
+import importlib
+import sys
+
+from loki.cli.app import app, error_console
+from loki.errors import LokiError
+
+COMMANDS = ("analyse", "select", "create", "train", "restore", "verify", "suppress", "run", "demo", "inspect", "merge")
+
+
+def main() -> None:
+    """Run `loki` with the arguments of this process."""
+    for command in COMMANDS:
+        importlib.import_module(f"loki.cli.{command}")
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments, prog_name="loki")
+    except LokiError as error:
+        if debug:
+            raise
+        _print_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _print_error("interrupted: run the same command again to continue")
+        sys.exit(130)
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        _print_error(
+            f"{error.strerror}: {error.filename or 'while writing'}: free some space or choose another --output"
+        )
+        sys.exit(2)
+
+
+def _print_error(message: str) -> None:
+    error_console.print(f"[bold red]error:[/] {message}", soft_wrap=True, highlight=False)

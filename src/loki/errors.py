@@ -1,0 +1,17 @@
+"""Errors that reach the user as one line.
+
+Raise `LokiError` for anything the user can mend: its text says what is wrong, with which value, and what to do.
+The command line prints it without a traceback and leaves with `exit_code`.
+"""
+
+
+class LokiError(Exception):
+    """Bad usage or input. The command line exits with code 2."""
+
+    exit_code = 2
+
+
+class CheckFailed(LokiError):
+    """A check that the user asked for did not hold. The command line exits with code 1."""
+
+    exit_code = 1

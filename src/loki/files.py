@@ -1,0 +1,116 @@
+"""Writing files so that nothing is ever half written: write beside, then rename."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loki.errors import LokiError
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write over `path` unless `overwrite` is set.
+
+    An empty directory counts as absent.
+
+    Raises:
+        LokiError: if `path` exists and `overwrite` is False.
+    """
+    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
+    if occupied and not overwrite:
+        raise LokiError(f"{path} exists already: choose another --output, or pass --overwrite to replace it")
+
+
+@contextmanager
+def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; it becomes `path` when the block ends without an error.
+
+    Raises:
+        LokiError: if `path` exists and `overwrite` is False.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner can read; follow the user's umask instead.
+        temporary.chmod(0o666 & ~_umask())
+        _flush_to_disk(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; it becomes `path` when the block ends without an error.
+
+    A directory that stood at `path` is removed only after the new one is complete.
+
+    Raises:
+        LokiError: if `path` exists (and is not an empty directory) and `overwrite` is False.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.is_dir():
+            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+            path.replace(retired)
+            temporary.replace(path)
+            shutil.rmtree(retired)
+        else:
+            path.unlink(missing_ok=True)
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any, *, overwrite: bool = False, indent: int | None = 2) -> None:
+    """Write `value` as JSON, atomically.
+
+    Raises:
+        LokiError: if `path` exists and `overwrite` is False.
+    """
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """Read a JSON file; `what` names its role in error messages ("positions file").
+
+    Raises:
+        LokiError: if the file is missing, unreadable or not JSON.
+    """
+    if not path.is_file():
+        raise LokiError(f"{what} {path} does not exist: check the path")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LokiError(f"{what} {path} is not JSON ({error})") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

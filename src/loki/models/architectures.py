@@ -1,0 +1,139 @@
+"""All that LoKI knows about model families, and the only place where it knows it.
+
+A family that follows the common layout (decoder layers in one `ModuleList`, an MLP per layer that ends in a linear
+projection to the hidden size) needs no entry: it is found by structure. An entry in `LOKI_FAMILIES` gives a family
+LoKI model classes (`LoKILlamaForCausalLM`) that `import loki` registers with Transformers' Auto classes.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loki.errors import LokiError
+
+LOKI_FAMILIES: dict[str, str] = {
+    # model_type of the base -> prefix of its Transformers classes
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mistral": "Mistral",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3",
+    "phi3": "Phi3",
+}
+
+LOKI_MODEL_TYPE_PREFIX = "loki_"
+
+_MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe")
+_PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "proj_2", "wo", "dense_h_to_4h_out")
+
+
+@dataclass(frozen=True)
+class MLPOutput:
+    """The MLP output of one decoder layer.
+
+    Attributes:
+        layer: the decoder layer.
+        layer_name: its qualified name in the model, `model.layers.3`.
+        block: the MLP block; its output (first element, if a tuple) is added to the residual stream.
+        projection: the linear map that makes the block's output (`down_proj`), or None where there is no single one
+            (a mixture of experts, an MLP with more than one output projection).
+        projection_name: its qualified name, `model.layers.3.mlp.down_proj`, or None.
+    """
+
+    layer: nn.Module
+    layer_name: str
+    block: nn.Module
+    projection: nn.Linear | Conv1D | None
+    projection_name: str | None
+
+    @property
+    def attributed_module(self) -> nn.Module:
+        """The module whose output KVA attributes: the projection, or the whole block where there is none."""
+        return self.projection if self.projection is not None else self.block
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the language model itself (composite configurations hold it as `text_config`)."""
+    return config.get_text_config(decoder=True)
+
+
+def mlp_outputs(model: PreTrainedModel) -> list[MLPOutput]:
+    """The MLP output of every decoder layer, from the first layer to the last.
+
+    Raises:
+        LokiError: if the decoder layers or an MLP in one of them cannot be found.
+    """
+    config = text_config(model.config)
+    stack_name, layers = _decoder_layers(model, config.num_hidden_layers)
+    return [
+        _mlp_output(layer, f"{stack_name}.{index}", config.hidden_size, model.config.model_type)
+        for index, layer in enumerate(layers)
+    ]
+
+
+def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The MLP output projection of every decoder layer by qualified name, from the first layer to the last.
+
+    Raises:
+        LokiError: if a layer has no MLP that ends in one `nn.Linear`, so that there are no rows to select.
+    """
+    projections: dict[str, nn.Linear] = {}
+    for output in mlp_outputs(model):
+        if output.projection_name is None or not isinstance(output.projection, nn.Linear):
+            raise LokiError(
+                f"{output.layer_name} of this {model.config.model_type} model has no MLP that ends in one nn.Linear, "
+                "so no rows of it can be implanted: use a dense model (Llama, Qwen2, Qwen3, Mistral, Gemma, Phi-3, ...)"
+            )
+        projections[output.projection_name] = output.projection
+    return projections
+
+
+def base_model_type(model_type: str) -> str:
+    """`llama` for `loki_llama`; any other model type unchanged."""
+    return model_type.removeprefix(LOKI_MODEL_TYPE_PREFIX)
+
+
+def _decoder_layers(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    for scope in (decoder, model):
+        for name, module in scope.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count and count > 0:
+                qualified = next(full for full, candidate in model.named_modules() if candidate is module)
+                return qualified, module
+    raise LokiError(
+        f"no list of {count} decoder layers found in this {model.config.model_type} model: "
+        "LoKI needs a decoder-only causal language model"
+    )
+
+
+def _mlp_output(layer: nn.Module, layer_name: str, hidden_size: int, model_type: str) -> MLPOutput:
+    for mlp_name in _MLP_NAMES:
+        block = getattr(layer, mlp_name, None)
+        if isinstance(block, nn.Module):
+            projection_name = _output_projection_name(block, hidden_size)
+            projection = getattr(block, projection_name) if projection_name else None
+            qualified = f"{layer_name}.{mlp_name}.{projection_name}" if projection_name else None
+            return MLPOutput(layer, layer_name, block, projection, qualified)
+    # OPT-like layers hold the projections themselves.
+    projection_name = _output_projection_name(layer, hidden_size)
+    if projection_name is None:
+        raise LokiError(f"no MLP found in {layer_name} of this {model_type} model: LoKI needs one in every layer")
+    projection = getattr(layer, projection_name)
+    return MLPOutput(layer, layer_name, projection, projection, f"{layer_name}.{projection_name}")
+
+
+def _output_projection_name(block: nn.Module, hidden_size: int) -> str | None:
+    """Name of the child of `block` that maps to the hidden size, if there is exactly one such MLP projection."""
+    if any(name in ("experts", "shared_expert", "shared_mlp") for name, _ in block.named_children()):
+        return None
+    for name in _PROJECTION_NAMES:
+        child = getattr(block, name, None)
+        # A quantised or already split Linear is not an nn.Linear by type but has its attributes.
+        if isinstance(child, Conv1D) and child.nf == hidden_size:
+            return name
+        if isinstance(child, nn.Module) and getattr(child, "out_features", None) == hidden_size:
+            return name
+    return None

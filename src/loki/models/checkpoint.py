@@ -1,0 +1,116 @@
+"""Reading safetensors checkpoints tensor by tensor, without loading a whole model."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+
+from loki.errors import LokiError
+from loki.files import read_json
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+class Checkpoint:
+    """The tensors of a model directory, read lazily from its safetensors shards.
+
+    Args:
+        directory: a model directory with `model.safetensors` or a sharded set with its index.
+
+    Raises:
+        LokiError: if there are no safetensors weights, or a shard is missing or truncated.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._shards = {name: shard for shard in check_weights(directory) for name in tensor_names(shard)}
+
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self._shards)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shards
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        with safe_open(self._shards[name], framework="pt") as shard:
+            return tuple(shard.get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, read now, on the CPU."""
+        with safe_open(self._shards[name], framework="pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(name)
+            return tensor
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All tensors by name, one at a time."""
+        for name in self.names():
+            yield name, self.tensor(name)
+
+
+def check_weights(directory: Path) -> list[Path]:
+    """The safetensors shards of a model directory, each checked to be whole.
+
+    Raises:
+        LokiError: if there are none, one that the index names is missing, or one is truncated.
+    """
+    if (directory / INDEX_NAME).is_file():
+        index = read_json(directory / INDEX_NAME, what="weight index")
+        shards = [directory / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    else:
+        shards = [directory / SINGLE_NAME]
+    for shard in shards:
+        if not shard.is_file():
+            raise LokiError(
+                f"{directory} has no {shard.name}: LoKI reads safetensors only "
+                "(save the model with save_pretrained, or finish the download)"
+            )
+        _check_whole(shard)
+    if not shards:
+        raise LokiError(f"{directory / INDEX_NAME} names no weights")
+    return shards
+
+
+def tensor_names(shard: Path) -> list[str]:
+    """Names of the tensors in one safetensors file."""
+    with safe_open(shard, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def fingerprint(directory: Path) -> str:
+    """128-bit hash over the name, dtype, shape and bytes of every tensor; the same however they are sharded.
+
+    Reads the whole checkpoint once (about a second per GB).
+    """
+    checkpoint = Checkpoint(directory)
+    digest = xxhash.xxh3_128()
+    for name, tensor in checkpoint.tensors():
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_whole(shard: Path) -> None:
+    problem = ""
+    try:
+        with shard.open("rb") as stream:
+            (header_size,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(header_size))
+        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        missing = 8 + header_size + end - shard.stat().st_size
+        if missing > 0:
+            problem = f"{missing} bytes are missing"
+        else:
+            tensor_names(shard)
+    except (struct.error, json.JSONDecodeError, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
+        problem = f"its header cannot be read ({type(error).__name__})"
+    except SafetensorError as error:
+        problem = str(error)
+    if problem:
+        raise LokiError(f"{shard} is truncated or damaged ({problem}): fetch or save the model again")

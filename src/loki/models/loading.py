@@ -1,0 +1,164 @@
+"""Loading a model, its configuration and its tokenizer, with every refusal as one clear line."""
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from loki.errors import LokiError
+from loki.models.architectures import base_model_type
+from loki.models.checkpoint import check_weights
+
+DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The local directory of `model`: a directory, or a hub id whose snapshot is fetched or found in the cache.
+
+    Raises:
+        LokiError: if the directory does not exist or the hub cannot be reached.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise LokiError(f"model {model} is a file: name the directory that holds config.json and the weights")
+    if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") > 1:
+        raise LokiError(f"model directory {model} does not exist: check the path")
+    try:
+        return Path(snapshot_download(str(model), ignore_patterns=["*.bin", "*.pt", "*.pth", "original/*", "*.gguf"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise LokiError(
+            f"model {model} is neither a local directory nor a hub model that can be fetched now "
+            f"({type(error).__name__}): check the name and the network, or give a local directory"
+        ) from error
+
+
+def load_config(model: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a decoder-only causal language model.
+
+    Raises:
+        LokiError: if there is no config.json, or the model is not a decoder-only causal language model.
+    """
+    path = resolve_model(model)
+    if not (path / "config.json").is_file():
+        raise LokiError(f"model directory {path} has no config.json: it is not a Transformers model")
+    try:
+        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise LokiError(
+            f"{path / 'config.json'} cannot be read as a model configuration ({one_line(error)})"
+        ) from error
+    _check_causal(path, config, raw.get("architectures") or [])
+    return config
+
+
+def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model`.
+
+    Raises:
+        LokiError: if the directory holds no tokenizer.
+    """
+    path = resolve_model(model)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LokiError(
+            f"model directory {path} has no usable tokenizer ({one_line(error)}): "
+            "copy the base model's tokenizer files into it"
+        ) from error
+    if not tokenizer.get_vocab():
+        raise LokiError(f"model directory {path} has no tokenizer: copy the base model's tokenizer files into it")
+    return tokenizer
+
+
+def load_model(
+    model: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, read from safetensors only.
+
+    Args:
+        model: local directory or hub id.
+        dtype: `auto` (the type the checkpoint was saved in), a name in `DTYPES`, or a torch dtype.
+        device: where to put it; ignored with `device_map`.
+        device_map: passed to Transformers; `auto` spreads the model over all devices.
+        trust_remote_code: run Python code that the model directory brings along.
+
+    Raises:
+        LokiError: for anything that `load_config` refuses, and for missing or truncated weights.
+    """
+    path = resolve_model(model)
+    load_config(path, trust_remote_code=trust_remote_code)
+    check_weights(path)
+    torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    try:
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch_dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise LokiError(f"the weights in {path} cannot be loaded ({one_line(error)})") from error
+    return loaded.eval() if device_map else loaded.to(device).eval()
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`cuda` if there is one, else `cpu`; any other name is taken as it is.
+
+    Raises:
+        LokiError: if `cuda` is asked for and there is none, or the name means no device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise LokiError(f"--device {device} is no device: use auto, cpu or cuda") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise LokiError(f"--device {device}: this machine has no CUDA device: use auto or cpu")
+    return chosen
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an error's text, for use inside a message of our own."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _check_causal(path: Path, config: PretrainedConfig, architectures: list[str]) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder model"
+    elif base_model_type(config.model_type) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(
+        config, "auto_map"
+    ):
+        kind = "no causal language model"
+    elif architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
+        kind = f"a {architectures[0]}, no causal language model"
+    else:
+        return
+    raise LokiError(f"model {path} ({config.model_type}) is {kind}: LoKI works on decoder-only causal language models")

@@ -1,0 +1,64 @@
+"""Positions: which rows of every layer's `down_proj.weight` are selected. A JSON list of lists, one per layer."""
+
+from pathlib import Path
+
+from loki.errors import LokiError
+from loki.files import read_json, write_json
+
+Positions = list[list[int]]
+
+
+def read_positions(path: Path) -> Positions:
+    """Read a positions file; the row indices of each layer come back sorted (published files are not).
+
+    Raises:
+        LokiError: if the file is missing, not JSON, or not a list of lists of distinct row indices.
+    """
+    return check_positions(read_json(path, what="positions file"), origin=f"positions file {path}")
+
+
+def write_positions(path: Path, positions: Positions, *, overwrite: bool = False) -> None:
+    """Write a positions file, sorted, atomically.
+
+    Raises:
+        LokiError: if `path` exists and `overwrite` is False, or the positions are malformed.
+    """
+    write_json(path, check_positions(positions), overwrite=overwrite, indent=None)
+
+
+def check_positions(value: object, *, origin: str = "positions") -> Positions:
+    """Check the nesting and return the positions sorted within each layer.
+
+    Raises:
+        LokiError: if `value` is not a list of lists of distinct, non-negative integers with at least one index.
+    """
+    if not isinstance(value, list) or not all(isinstance(rows, list) for rows in value):
+        raise LokiError(f"{origin}: expected a list of lists, one list of row indices per layer")
+    for layer, rows in enumerate(value):
+        for row in rows:
+            if not isinstance(row, int) or isinstance(row, bool) or row < 0:
+                raise LokiError(f"{origin}: layer {layer} holds {row!r}, which is not a row index")
+        if len(set(rows)) != len(rows):
+            twice = next(row for row in rows if rows.count(row) > 1)
+            raise LokiError(f"{origin}: layer {layer} lists row {twice} more than once")
+    if not any(value):
+        raise LokiError(f"{origin}: no row is selected in any layer")
+    return [sorted(rows) for rows in value]
+
+
+def check_positions_fit(positions: Positions, *, layers: int, hidden: int, origin: str = "positions") -> None:
+    """Check positions against a model of `layers` layers and `hidden` rows per `down_proj.weight`.
+
+    Raises:
+        LokiError: if the number of layers differs or a row is out of range.
+    """
+    if len(positions) != layers:
+        raise LokiError(
+            f"{origin}: made for {len(positions)} layers, but the model has {layers}: use positions selected for it"
+        )
+    for layer, rows in enumerate(positions):
+        if rows and max(rows) >= hidden:
+            raise LokiError(
+                f"{origin}: layer {layer} lists row {max(rows)}, but the model has {hidden} rows per layer "
+                f"(0 to {hidden - 1}): use positions selected for it"
+            )

@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tests.tiny_models import save_tiny_model
+
+torch.set_num_threads(1)  # several test processes share the cores
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny Llama with tokenizer. Do not change it."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def qwen2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny Qwen2 with tokenizer. Do not change it."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-qwen2", "qwen2")
