@@ -4,10 +4,26 @@ import errno
 import importlib
 import sys
 
+from rich.markup import escape
+
 from loki.cli.app import app, error_console
 from loki.errors import LokiError
 
-COMMANDS = ("analyse", "select", "create", "train", "restore", "verify", "suppress", "run", "demo", "inspect", "merge")
+COMMANDS = (
+    "analyse",
+    "merge",
+    "inspect",
+    "select",
+    "create",
+    "train",
+    "restore",
+    "verify",
+    "suppress",
+    "export_lora",
+    "merge_adapters",
+    "run",
+    "demo",
+)
 
 
 def main() -> None:
@@ -38,4 +54,4 @@ def main() -> None:
 
 
 def _print_error(message: str) -> None:
-    error_console.print(f"[bold red]error:[/] {message}", soft_wrap=True, highlight=False)
+    error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)

@@ -1,0 +1,59 @@
+# Everything a newcomer needs: `make demo`, `make test`. uv is installed first where it is missing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# uv may be on the PATH, or in the environment that `make` set up for it.
+UV_HOME := .venv-uv
+UV := $(shell command -v uv 2>/dev/null || echo $(UV_HOME)/bin/uv)
+RUN := $(UV) run
+
+MODEL ?= meta-llama/Llama-3.1-8B-Instruct
+QWEN_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
+OUTPUT_DIR ?= kva_result/hdf5
+RESULT_FILE ?= kva_mmlu.h5
+PYTEST_ARGS ?=
+
+.PHONY: help demo demo-compare test test-slow test-lowest lint analysing_mmlu_llama analysing_mmlu_qwen2 benchmarks clean
+
+help: ## Show this list
+	@grep -hE '^[a-z_0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
+
+$(UV_HOME)/bin/uv:
+	{ python3 -m venv $(UV_HOME) && $(UV_HOME)/bin/pip install --quiet uv; } \
+		|| python3 -m pip install --quiet --target $(UV_HOME) uv
+
+demo: $(UV) ## Teach the tiny world new facts, from analysis to a restored model
+	$(RUN) loki demo --output runs/demo --overwrite
+
+demo-compare: $(UV) ## The same, beside full fine-tuning, LoRA and random rows
+	$(RUN) loki demo --compare --output runs/demo-compare --overwrite
+
+test: $(UV) ## The fast tests (under 10 minutes on 2 cores)
+	$(RUN) pytest -n 2 $(PYTEST_ARGS)
+
+test-slow: $(UV) ## The slow tests: several processes, killed processes, long training
+	$(RUN) pytest -m slow $(PYTEST_ARGS)
+
+test-lowest: $(UV) ## The fast tests with the oldest supported releases, in an environment of their own
+	UV_PROJECT_ENVIRONMENT=.venv-lowest $(UV) venv --quiet --allow-existing --python 3.11 .venv-lowest
+	VIRTUAL_ENV=.venv-lowest $(UV) pip install --quiet --resolution lowest-direct --editable . --group dev
+	.venv-lowest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(UV) ## Ruff and mypy
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+
+analysing_mmlu_llama: $(UV) ## The published analysis of a Llama model on MMLU (MODEL=..., OUTPUT_DIR=...)
+	$(RUN) accelerate launch --mixed_precision bf16 analyse_mmlu_llama.py --model_path $(MODEL) \
+		--output_dir $(OUTPUT_DIR)/$(notdir $(MODEL)) --result_file $(RESULT_FILE) --write_mode w
+
+analysing_mmlu_qwen2: $(UV) ## The published analysis of a Qwen2 model on MMLU (QWEN_MODEL=..., OUTPUT_DIR=...)
+	$(RUN) accelerate launch --mixed_precision bf16 analyse_mmlu_qwen2.py --model_path $(QWEN_MODEL) \
+		--output_dir $(OUTPUT_DIR)/$(notdir $(QWEN_MODEL)) --result_file $(RESULT_FILE) --write_mode w
+
+benchmarks: $(UV) ## Speed and memory of KVA beside Captum
+	$(RUN) python benchmarks/kva.py
+
+clean: ## Remove environments and caches, not results
+	rm -rf .venv .venv-uv .venv-lowest uv.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,42 @@
+"""The MLP output projections are found in every family, by entry or by structure."""
+
+import pytest
+
+from loki.errors import LokiError
+from loki.models.architectures import LOKI_FAMILIES, down_projections, mlp_outputs
+from tests.tiny_models import tiny_model
+
+BY_STRUCTURE = {
+    "olmo2": "model.layers.0.mlp.down_proj",
+    "gpt_neox": "gpt_neox.layers.0.mlp.dense_4h_to_h",
+    "phi": "model.layers.0.mlp.fc2",
+    "opt": "model.decoder.layers.0.fc2",
+}
+
+
+@pytest.mark.parametrize("family", LOKI_FAMILIES)
+def test_listed_families(family: str) -> None:
+    model = tiny_model(family)
+    projections = down_projections(model)
+    assert list(projections) == [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
+    for name, projection in projections.items():
+        assert model.get_submodule(name) is projection
+        assert projection.weight.shape == (32, 48)
+
+
+@pytest.mark.parametrize(("family", "first"), BY_STRUCTURE.items())
+def test_other_families_are_found_by_structure(family: str, first: str) -> None:
+    assert next(iter(down_projections(tiny_model(family)))) == first
+
+
+def test_gpt2_has_a_projection_but_no_linear_rows() -> None:
+    model = tiny_model("gpt2")
+    assert mlp_outputs(model)[0].projection_name == "transformer.h.0.mlp.c_proj"
+    with pytest.raises(LokiError, match=r"transformer\.h\.0 of this gpt2 model"):
+        down_projections(model)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_mixture_of_experts_is_attributed_at_the_block(family: str) -> None:
+    outputs = mlp_outputs(tiny_model(family))
+    assert all(output.projection is None and output.attributed_module is output.block for output in outputs)

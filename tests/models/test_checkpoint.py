@@ -1,0 +1,45 @@
+"""Checkpoints are read tensor by tensor, and their fingerprint depends on the weights alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loki.errors import LokiError
+from loki.models.checkpoint import INDEX_NAME, Checkpoint, fingerprint
+from tests.tiny_models import tiny_model
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    tiny_model("llama").save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert (tmp_path / "sharded" / INDEX_NAME).is_file()
+    return tmp_path / "sharded"
+
+
+def test_reads_what_the_model_holds(sharded: Path) -> None:
+    expected = tiny_model("llama").state_dict()
+    checkpoint = Checkpoint(sharded)
+    assert checkpoint.names() == sorted(expected)
+    for name, tensor in checkpoint.tensors():
+        assert torch.equal(tensor, expected[name])
+        assert checkpoint.shape(name) == tuple(tensor.shape)
+
+
+def test_fingerprint_ignores_sharding(llama_dir: Path, sharded: Path) -> None:
+    assert fingerprint(llama_dir) == fingerprint(sharded)
+
+
+def test_fingerprint_sees_one_changed_element(llama_dir: Path, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[31, 47] += 1
+    model.save_pretrained(tmp_path)
+    assert fingerprint(llama_dir) != fingerprint(tmp_path)
+
+
+def test_missing_shard_is_named(sharded: Path) -> None:
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(LokiError, match=shard.name):
+        Checkpoint(sharded)

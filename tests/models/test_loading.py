@@ -1,0 +1,100 @@
+"""Good models load; every kind of bad one is refused in one clear line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, T5Config
+
+from loki.errors import LokiError
+from loki.models.loading import load_config, load_model, load_tokenizer, pick_device, resolve_model
+
+
+@pytest.fixture
+def copy_of_llama(llama_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(llama_dir, tmp_path / "copy"))
+
+
+def test_loads_model_tokenizer_and_config(llama_dir: Path) -> None:
+    model = load_model(llama_dir, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    assert load_config(llama_dir).model_type == "llama"
+    assert load_tokenizer(llama_dir).chat_template
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "a/b/c"])
+def test_missing_directory(name: str) -> None:
+    with pytest.raises(LokiError, match="does not exist"):
+        resolve_model(name)
+
+
+def test_hub_id_without_network_names_both_ways() -> None:
+    with pytest.raises(LokiError, match="neither a local directory nor a hub model"):
+        resolve_model("nobody/no-such-model")
+
+
+def test_directory_without_config(tmp_path: Path) -> None:
+    with pytest.raises(LokiError, match=r"has no config\.json"):
+        load_config(tmp_path)
+
+
+def test_damaged_config(copy_of_llama: Path) -> None:
+    (copy_of_llama / "config.json").write_text("{")
+    with pytest.raises(LokiError, match="cannot be read as a model configuration"):
+        load_config(copy_of_llama)
+
+
+def test_unknown_model_type(copy_of_llama: Path) -> None:
+    config = json.loads((copy_of_llama / "config.json").read_text())
+    (copy_of_llama / "config.json").write_text(json.dumps(config | {"model_type": "no_such_family"}))
+    with pytest.raises(LokiError, match="no_such_family"):
+        load_config(copy_of_llama)
+
+
+def test_directory_without_tokenizer(copy_of_llama: Path) -> None:
+    for file in copy_of_llama.glob("*token*"):
+        file.unlink()
+    with pytest.raises(LokiError, match="tokenizer"):
+        load_tokenizer(copy_of_llama)
+
+
+def test_encoder_only(tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 50,
+    }
+    BertModel(BertConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(LokiError, match="decoder-only"):
+        load_model(tmp_path)
+
+
+def test_encoder_decoder(tmp_path: Path) -> None:
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(LokiError, match="encoder-decoder"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("size", [4, 100, 5000])
+def test_truncated_weights(copy_of_llama: Path, size: int) -> None:
+    weights = copy_of_llama / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(LokiError, match="truncated or damaged"):
+        load_model(copy_of_llama)
+
+
+def test_pickled_weights_are_not_read(copy_of_llama: Path) -> None:
+    (copy_of_llama / "model.safetensors").rename(copy_of_llama / "pytorch_model.bin")
+    with pytest.raises(LokiError, match="safetensors only"):
+        load_model(copy_of_llama)
+
+
+def test_unknown_device() -> None:
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(LokiError, match="no device"):
+        pick_device("gpu-of-mine")
