@@ -92,7 +92,7 @@ def fingerprint(directory: Path) -> str:
     digest = xxhash.xxh3_128()
     for name, tensor in checkpoint.tensors():
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
