@@ -13,7 +13,7 @@ OUTPUT_DIR ?= kva_result/hdf5
 RESULT_FILE ?= kva_mmlu.h5
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-compare test test-slow test-lowest lint analysing_mmlu_llama analysing_mmlu_qwen2 benchmarks clean
+.PHONY: help demo demo-compare test test-slow test-lowest lint llamafactory analysing_mmlu_llama analysing_mmlu_qwen2 benchmarks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
@@ -44,6 +44,11 @@ lint: $(UV) ## Ruff and mypy
 	$(RUN) ruff format --check
 	$(RUN) mypy
 
+llamafactory: $(UV) ## An environment for LlamaFactory 0.9.5 with the releases it needs, in .venv-llamafactory
+	$(UV) venv --quiet --allow-existing --python 3.11 .venv-llamafactory
+	VIRTUAL_ENV=.venv-llamafactory $(UV) pip install --quiet --editable ".[llamafactory]"
+	.venv-llamafactory/bin/llamafactory-cli version
+
 analysing_mmlu_llama: $(UV) ## The published analysis of a Llama model on MMLU (MODEL=..., OUTPUT_DIR=...)
 	$(RUN) accelerate launch --mixed_precision bf16 analyse_mmlu_llama.py --model_path $(MODEL) \
 		--output_dir $(OUTPUT_DIR)/$(notdir $(MODEL)) --result_file $(RESULT_FILE) --write_mode w
@@ -56,4 +61,4 @@ benchmarks: $(UV) ## Speed and memory of KVA beside Captum
 	$(RUN) python benchmarks/kva.py
 
 clean: ## Remove environments and caches, not results
-	rm -rf .venv .venv-uv .venv-lowest uv.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-uv .venv-lowest .venv-llamafactory uv.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis
