@@ -1,0 +1,26 @@
+"""`loki merge-adapters`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console
+
+
+@app.command()
+def merge_adapters(
+    adapters: Annotated[list[Path], typer.Argument(help="Directories of LoKI adapters.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", help="Directory of the merged adapter to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Merge adapters over disjoint rows into one that does what all of them do, in any order.
+
+    Example:
+        loki merge-adapters runs/tools runs/dates --output runs/both
+    """
+    from loki.implanting.peft.merge import merge_adapters as merge
+
+    config = merge(adapters, output, overwrite=overwrite)
+    rows = sum(len(layer) for layer in config.row_lists)
+    console.print(f"{len(adapters)} adapters, {rows} rows, merged into {output}", soft_wrap=True, highlight=False)

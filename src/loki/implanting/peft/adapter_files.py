@@ -1,0 +1,134 @@
+"""Reading and writing adapter directories without loading the base model."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from loki.errors import LokiError
+from loki.files import atomic_directory, read_json
+from loki.implanting.peft.config import LoKIConfig
+
+KEY_PREFIX = "base_model.model."
+_KEY = re.compile(r"(?P<module>.+)\.(?P<kind>loki_delta|loki_A|loki_B)\.weight")
+
+
+@dataclass(frozen=True)
+class LayerDelta:
+    """What an adapter adds to one projection.
+
+    Attributes:
+        module: qualified name of the projection in the base model, `model.layers.3.mlp.down_proj`.
+        rows: the `k` row indices.
+        tensors: `loki_delta` `[k, d_ff]`, or `loki_B` `[k, r]` and `loki_A` `[r, d_ff]`.
+    """
+
+    module: str
+    rows: list[int]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def width(self) -> int:
+        """Number of columns `d_ff`."""
+        return self.tensors["loki_delta" if "loki_delta" in self.tensors else "loki_A"].shape[1]
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The delta of the rows, `[k, d_ff]`; multiplied out in at least float32 where there is a rank."""
+        if "loki_delta" in self.tensors:
+            return self.tensors["loki_delta"]
+        up, down = self.tensors["loki_B"], self.tensors["loki_A"]
+        dtype = torch.promote_types(up.dtype, torch.float32)
+        return up.to(dtype) @ down.to(dtype)
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """A LoKI adapter read from its directory.
+
+    Attributes:
+        path: the directory.
+        config: its configuration.
+        layers: one entry per layer of the base model; None where no row is selected.
+    """
+
+    path: Path
+    config: LoKIConfig
+    layers: list[LayerDelta | None]
+
+    @property
+    def adapted(self) -> list[LayerDelta]:
+        """The layers that have selected rows."""
+        return [layer for layer in self.layers if layer is not None]
+
+
+def read_adapter(path: Path) -> SavedAdapter:
+    """Read a LoKI adapter directory.
+
+    Raises:
+        LokiError: if it is no LoKI adapter, a file is missing or damaged, or weights and positions do not agree.
+    """
+    raw = read_json(path / CONFIG_NAME, what="adapter configuration")
+    kind = raw.get("peft_type") if isinstance(raw, dict) else None
+    if kind != "LOKI":
+        raise LokiError(
+            f"{path} holds a {kind or 'damaged'} adapter, not a LoKI adapter: name one saved with LoKIConfig"
+        )
+    config: LoKIConfig = LoKIConfig.from_pretrained(str(path))
+    weights = path / SAFETENSORS_WEIGHTS_NAME
+    if not weights.is_file():
+        raise LokiError(f"adapter {path} has no {weights.name}: save or fetch it again")
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise LokiError(f"{weights} is truncated or damaged ({error}): save or fetch the adapter again") from error
+    return SavedAdapter(path, config, _layers(path, config, tensors))
+
+
+def write_adapter(
+    output: Path, config: PeftConfig, tensors: dict[str, torch.Tensor], *, overwrite: bool = False
+) -> None:
+    """Write an adapter directory in PEFT's layout, atomically.
+
+    Args:
+        output: the directory to make.
+        config: configuration of any PEFT method.
+        tensors: weights by their names in the file, `base_model.model.MODULE.KIND.weight`.
+        overwrite: replace a directory that exists.
+
+    Raises:
+        LokiError: if `output` exists and `overwrite` is False.
+    """
+    with atomic_directory(output, overwrite=overwrite) as directory:
+        config.inference_mode = True
+        config.save_pretrained(str(directory))
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _layers(path: Path, config: LoKIConfig, tensors: dict[str, torch.Tensor]) -> list[LayerDelta | None]:
+    by_module: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise LokiError(f"adapter {path} holds {key}, which is no LoKI weight: save or fetch it again")
+        by_module.setdefault(match["module"].removeprefix(KEY_PREFIX), {})[match["kind"]] = tensor
+    # Layer numbers are the only numbers that differ between the names.
+    modules = sorted(by_module, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    selected = [index for index, rows in enumerate(config.row_lists) if rows]
+    kinds = {"loki_delta"} if config.rank is None else {"loki_A", "loki_B"}
+    if len(modules) != len(selected):
+        raise LokiError(f"adapter {path} has weights for {len(modules)} layers but positions for {len(selected)}")
+    layers: list[LayerDelta | None] = [None] * len(config.row_lists)
+    for index, module in zip(selected, modules, strict=True):
+        rows, found = config.row_lists[index], by_module[module]
+        up = found.get("loki_delta", found.get("loki_B"))
+        if set(found) != kinds or up is None or len(up) != len(rows):
+            raise LokiError(f"adapter {path}: the weights of {module} do not fit its {len(rows)} positions")
+        layers[index] = LayerDelta(module, rows, found)
+    return layers

@@ -1,0 +1,112 @@
+"""Merging adapters over disjoint rows into one: what each adds to its rows is kept exactly, in any order."""
+
+from dataclasses import replace
+from functools import reduce
+from itertools import chain, combinations
+from pathlib import Path
+
+import torch
+
+from loki.errors import LokiError
+from loki.implanting.peft.adapter_files import KEY_PREFIX, LayerDelta, SavedAdapter, read_adapter, write_adapter
+from loki.implanting.peft.base_weight import sum_fingerprints
+from loki.implanting.peft.config import LoKIConfig
+
+
+def merge_adapters(adapters: list[Path], output: Path, *, overwrite: bool = False) -> LoKIConfig:
+    """Write one adapter that does what all of `adapters` do together.
+
+    Full rows are put side by side. If every adapter has a rank, the result has the sum of the ranks; otherwise it
+    holds full rows. Positions and weights do not depend on the order of `adapters`; the name of the base model is
+    the first one's. Loading the result on a base checks the selected rows of all of them.
+
+    Args:
+        adapters: directories of at least two LoKI adapters, trained on one base model, or one after the other on a
+            base into which the earlier ones had been merged.
+        output: directory to write.
+        overwrite: replace a directory that exists.
+
+    Returns:
+        Configuration of the merged adapter.
+
+    Raises:
+        LokiError: if two adapters share a row, are for models of different shape, or `output` exists.
+    """
+    if len(adapters) < 2:
+        raise LokiError("merge-adapters needs at least two adapters")
+    given = [read_adapter(path) for path in adapters]
+    for first, second in combinations(given, 2):
+        _check_pair(first, second)
+    # Sorted, so that the result is the same in any order.
+    parts = sorted(given, key=lambda part: part.config.row_lists)
+    ranks = [part.config.rank for part in parts if part.config.rank is not None]
+    rank = sum(ranks) if len(ranks) == len(parts) else None
+    tensors: dict[str, torch.Tensor] = {}
+    for layers in zip(*(part.layers for part in parts), strict=True):
+        present = [layer for layer in layers if layer is not None]
+        if present:
+            merged = _stack_rows(present) if rank is None else _stack_ranks(layers, ranks)
+            tensors |= {f"{KEY_PREFIX}{present[0].module}.{kind}.weight": tensor for kind, tensor in merged.items()}
+    config = replace(
+        given[0].config,
+        positions=[
+            sorted(chain.from_iterable(lists)) for lists in zip(*(part.config.row_lists for part in parts), strict=True)
+        ],
+        rank=rank,
+        base_fingerprint=sum_fingerprints([part.config.base_fingerprint for part in parts]),
+    )
+    write_adapter(output, config, tensors, overwrite=overwrite)
+    return config
+
+
+def _check_pair(first: SavedAdapter, second: SavedAdapter) -> None:
+    shapes = [(len(adapter.layers), adapter.config.rows_per_layer) for adapter in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise LokiError(
+            f"{first.path} is for {shapes[0][0]} layers of {shapes[0][1]} rows, {second.path} for {shapes[1][0]} "
+            f"layers of {shapes[1][1]}: merge adapters of one base model"
+        )
+    for index, (one, other) in enumerate(zip(first.layers, second.layers, strict=True)):
+        if one is None or other is None:
+            continue
+        if (one.module, one.width) != (other.module, other.width):
+            raise LokiError(
+                f"{first.path} adapts {one.module} with {one.width} columns, {second.path} {other.module} with "
+                f"{other.width}: merge adapters of one base model"
+            )
+        shared = set(one.rows) & set(other.rows)
+        if shared:
+            raise LokiError(
+                f"{first.path} and {second.path} both change row {min(shared)} of layer {index} ({len(shared)} shared "
+                "there): select disjoint rows with loki select --exclude, or add them up with add_weighted_adapter"
+            )
+
+
+def _stack_rows(layers: list[LayerDelta]) -> dict[str, torch.Tensor]:
+    matrices = [layer.matrix for layer in layers]
+    delta = torch.cat([matrix.to(_common_dtype(matrices)) for matrix in matrices])
+    return {"loki_delta": delta[_row_order(layers)]}
+
+
+def _stack_ranks(layers: tuple[LayerDelta | None, ...], ranks: list[int]) -> dict[str, torch.Tensor]:
+    """`loki_A` one below the other, `loki_B` in blocks; zeros for an adapter that has no rows in this layer."""
+    present = [layer for layer in layers if layer is not None]
+    dtype = _common_dtype([tensor for layer in present for tensor in layer.tensors.values()])
+    down = torch.zeros(sum(ranks), present[0].width, dtype=dtype)
+    up = torch.zeros(sum(len(layer.rows) for layer in present), sum(ranks), dtype=dtype)
+    row = column = 0
+    for layer, rank in zip(layers, ranks, strict=True):
+        if layer is not None:
+            down[column : column + rank] = layer.tensors["loki_A"]
+            up[row : row + len(layer.rows), column : column + rank] = layer.tensors["loki_B"]
+            row += len(layer.rows)
+        column += rank
+    return {"loki_A": down, "loki_B": up[_row_order(present)]}
+
+
+def _row_order(layers: list[LayerDelta]) -> torch.Tensor:
+    return torch.tensor([row for layer in layers for row in layer.rows]).argsort()
+
+
+def _common_dtype(tensors: list[torch.Tensor]) -> torch.dtype:
+    return reduce(torch.promote_types, [tensor.dtype for tensor in tensors])

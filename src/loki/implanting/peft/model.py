@@ -1,0 +1,148 @@
+"""The PEFT tuner: finds the projections, checks that the adapter fits them, and wraps them."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from loki.errors import LokiError
+from loki.implanting.peft.base_weight import fingerprint_rows, plain_weight, same_base
+from loki.implanting.peft.combine import add_weighted_rows
+from loki.implanting.peft.config import LoKIConfig
+from loki.implanting.peft.layer import RowAdapter
+from loki.models.architectures import mlp_outputs
+from loki.selection.positions import check_positions_fit
+
+
+class LoKIModel(BaseTuner):  # type: ignore[misc]
+    """A model with LoKI adapters; made by `peft.get_peft_model` and `PeftModel.from_pretrained`."""
+
+    prefix = "loki_"
+    tuner_layer_cls = RowAdapter
+    active_adapters: list[str]
+    _replace_module: Callable[..., None]
+    # PEFT would look up module names by model type here; `_prepare_adapter_config` finds them by structure.
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+
+    def _prepare_adapter_config(self, peft_config: LoKIConfig, model_config: dict[str, Any]) -> LoKIConfig:
+        del model_config
+        projections = find_projections(self.model, peft_config.target_modules)
+        check_adapter_fits(peft_config, projections)
+        self._rows_by_module = dict(zip(projections, peft_config.row_lists, strict=True))
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: LoKIConfig, key: str) -> bool:
+        del peft_config
+        return bool(self._rows_by_module.get(key))
+
+    def _create_and_replace(
+        self,
+        peft_config: LoKIConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        del parameter_name
+        adapter = target if isinstance(target, RowAdapter) else RowAdapter(target)
+        if adapter is not target:
+            adapter.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
+        adapter.update_layer(
+            adapter_name,
+            self._rows_by_module[current_key],
+            peft_config.rank,
+            inference_mode=peft_config.inference_mode,
+        )
+        if adapter is not target:
+            self._replace_module(parent, target_name, adapter, target)
+
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
+        """Add an adapter that is a weighted sum of others; it holds full rows, the union of theirs.
+
+        Args:
+            adapters: names of the adapters to combine.
+            weights: their factors, of either sign.
+            adapter_name: name of the new adapter. It is frozen and not active until `set_adapter`.
+
+        Raises:
+            LokiError: if an adapter does not exist, the new name is taken, or the numbers of names and weights differ.
+        """
+        add_weighted_rows(self, adapters, weights, adapter_name)
+
+
+def find_projections(model: nn.Module, target_modules: list[str] | str | None) -> dict[str, nn.Module]:
+    """The projections by qualified name, from the first layer to the last, whether or not they are adapted already.
+
+    Args:
+        model: the base model.
+        target_modules: as in `LoKIConfig`.
+
+    Raises:
+        LokiError: if a layer has no single linear MLP output projection, or none matches `target_modules`.
+    """
+    found: dict[str | None, Any]
+    if target_modules is None:
+        found = {output.projection_name: output.projection for output in mlp_outputs(model)}
+    else:
+        found = {name: module for name, module in model.named_modules() if _matches(name, target_modules)}
+        if not found:
+            raise LokiError(f"no module of the base model matches target_modules={target_modules!r}: check the names")
+    projections: dict[str, nn.Module] = {}
+    for name, module in found.items():
+        base = _base_layer(module)
+        # Quantised Linears need not be nn.Linears, but say their shape; Conv1D (GPT-2) holds its rows as columns.
+        if name is None or not (hasattr(base, "in_features") and hasattr(base, "out_features")):
+            raise LokiError(
+                f"{name or 'a decoder layer of the base model'} does not end in one linear projection, so no rows of "
+                "it can be adapted: use a dense model (Llama, Qwen2, Qwen3, Mistral, Gemma, Phi-3, ...)"
+            )
+        projections[name] = module
+    return projections
+
+
+def check_adapter_fits(config: LoKIConfig, projections: dict[str, nn.Module]) -> None:
+    """Check positions and fingerprint against the base model, and note what the base has in the configuration.
+
+    Raises:
+        LokiError: if the numbers of layers or rows differ, or the adapter was made for other weights.
+    """
+    hidden: int = min(_base_layer(module).out_features for module in projections.values())
+    check_positions_fit(config.row_lists, layers=len(projections), hidden=hidden)
+    if config.rows_per_layer not in (None, hidden):
+        raise LokiError(
+            f"the adapter is for {config.rows_per_layer} rows per layer, but the base model has {hidden}: "
+            f"load it on the base it was made for ({config.base_model_name_or_path})"
+        )
+    config.found_rows = hidden
+    config.found_fingerprint = _fingerprint(config, projections)
+    found, wanted = config.found_fingerprint, config.base_fingerprint
+    if found and wanted and not same_base(found, wanted):
+        raise LokiError(
+            f"the adapter was made for another base ({config.base_model_name_or_path}): the selected rows of this one "
+            f"have the fingerprint {found}, not {wanted}; load it on its own base"
+        )
+
+
+def _fingerprint(config: LoKIConfig, projections: dict[str, nn.Module]) -> str | None:
+    """None where the rows cannot be read as they were saved: quantised, sharded, not yet loaded, merged into."""
+    selected = []
+    for layer, (rows, module) in enumerate(zip(config.row_lists, projections.values(), strict=True)):
+        weight = plain_weight(_base_layer(module))
+        if weight is None or (isinstance(module, BaseTunerLayer) and module.merged):
+            return None
+        selected.append((layer, rows, weight))
+    return fingerprint_rows(selected)
+
+
+def _base_layer(module: Any) -> Any:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _matches(name: str, target_modules: list[str] | str) -> bool:
+    if isinstance(target_modules, str):
+        return re.fullmatch(target_modules, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in target_modules)

@@ -1,0 +1,70 @@
+"""A LoKI adapter that changes nothing yet, for trainers that start from a saved adapter."""
+
+from pathlib import Path
+
+import torch
+from peft import get_peft_model, get_peft_model_state_dict
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from loki.implanting.peft.adapter_files import write_adapter
+from loki.implanting.peft.base_weight import fingerprint_rows
+from loki.implanting.peft.config import LoKIConfig
+from loki.implanting.peft.layer import initialise_rank_reduction
+from loki.implanting.peft.model import find_projections
+from loki.models.checkpoint import Checkpoint
+from loki.models.loading import load_config, resolve_model
+from loki.selection.positions import Positions
+
+
+def save_zero_adapter(
+    model: str | Path,
+    positions: Positions | Path,
+    output: Path,
+    *,
+    rank: int | None = None,
+    overwrite: bool = False,
+) -> LoKIConfig:
+    """Save an adapter whose delta is zero, without loading the model.
+
+    With a rank, `loki_A` is drawn from PyTorch's default generator and `loki_B` is zero, as at the start of training.
+
+    Args:
+        model: directory or hub id of the base model.
+        positions: the rows to train, or the path of a positions file.
+        output: directory to write.
+        rank: as in `LoKIConfig`.
+        overwrite: replace a directory that exists.
+
+    Returns:
+        The adapter's configuration.
+
+    Raises:
+        LokiError: if the positions do not fit the model, the model cannot be read, or `output` exists.
+    """
+    directory = resolve_model(model)
+    config = LoKIConfig(positions=positions, rank=rank, base_model_name_or_path=str(model))
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(load_config(directory))
+    projections = find_projections(skeleton, None)
+    adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
+    config.base_fingerprint = _fingerprint(directory, config, projections)
+    tensors = {}
+    for name, shape in ((name, weight.shape) for name, weight in get_peft_model_state_dict(adapted).items()):
+        tensors[name] = torch.zeros(shape)
+        if name.endswith(".loki_A.weight"):
+            initialise_rank_reduction(tensors[name])
+    write_adapter(output, config, tensors, overwrite=overwrite)
+    return config
+
+
+def _fingerprint(directory: Path, config: LoKIConfig, projections: dict[str, nn.Module]) -> str | None:
+    checkpoint = Checkpoint(directory)
+    names = [f"{name}.weight" for name in projections]
+    # Transformers can rename weights while loading; such a base is recognised only once it is loaded.
+    if not all(name in checkpoint for name in names):
+        return None
+    return fingerprint_rows(
+        (layer, rows, checkpoint.tensor(name))
+        for layer, (rows, name) in enumerate(zip(config.row_lists, names, strict=True))
+    )
