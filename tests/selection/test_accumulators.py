@@ -113,7 +113,7 @@ def test_nothing_counted_is_an_error() -> None:
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_must_leave_something_to_choose(k: int) -> None:
-    with pytest.raises(LokiError, match=f"cannot select {k} of 3 rows"):
+    with pytest.raises(LokiError, match=f"cannot select {k} rows of 3"):
         LayerBalancedCounter(2, 5, k, exclude=[[], [0, 4]])
 
 

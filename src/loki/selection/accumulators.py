@@ -36,11 +36,7 @@ class RowCounter(ABC):
         self._groups = groups
         members = layers * hidden // groups
         self._excluded = _mask(exclude, layers, hidden).reshape(groups, members)
-        left = members - int(self._excluded.sum(axis=1).max())
-        if not 1 <= k <= left:
-            raise LokiError(
-                f"cannot select {k} of {left} rows that are not excluded: choose a quota that gives 1 to {left} rows"
-            )
+        check_rows_left(k, members - int(self._excluded.sum(axis=1).max()))
         self._counts: NDArray[np.int64] = np.zeros((groups, members), dtype=np.int64)
         self._sums = ExactSum((groups, members))
 
@@ -200,6 +196,18 @@ def _among_lowest(scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
         places = k - below.sum(axis=-1, keepdims=True)
         marked[crowded] = below | (tied & (tied.cumsum(axis=-1) <= places))
     return marked
+
+
+def check_rows_left(k: int, left: int) -> None:
+    """Check that `k` of the `left` rows that are not excluded can be selected.
+
+    Raises:
+        LokiError: if not 1 <= k <= left.
+    """
+    if not 1 <= k <= left:
+        raise LokiError(
+            f"cannot select {k} rows of {left} that are not excluded: choose another quota, or exclude less"
+        )
 
 
 def _mask(exclude: Positions | None, layers: int, hidden: int) -> NDArray[np.bool_]:

@@ -1,5 +1,6 @@
 """Positions: which rows of every layer's `down_proj.weight` are selected. A JSON list of lists, one per layer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from loki.errors import LokiError
@@ -62,3 +63,15 @@ def check_positions_fit(positions: Positions, *, layers: int, hidden: int, origi
                 f"{origin}: layer {layer} lists row {max(rows)}, but the model has {hidden} rows per layer "
                 f"(0 to {hidden - 1}): use positions selected for it"
             )
+
+
+def merge_positions(parts: Sequence[Positions]) -> Positions:
+    """The rows that any of `parts` holds, sorted within each layer.
+
+    Raises:
+        LokiError: if `parts` is empty or its members have different numbers of layers.
+    """
+    counts = sorted({len(positions) for positions in parts})
+    if len(counts) != 1:
+        raise LokiError(f"positions for {counts} layers cannot be joined: use positions for one model")
+    return [sorted(set().union(*layer)) for layer in zip(*parts, strict=True)]

@@ -1,0 +1,55 @@
+"""`loki select`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console
+
+
+@app.command()
+def select(
+    scores: Annotated[Path, typer.Argument(help="Scores file made by `loki analyse`.", show_default=False)],
+    quota: Annotated[float, typer.Option("--quota", help="Percentage of the rows to select, above 0 and at most 100.")],
+    strategy: Annotated[
+        str,
+        typer.Option("--strategy", help="layer_balanced, global_lowest, global_highest or random."),
+    ] = "layer_balanced",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="Positions file to write. Default: kva_result/pos_json/<model>/<quota>.json.",
+            metavar="FILE",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option("--exclude", help="Positions file whose rows are not selected again; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random strategy.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Select the rows to implant into: a quota of those that the analysis found least important.
+
+    Example:
+        loki select scores.h5 --quota 10 --output positions.json
+    """
+    from loki.cli.progress import progress_bar
+    from loki.files import refuse_existing
+    from loki.selection.positions import merge_positions, read_positions, write_positions
+    from loki.selection.strategies import default_positions_path
+    from loki.selection.strategies import select as select_rows
+
+    output = output or default_positions_path(scores, quota)
+    refuse_existing(output, overwrite=overwrite)
+    excluded = merge_positions([read_positions(path) for path in exclude]) if exclude else None
+    with progress_bar() as progress:
+        positions = select_rows(scores, quota, strategy, seed=seed, exclude=excluded, progress=progress)
+    write_positions(output, positions, overwrite=overwrite)
+    console.print(
+        f"{sum(map(len, positions))} rows of {len(positions)} layers selected ({strategy}, quota {quota:g}%): {output}",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -1,0 +1,152 @@
+import tracemalloc
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.progress import Progress
+
+from loki.errors import LokiError
+from loki.selection.positions import Positions
+from loki.selection.strategies import STRATEGIES, make_counter, select
+from tests.selection.reference import naive_global, naive_layer_balanced
+
+
+def save_scores(path: Path, scores: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("dataset", data=scores)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scores() -> np.ndarray:
+    """Rounded, so that many scores are equal."""
+    return np.random.default_rng(0).normal(size=(40, 3, 20)).round(1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def scores_file(scores: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_scores(tmp_path_factory.mktemp("scores") / "scores.h5", scores)
+
+
+def test_layer_balanced_is_the_default(scores_file: Path, scores: np.ndarray) -> None:
+    assert select(scores_file, 30) == naive_layer_balanced(scores, 6)
+
+
+@pytest.mark.parametrize("highest", [False, True])
+def test_global(scores_file: Path, scores: np.ndarray, highest: bool) -> None:
+    positions = select(scores_file, 17, "global_highest" if highest else "global_lowest")
+    assert positions == naive_global(scores, 10, highest)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_all_rows_at_a_quota_of_100(scores_file: Path, strategy: str) -> None:
+    assert select(scores_file, 100, strategy) == [list(range(20))] * 3
+
+
+def test_random_is_seeded_and_as_large_in_every_layer(scores_file: Path) -> None:
+    first = select(scores_file, 40, "random", seed=1)
+    assert first == select(scores_file, 40, "random", seed=1)
+    assert first != select(scores_file, 40, "random", seed=2)
+    assert [len(rows) for rows in first] == [8, 8, 8]
+    assert all(rows == sorted(set(rows)) and max(rows) < 20 for rows in first)
+
+
+@given(st.sampled_from(STRATEGIES), st.lists(st.sets(st.integers(0, 19), max_size=10), min_size=3, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_exclude_gives_disjoint_rows_of_the_same_quota(
+    scores_file: Path, strategy: str, excluded: list[set[int]]
+) -> None:
+    positions = select(scores_file, 50, strategy, exclude=[list(rows) for rows in excluded])
+    assert all(rows.isdisjoint(chosen) for rows, chosen in zip(excluded, positions, strict=True))
+    assert sum(map(len, positions)) == 30
+
+
+@pytest.mark.parametrize("strategy", ["layer_balanced", "random"])
+def test_too_few_rows_left(scores_file: Path, strategy: str) -> None:
+    with pytest.raises(LokiError, match="cannot select 12 rows of 8 that are not excluded"):
+        select(scores_file, 60, strategy, exclude=[[], list(range(12)), []])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_exclusion_for_another_model(scores_file: Path, strategy: str) -> None:
+    with pytest.raises(LokiError, match="positions to exclude: made for 1 layers, but the model has 3"):
+        select(scores_file, 10, strategy, exclude=[[1]])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("quota", [0, -1, 101, float("nan")])
+def test_quota_out_of_range(scores_file: Path, strategy: str, quota: float) -> None:
+    with pytest.raises(LokiError, match="out of range"):
+        select(scores_file, quota, strategy)
+
+
+def test_quota_that_selects_nothing(scores_file: Path) -> None:
+    with pytest.raises(LokiError, match=r"smallest quota that gives a row is 5$"):
+        select(scores_file, 4.9)
+    assert sum(map(len, select(scores_file, 4.9, "global_lowest"))) == 2
+
+
+def test_unknown_strategy(scores_file: Path) -> None:
+    with pytest.raises(LokiError, match="'lowest' is not known here: choose one of layer_balanced, global_lowest"):
+        select(scores_file, 10, "lowest")
+
+
+def test_random_does_not_count() -> None:
+    with pytest.raises(LokiError, match=r"choose one of layer_balanced, global_lowest, global_highest$"):
+        make_counter("random", 10, 3, 20)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_not_a_number_names_sample_and_layer(tmp_path: Path, scores: np.ndarray, value: float) -> None:
+    broken = scores.copy()
+    broken[33, 2, 5] = value
+    with pytest.raises(LokiError, match=r"sample .*33.*, layer 2"):
+        select(save_scores(tmp_path / "scores.h5", broken), 10)
+
+
+def test_published_half_precision_files_are_read(tmp_path: Path, scores: np.ndarray) -> None:
+    half = scores.astype(np.float16)
+    assert select(save_scores(tmp_path / "scores.h5", half), 25) == naive_layer_balanced(half, 5)
+
+
+def test_file_problems_are_one_line(tmp_path: Path, scores: np.ndarray) -> None:
+    with pytest.raises(LokiError, match=r"none\.h5 does not exist"):
+        select(tmp_path / "none.h5", 10)
+    whole = save_scores(tmp_path / "whole.h5", scores).read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LokiError, match=r"cut\.h5"):
+        select(tmp_path / "cut.h5", 10)
+    with pytest.raises(LokiError, match=r"flat\.h5"):
+        select(save_scores(tmp_path / "flat.h5", scores[0]), 10)
+    with pytest.raises(LokiError, match="sample"):
+        select(save_scores(tmp_path / "empty.h5", scores[:0]), 10)
+
+
+def test_progress_counts_the_samples(scores_file: Path) -> None:
+    with Progress(disable=True) as progress:
+        select(scores_file, 10, progress=progress)
+    assert [(task.completed, task.total) for task in progress.tasks] == [(40, 40)]
+
+
+def peak_memory(path: Path, samples: int) -> int:
+    with h5py.File(path, "w") as file:  # never written, so it takes no room on disk and reads as zeros
+        file.create_dataset("dataset", shape=(samples, 4, 2048), dtype="float32", chunks=(1, 4, 2048))
+    tracemalloc.start()
+    try:
+        select(path, 10)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
+    few, many = (peak_memory(tmp_path / f"{samples}.h5", samples) for samples in (1000, 3000))
+    assert many < 1.1 * few  # the scores alone would take 98 MB instead of 33 MB
+
+
+def test_excluded_positions_may_be_unsorted(scores_file: Path, scores: np.ndarray) -> None:
+    exclude: Positions = [[3, 1], [], [19, 0]]
+    assert select(scores_file, 30, exclude=exclude) == naive_layer_balanced(scores, 6, exclude)
