@@ -6,7 +6,10 @@ from loki.cli.app import error_console
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error with the count done, the time taken and the time left; it vanishes when done."""
+    """A bar on standard error with the count done, the time taken and the time left; it vanishes when done.
+
+    Nothing is shown where standard error is not a terminal.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -15,4 +18,5 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=error_console,
         transient=True,
+        disable=not error_console.is_interactive,
     )
