@@ -43,11 +43,12 @@ def save_zero_adapter(
         LokiError: if the positions do not fit the model, the model cannot be read, or `output` exists.
     """
     directory = resolve_model(model)
-    config = LoKIConfig(positions=positions, rank=rank, base_model_name_or_path=str(model))
+    config = LoKIConfig(positions=positions, rank=rank)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(load_config(directory))
     projections = find_projections(skeleton, None)
     adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
+    config.base_model_name_or_path = str(model)
     config.base_fingerprint = _fingerprint(directory, config, projections)
     tensors = {}
     for name, shape in ((name, weight.shape) for name, weight in get_peft_model_state_dict(adapted).items()):

@@ -1,0 +1,54 @@
+import json
+from dataclasses import replace
+
+import pytest
+from peft import PeftConfig, TaskType
+
+from loki.errors import LokiError
+from loki.implanting.peft import LoKIConfig
+from loki.selection.positions import write_positions
+from tests.implanting.peft.adapters import POSITIONS
+
+
+def test_positions_come_from_a_path_a_list_or_a_mask(tmp_path):
+    write_positions(tmp_path / "pos.json", POSITIONS)
+    unsorted = [list(reversed(rows)) for rows in POSITIONS]
+    for given in (tmp_path / "pos.json", str(tmp_path / "pos.json"), unsorted):
+        assert LoKIConfig(positions=given).positions == POSITIONS
+    mask = LoKIConfig(positions=POSITIONS).to_dict()["positions"]
+    assert LoKIConfig(positions=mask).positions == POSITIONS
+
+
+def test_it_survives_saving_with_the_positions_as_a_mask(tmp_path):
+    config = LoKIConfig(positions=POSITIONS, rank=4, base_fingerprint="float32:00000000000000ff")
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["positions"] == {"layers": 3, "rows": 32, "bitmask": "UAAAAAAAAACBAAAB"}
+    loaded = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, LoKIConfig)
+    assert (loaded.positions, loaded.rank, loaded.base_fingerprint) == (POSITIONS, 4, config.base_fingerprint)
+    assert loaded.rows_per_layer == 32
+
+
+def test_it_is_for_causal_language_models_and_can_be_copied():
+    config = LoKIConfig(positions=POSITIONS)
+    assert config.task_type == TaskType.CAUSAL_LM
+    assert replace(config, rank=3).positions == POSITIONS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "needs positions"),
+        ({"positions": "missing.json"}, "missing.json does not exist"),
+        ({"positions": [[0, 0]]}, "row 0 more than once"),
+        ({"positions": [[], []]}, "no row is selected"),
+        ({"positions": [["3"]]}, "not a row index"),
+        ({"positions": [[0]], "rank": 0}, "rank 0 is not a positive number"),
+        ({"positions": [[0]], "rank": 1.5}, "rank 1.5 is not"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(options, message):
+    with pytest.raises(LokiError, match=message) as caught:
+        LoKIConfig(**options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,80 @@
+"""TRL's SFTTrainer trains and resumes a LoKI adapter."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+from trl import SFTConfig, SFTTrainer
+
+from loki.implanting.peft import LoKIConfig
+from loki.models.loading import load_model, load_tokenizer
+from tests.implanting.peft.adapters import D_FF, POSITIONS, logits
+
+DATA = Dataset.from_list([{"text": f"The answer to question {number} is {number * number}."} for number in range(16)])
+
+
+def trainer(base: Path, output: Path, rank: int | None, **options) -> SFTTrainer:
+    arguments = SFTConfig(
+        output_dir=str(output),
+        max_steps=4,
+        save_steps=2,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+        max_length=32,
+        dataloader_pin_memory=False,
+        **{"gradient_checkpointing": False, **options},
+    )
+    return SFTTrainer(
+        model=load_model(base),
+        args=arguments,
+        train_dataset=DATA,
+        processing_class=load_tokenizer(base),
+        peft_config=LoKIConfig(positions=POSITIONS, rank=rank),
+    )
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, llama_dir, rank):
+    whole = trainer(llama_dir, tmp_path / "run", rank)
+    whole.train()
+    expected = load_file(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors")
+    assert all(tensor.count_nonzero() > 0 for tensor in expected.values())
+    if rank is None:
+        assert sum(tensor.numel() for tensor in expected.values()) == 5 * D_FF
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    resumed = trainer(llama_dir, tmp_path / "run", rank)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    actual = load_file(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors")
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor), name
+    loaded = PeftModel.from_pretrained(load_model(llama_dir), tmp_path / "run" / "checkpoint-4")
+    assert torch.equal(logits(loaded), logits(whole.model.eval()))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("packing", [True, False])
+def test_packing_and_gradient_checkpointing_train_only_the_rows(tmp_path, llama_dir, packing, use_reentrant):
+    run = trainer(
+        llama_dir,
+        tmp_path,
+        None,
+        save_strategy="no",
+        packing=packing,
+        packing_strategy="wrapped",
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": use_reentrant},
+    )
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    run.train()
+    changed = [name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert len(changed) == 2
+    assert all("down_proj.loki_delta" in name for name in changed)
