@@ -32,8 +32,8 @@ def read_mmlu_hub() -> list[Record]:
         folder = snapshot_download(HUB_ID, repo_type="dataset", allow_patterns=f"{_ALL_SUBJECTS}/test-*.parquet")
     except (OSError, HfHubHTTPError) as error:
         raise LokiError(
-            f"{HUB_ID} cannot be fetched from the hub now ({type(error).__name__}): give a local copy of it (a folder of "
-            "parquet or CSV files per subject, or one made by save_to_disk) or a JSONL file of prompts instead of mmlu"
+            f"{HUB_ID} cannot be fetched from the hub now ({type(error).__name__}): instead of mmlu, give a local copy "
+            "of it (parquet or CSV files per subject, or a save_to_disk folder) or a JSONL file of prompts"
         ) from error
     return read_mmlu_copy(Path(folder, _ALL_SUBJECTS))
 

@@ -32,7 +32,7 @@ def load_calibration(
         tokenizer: of the model to be analysed.
         max_positions: the longest prompt the model takes, in tokens; None for no limit.
         vocab_size: number of token ids the model knows.
-        subjects: take only these (default: all).
+        subjects: take only these (default or empty: all).
         samples_per_subject: draw this many of every subject (default: all).
         seed: of that draw.
 
@@ -40,7 +40,7 @@ def load_calibration(
         LokiError: if the source does not exist or cannot be read, or a sample cannot be used; one line that names it.
     """
     records = _read(source)
-    if subjects is not None:
+    if subjects:
         records = choose_subjects(records, subjects)
     if samples_per_subject is not None:
         records = choose_samples(records, samples_per_subject, seed)
