@@ -1,0 +1,75 @@
+"""The shipped LlamaFactory configurations: the paper's settings, accepted by LlamaFactory's own parser."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "lf_config").glob("*/*.yaml"))
+PAPER = {
+    "toolace": {"num_train_epochs": 3.0, "cutoff_len": 8192, "per_device_train_batch_size": 4, "warmup_ratio": 0.1},
+    "reranker": {"num_train_epochs": 1.0, "packing": True, "per_device_train_batch_size": 1, "warmup_ratio": 0.01},
+}
+PARSE = """
+import json, sys, yaml
+from pathlib import Path
+from llamafactory.data.parser import get_dataset_list
+from llamafactory.hparams import get_train_args
+
+path = Path(sys.argv[1])
+arguments = yaml.safe_load(path.read_text()) | {"bf16": False, "use_cpu": True, "dataset_dir": str(path.parent)}
+_, data, training, finetuning, _ = get_train_args(arguments)
+(dataset,) = get_dataset_list(data.dataset, data.dataset_dir)
+print("PARSED", json.dumps({
+    "finetuning_type": finetuning.finetuning_type, "learning_rate": training.learning_rate,
+    "epochs": training.num_train_epochs, "report_to": training.report_to, "packing": bool(data.packing),
+    "formatting": dataset.formatting, "user_tag": dataset.user_tag, "observation_tag": dataset.observation_tag,
+}))
+"""
+
+
+def test_every_configuration_is_covered() -> None:
+    assert {path.stem for path in CONFIGS} == set(PAPER)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_settings_of_the_paper(path: Path) -> None:
+    settings = yaml.safe_load(path.read_text())
+    assert PAPER[path.stem].items() <= settings.items()
+    assert (settings["learning_rate"], settings["lr_scheduler_type"]) == (1e-5, "cosine")
+    assert (settings["finetuning_type"], settings["trust_remote_code"]) == ("full", True)
+    assert "(" not in json.dumps(settings), "nothing is left to be filled in"
+    datasets = json.loads((path.parent / settings["dataset_dir"] / "dataset_info.json").read_text())
+    assert settings["dataset"] in datasets
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_train_script_refuses_a_directory_without_model(path: Path, tmp_path: Path) -> None:
+    script = path.parent / "train.sh"
+    assert subprocess.run([script], capture_output=True).returncode == 2
+    refused = subprocess.run([script, tmp_path, tmp_path / "out"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "loki create" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_llamafactory_accepts_it(path: Path) -> None:
+    subprocess.run(["make", "llamafactory"], cwd=ROOT, check=True)
+    python = ROOT / ".venv-llamafactory" / "bin" / "python"
+    printed = subprocess.run([python, "-c", PARSE, path], capture_output=True, text=True, check=True).stdout
+    parsed = json.loads(printed.partition("PARSED ")[2].splitlines()[0])
+    assert parsed == {
+        "finetuning_type": "full",
+        "learning_rate": 1e-5,
+        "epochs": PAPER[path.stem]["num_train_epochs"],
+        "report_to": [],
+        "packing": path.stem == "reranker",
+        "formatting": "sharegpt",
+        "user_tag": "user" if path.stem == "toolace" else "human",
+        "observation_tag": "tool" if path.stem == "toolace" else "observation",
+    }
