@@ -23,20 +23,20 @@ def trainer(base: Path, output: Path, rank: int | None, **options) -> SFTTrainer
         max_steps=4,
         save_steps=2,
         per_device_train_batch_size=2,
-        learning_rate=1e-2,
         use_cpu=True,
         bf16=False,
         report_to="none",
         disable_tqdm=True,
         max_length=32,
         dataloader_pin_memory=False,
-        **{"gradient_checkpointing": False, **options},
+        **{"learning_rate": 1e-2, "gradient_checkpointing": False, **options},
     )
     return SFTTrainer(
         model=load_model(base),
         args=arguments,
         train_dataset=DATA,
         processing_class=load_tokenizer(base),
+        eval_dataset=DATA,
         peft_config=LoKIConfig(positions=POSITIONS, rank=rank),
     )
 
@@ -58,6 +58,23 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, llama_
         assert torch.equal(actual[name], tensor), name
     loaded = PeftModel.from_pretrained(load_model(llama_dir), tmp_path / "run" / "checkpoint-4")
     assert torch.equal(logits(loaded), logits(whole.model.eval()))
+
+
+def test_the_best_checkpoint_is_reloaded_at_the_end(tmp_path, llama_dir):
+    run = trainer(
+        llama_dir,
+        tmp_path,
+        None,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # the loss falls, so the best checkpoint is not the last one
+    )
+    run.train()
+    assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    best = PeftModel.from_pretrained(load_model(llama_dir), tmp_path / "checkpoint-2")
+    assert torch.equal(logits(run.model.eval()), logits(best))
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
