@@ -1,0 +1,57 @@
+"""What an attribution engine takes and gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The scores of one prompt.
+
+    Attributes:
+        scores: `[L, D]` float32 on the CPU; `scores[l, j]` is the attribution of row j of layer l's
+            `down_proj.weight`, taken at the attributed position.
+        target: token id whose probability (or logit) is attributed.
+        probability: its softmax probability at the attributed position.
+        completeness: how far the attributions are from F(z) - F(z0), as a fraction of it: the 2-norm over layers of
+            `sum_j scores[l, j] - (F(z) - F(z0_l))`, divided by the 2-norm over layers of `F(z) - F(z0_l)`. Exact
+            integration gives 0. Under the definition `paper` it runs over all layers. Under `captum` it is the last
+            layer's: there the attributed position is the only one that reaches F, so that its attributions alone
+            should sum to the difference. Signed scores are summed even where `scores` is absolute.
+    """
+
+    scores: Tensor
+    target: int
+    probability: float
+    completeness: float
+
+
+class Attributor(Protocol):
+    """An attribution engine at work on one model; a context manager that gives the model back as it was."""
+
+    def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
+        """Attribute prompts.
+
+        Args:
+            batch: token ids of each prompt, without padding. Lengths may differ.
+            targets: target token id of each prompt; None means the model's own argmax at the attributed position.
+
+        Returns:
+            One attribution per prompt, in order, equal to those of the prompts one by one (to rounding).
+
+        Raises:
+            LokiError: for a prompt, target or position that the model cannot take, and where the engine cannot
+                compute this model exactly.
+        """
+
+    def __enter__(self) -> Self:
+        """Put the model in evaluation mode and freeze its parameters."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the model back with the modes and flags it came with."""

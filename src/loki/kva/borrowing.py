@@ -1,0 +1,34 @@
+"""Borrowing the user's model: it leaves as it came, whatever happens in between."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+
+@contextmanager
+def borrowed(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and frozen parameters while the block runs.
+
+    Frozen parameters let autograd keep less for the backward pass; no parameter ever gets a gradient here.
+    Every module's mode and every parameter's `requires_grad` are put back, after errors and interrupts too.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: the embedding's device, or the CPU where accelerate keeps the embedding elsewhere."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device

@@ -1,0 +1,17 @@
+"""Completeness of integrated gradients: the attributions along a path should sum to the change of F along it."""
+
+from torch import Tensor
+
+
+def relative_gap(sums: Tensor, differences: Tensor) -> float:
+    """How far summed attributions are from F(z) - F(z0).
+
+    Args:
+        sums: attributions summed over the nodes of a layer, `[layers]`.
+        differences: F(z) - F(z0) of the same layers, `[layers]`.
+
+    Returns:
+        |sums - differences| / |differences| in the 2-norm; 0 where both are zero.
+    """
+    gap = float((sums.double() - differences.double()).norm())
+    return gap / max(float(differences.double().norm()), 1e-300) if gap else 0.0

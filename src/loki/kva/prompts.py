@@ -1,0 +1,53 @@
+"""Checks of the prompts and targets that an engine is given."""
+
+from collections.abc import Sequence
+
+from loki.errors import LokiError
+
+
+def attributed_prompts(batch: Sequence[Sequence[int]], position: int, vocab_size: int) -> list[list[int]]:
+    """The prompts up to and including the attributed position.
+
+    Args:
+        batch: token ids of each prompt.
+        position: attributed position, counted like a Python index.
+        vocab_size: number of rows of the model's embedding.
+
+    Raises:
+        LokiError: if a prompt is empty, does not have the position, or holds an id outside the vocabulary.
+    """
+    prompts = []
+    for index, ids in enumerate(batch):
+        end = position + len(ids) if position < 0 else position
+        if not 0 <= end < len(ids):
+            raise LokiError(f"prompt {index} of the batch has {len(ids)} tokens: position {position} is not in it")
+        for token in ids:
+            check_token(token, vocab_size, f"prompt {index} of the batch")
+        prompts.append(list(ids[: end + 1]))
+    return prompts
+
+
+def check_token(token: int, vocab_size: int, origin: str) -> None:
+    """Check that `token` has a row in the model's embedding.
+
+    Raises:
+        LokiError: if it has none.
+    """
+    if not 0 <= token < vocab_size:
+        raise LokiError(f"{origin}: token id {token} is outside the model's vocabulary of {vocab_size} tokens")
+
+
+def checked_targets(targets: Sequence[int | None], count: int, vocab_size: int) -> list[int | None]:
+    """The targets of `count` prompts.
+
+    Raises:
+        LokiError: if there are not `count` of them, or one is outside the vocabulary.
+    """
+    if len(targets) != count:
+        raise LokiError(
+            f"{len(targets)} targets were given for {count} prompts: give one per prompt (None: the argmax)"
+        )
+    for index, target in enumerate(targets):
+        if target is not None:
+            check_token(target, vocab_size, f"target {index} of the batch")
+    return list(targets)
