@@ -1,6 +1,7 @@
 """Reading and writing adapter directories without loading the base model."""
 
 import re
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +106,9 @@ def write_adapter(
         LokiError: if `output` exists and `overwrite` is False.
     """
     with atomic_directory(output, overwrite=overwrite) as directory:
-        config.inference_mode = True
-        config.save_pretrained(str(directory))
+        saved = copy(config)
+        saved.inference_mode = True
+        saved.save_pretrained(str(directory))
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
