@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.tiny_models import save_tiny_model
 
 torch.set_num_threads(1)  # several test processes share the cores
+settings.register_profile("loki", deadline=None)  # a busy machine is no failure
+settings.load_profile("loki")
 
 
 @pytest.fixture(scope="session")
