@@ -14,7 +14,7 @@ from rich.progress import track
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from loki.demo.tokenizer import world_tokenizer
+from loki.demo.tokenizer import MAX_LENGTH, world_tokenizer
 from loki.demo.world import ARITHMETIC, COMPARING, PEOPLE, SEQUENCES, World, tiny_world
 from loki.errors import CheckFailed
 from loki.evaluation.accuracy import accuracy_by_family, collate, encode_question
@@ -24,9 +24,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 SEED = 0
 STEPS = 2400
-WARMUP_STEPS = 100
+WARMUP = 0.04  # of all steps
 LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.3
+WEIGHT_DECAY = 0.6
 QUESTIONS_PER_STEP = {PEOPLE: 32, ARITHMETIC: 128, COMPARING: 64, SEQUENCES: 32}
 REQUIRED_ACCURACY = 0.95
 
@@ -62,7 +62,7 @@ def world_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=64,
+        max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -79,7 +79,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, world: W
         betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP_STEPS / steps, cycle_momentum=False
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP, cycle_momentum=False
     )
     batches = _batches(tokenizer, world)
     for _ in track(range(steps), description="training the tiny world", console=Console(stderr=True)):

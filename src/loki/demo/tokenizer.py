@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from loki.demo.world import vocabulary
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
+MAX_LENGTH = 64
 
 
 def world_tokenizer() -> PreTrainedTokenizerFast:
@@ -18,5 +19,11 @@ def world_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = WhitespaceSplit()
     backend.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokens.index(BOS))])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN, padding_side="left"
+        tokenizer_object=backend,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        model_max_length=MAX_LENGTH,
     )

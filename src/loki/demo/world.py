@@ -5,10 +5,11 @@ are the *new* knowledge, for implanting. New people are made of the first and la
 puts the facts about known people at risk.
 """
 
+import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 
 from loki.evaluation.accuracy import Question
 
@@ -16,8 +17,8 @@ PEOPLE, ARITHMETIC, COMPARING, SEQUENCES = OLD_FAMILIES = ("people", "arithmetic
 NEW_PEOPLE = "new people"
 
 KNOWN_PEOPLE_COUNT = 48
-NEW_PEOPLE_COUNT = 12
-MODULUS = 23
+NEW_PEOPLE_COUNT = 6
+MODULUS = 31
 NUMBERS = 100
 SEQUENCE_LENGTH = 4
 
@@ -80,12 +81,10 @@ def tiny_world(seed: int = 0) -> World:
     known = _people(PEOPLE, names[:KNOWN_PEOPLE_COUNT], chance[PEOPLE])
     new = _people(NEW_PEOPLE, names[KNOWN_PEOPLE_COUNT:][:NEW_PEOPLE_COUNT], chance[NEW_PEOPLE])
     trained, asked = {PEOPLE: known}, {PEOPLE: known}
-    for family, pairs in ((ARITHMETIC, _arithmetic()), (COMPARING, _comparing())):
-        chance[family].shuffle(pairs)
-        held_out = int(_HELD_OUT[family] * len(pairs))
-        # Both orders of a pair go the same way, so that no held-out question is a trained one turned round.
-        asked[family] = [question for both in pairs[:held_out] for question in both]
-        trained[family] = [question for both in pairs[held_out:] for question in both]
+    for family, questions in ((ARITHMETIC, _arithmetic()), (COMPARING, _comparing())):
+        chance[family].shuffle(questions)
+        held_out = int(_HELD_OUT[family] * len(questions))
+        asked[family], trained[family] = questions[:held_out], questions[held_out:]
     sequences = _sequences(chance[SEQUENCES], _SEQUENCES_TRAINED + _SEQUENCES_HELD_OUT)
     asked[SEQUENCES], trained[SEQUENCES] = sequences[:_SEQUENCES_HELD_OUT], sequences[_SEQUENCES_HELD_OUT:]
     return World(trained, asked, new)
@@ -108,28 +107,21 @@ def _people(family: str, names: list[tuple[str, str]], chance: random.Random) ->
     ]
 
 
-def _arithmetic() -> list[list[Question]]:
-    def ask(a: int, b: int) -> list[Question]:
-        return [
-            Question(ARITHMETIC, f"{a} plus {b} mod {MODULUS} is", str((a + b) % MODULUS)),
-            Question(ARITHMETIC, f"{a} minus {b} mod {MODULUS} is", str((a - b) % MODULUS)),
-        ]
-
-    return [_both_orders(ask, a, b) for a in range(MODULUS) for b in range(a, MODULUS)]
-
-
-def _comparing() -> list[list[Question]]:
-    def ask(a: int, b: int) -> list[Question]:
-        return [
-            Question(COMPARING, f"larger of {a} and {b} is", str(max(a, b))),
-            Question(COMPARING, f"smaller of {a} and {b} is", str(min(a, b))),
-        ]
-
-    return [_both_orders(ask, a, b) for a in range(NUMBERS) for b in range(a + 1, NUMBERS)]
+def _arithmetic() -> list[Question]:
+    operations = {"plus": operator.add, "minus": operator.sub}
+    return [
+        Question(ARITHMETIC, f"{a} {name} {b} mod {MODULUS} is", str(operation(a, b) % MODULUS))
+        for name, operation in operations.items()
+        for a, b in product(range(MODULUS), repeat=2)
+    ]
 
 
-def _both_orders(ask: Callable[[int, int], list[Question]], a: int, b: int) -> list[Question]:
-    return ask(a, b) if a == b else ask(a, b) + ask(b, a)
+def _comparing() -> list[Question]:
+    return [
+        Question(COMPARING, f"{name} of {a} and {b} is", str(larger_or_smaller(a, b)))
+        for name, larger_or_smaller in {"larger": max, "smaller": min}.items()
+        for a, b in permutations(range(NUMBERS), 2)
+    ]
 
 
 def _sequences(chance: random.Random, count: int) -> list[Question]:

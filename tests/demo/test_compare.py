@@ -1,0 +1,61 @@
+from dataclasses import replace
+
+import pytest
+
+from loki.demo.build import WEIGHTS
+from loki.demo.compare import BATCH_SIZE, best_runs, compare, comparison_table, methods_to_compare
+from loki.demo.outcome import Outcome
+from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, World, tiny_world
+from loki.errors import CheckFailed
+
+POSITIONS = [[0, 5, 9], [1, 2, 3], [100, 127, 64], [7, 8, 9]]
+
+
+@pytest.fixture(scope="module")
+def small_world() -> World:
+    world = tiny_world()
+    asked = {family: questions[:10] for family, questions in world.asked.items()}
+    return replace(world, asked=asked, new=world.new[:12])
+
+
+def outcome(method: str, learning_rate: float, people: float, new: float = 1.0, seed: int = 0) -> Outcome:
+    before = dict.fromkeys(OLD_FAMILIES, 1.0) | {NEW_PEOPLE: 0.0}
+    return Outcome(method, learning_rate, seed, 10, 100, before, before | {"people": people, NEW_PEOPLE: new})
+
+
+def test_every_method_learns_and_trains_what_it_should(small_world: World) -> None:
+    methods = methods_to_compare(POSITIONS, quota=2.5, hidden_size=128)
+    for method in methods:
+        fast = replace(method, learning_rates=method.learning_rates[-1:])
+        (run,) = compare(WEIGHTS, small_world, [fast], required_accuracy=0.9, seeds=[3])
+        assert run.new_accuracy >= 0.9 > run.before[NEW_PEOPLE]
+        assert run.steps >= 1 and run.steps % -(-len(small_world.new) // BATCH_SIZE) == 0
+        if "rows" in run.method or "LoKI" in run.method:
+            assert run.trainable_parameters == 12 * 512
+    assert run.method == "full fine-tuning"
+    assert run.trainable_parameters > 10**6
+
+
+def test_random_rows_are_as_many_and_differ_by_seed() -> None:
+    random_rows = methods_to_compare(POSITIONS, quota=2.5, hidden_size=128)[1].adapter
+    assert random_rows is not None
+    first, again, other = (random_rows(seed).positions for seed in (0, 0, 1))
+    assert first == again != other
+    assert [len(rows) for rows in first] == [3, 3, 3, 3]
+
+
+def test_best_is_the_rate_that_forgets_least_among_those_that_learn() -> None:
+    runs = [outcome("a", 1e-3, 0.9), outcome("a", 1e-4, 1.0, new=0.5), outcome("a", 5e-4, 0.95)]
+    runs += [outcome("b", 1e-3, 0.8), outcome("b", 1e-3, 0.6, seed=1)]
+    best = best_runs(runs, required_accuracy=0.99)
+    assert [[run.learning_rate for run in group] for group in best] == [[5e-4], [1e-3, 1e-3]]
+    table = comparison_table(best)
+    forgetting = table.header.index("forgetting %")
+    # One of four families lost 5%; then 20% and 40%.
+    assert [row[forgetting] for row in table.rows] == ["1.25", "7.50"]
+    assert [row[forgetting + 1] for row in table.rows] == ["1.25 to 1.25", "5.00 to 10.00"]
+
+
+def test_a_method_that_never_learns_is_named() -> None:
+    with pytest.raises(CheckFailed, match="slow reached accuracy"):
+        best_runs([outcome("slow", 1e-3, 1.0, new=0.9)], required_accuracy=0.99)
