@@ -42,8 +42,7 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         # mkstemp makes files that only their owner can read; follow the user's umask instead.
         temporary.chmod(0o666 & ~_umask())
-        _flush_to_disk(temporary)
-        temporary.replace(path)
+        replace_durably(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -105,9 +104,19 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Rename a finished file so that even a power cut leaves either the old `path` or the whole new one."""
+    _flush_to_disk(temporary)
+    temporary.replace(path)
+    _flush_to_disk(path.parent)
+
+
 def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

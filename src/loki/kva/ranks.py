@@ -1,0 +1,95 @@
+"""The processes of a data-parallel run, as `accelerate launch` or `torchrun` starts them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from loki.errors import LokiError
+from loki.models.loading import pick_device
+
+_PATIENCE = timedelta(days=7)  # ranks may finish their shares hours apart
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of a run.
+
+    Attributes:
+        index: number of this process, 0 for the main one.
+        count: number of processes.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def current(cls) -> "Ranks":
+        """Join the processes that were started together; a process on its own is rank 0 of 1."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls(0, 1)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the main process: the only one that prints and writes outputs."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.count > 1:
+            PartialState().wait_for_everyone()
+
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Call `function` in the main process and return its result in every process.
+
+        Raises:
+            LokiError: in the main process, if `function` raises it; the other processes exit quietly with its code.
+        """
+        if self.count == 1:
+            return function()
+        outcome: list[Result | LokiError | None] = [None]
+        if self.main:
+            try:
+                outcome = [function()]
+            except LokiError as error:
+                outcome = [error]
+        broadcast_object_list(outcome)
+        result = outcome[0]
+        if isinstance(result, LokiError):
+            if self.main:
+                raise result
+            raise SystemExit(result.exit_code)
+        return result  # type: ignore[return-value]
+
+    def device(self, name: str) -> torch.device:
+        """The device of this process for `--device`: `auto` and `cuda` mean one GPU per process.
+
+        Raises:
+            LokiError: if there is no such device.
+        """
+        device = pick_device(name)
+        if device.type == "cuda" and device.index is None and self.count > 1:
+            return torch.device("cuda", PartialState().local_process_index % torch.cuda.device_count())
+        return device
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints; known before the processes have joined."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def started_alone() -> bool:
+    """Whether `accelerate launch` was asked for several processes but started one.
+
+    That is what it does without GPUs, unless `--multi_gpu` is given (which needs none).
+    """
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ

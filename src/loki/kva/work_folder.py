@@ -1,0 +1,176 @@
+"""Results of a run that has not finished, kept beside its output so that nothing is lost.
+
+`<output>.partial/` holds `run.json` (what the run computes), `batches/` (one file per finished batch), and what
+counting needs. Every file is written beside and renamed, so each is whole at any moment; the folder is removed when the
+output is complete.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loki.errors import LokiError
+from loki.files import atomic_file, read_json, write_json
+from loki.kva.provenance import differences
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class BatchResults:
+    """The attributions of one batch of `n` samples.
+
+    Attributes:
+        indices: `[n]`; which samples of the run.
+        scores: `[n, L, D]`.
+        targets: `[n]`; the attributed tokens.
+        probabilities: `[n]`; their probabilities.
+        completeness: `[n]`; see `loki.kva.attribution.Attribution`.
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    completeness: NDArray[np.float64]
+
+
+class WorkFolder:
+    """The folder of an unfinished run.
+
+    Args:
+        path: the folder; `hold` makes it, and removes it if no run was begun or the run was completed.
+
+    Attributes:
+        counts: folder for what each process has counted, see `loki.kva.selection_counts`.
+        stability: file of the stopping rule, see `loki.kva.stability`.
+        assembled: where the output grows until it is whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._run = path / "run.json"
+        self._lock = path / "lock"
+        self._batches = path / "batches"
+        self.counts = path / "counts"
+        self.stability = path / "stability.json"
+        self.assembled = path / "assembled.h5"
+
+    @property
+    def begun(self) -> bool:
+        """Whether an unfinished run is kept here."""
+        return self._run.exists()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other processes from working in the folder at the same time. Only the main process of a run does this.
+
+        Raises:
+            LokiError: if another run works there now.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The system releases the lock when the process ends, however it ends.
+        with self._lock.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LokiError(
+                    f"another process is working in {self.path}: wait for it, or choose another --output"
+                ) from error
+            try:
+                yield
+            finally:
+                if not self.begun:
+                    self.remove()
+
+    def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any]:
+        """Start a run, or continue the interrupted one in the folder.
+
+        Args:
+            identity: what decides the results. A value of `auto` agrees with any.
+            overwrite: discard an interrupted run of another identity.
+
+        Returns:
+            The identity of the interrupted run, or an empty dict if there was none.
+
+        Raises:
+            LokiError: if an interrupted run of another identity is in the folder; the text names the differences.
+        """
+        found: dict[str, Any] = read_json(self._run, what="record of the interrupted run") if self.begun else {}
+        different = differences(found, identity, (name for name in identity if identity[name] != AUTO))
+        if found and different:
+            if not overwrite:
+                raise LokiError(
+                    f"{self.path} holds an interrupted run with other settings (there and now: "
+                    f"{'; '.join(different)}): repeat its command to continue it, or pass --overwrite to discard it"
+                )
+            found = {}
+        if not found:
+            self.clear()
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink()
+        self._batches.mkdir(exist_ok=True)
+        self.counts.mkdir(exist_ok=True)
+        return found
+
+    def record(self, identity: Mapping[str, Any]) -> None:
+        """Write down what the run computes. Without this record the folder counts as empty."""
+        write_json(self._run, dict(identity), overwrite=True)
+
+    def write_batch(self, number: int, results: BatchResults) -> None:
+        """Store a finished batch; when this returns, not even a power cut loses it."""
+        with atomic_file(self._batch(number), overwrite=True) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **{field.name: getattr(results, field.name) for field in fields(results)})
+
+    def read_batch(self, number: int) -> BatchResults:
+        """A stored batch.
+
+        Raises:
+            LokiError: if it is missing or damaged.
+        """
+        path = self._batch(number)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return BatchResults(**{field.name: arrays[field.name] for field in fields(BatchResults)})
+        except Exception as error:  # the zip reader raises many kinds
+            raise LokiError(
+                f"stored batch {path} is missing or damaged ({type(error).__name__}): remove it and run the same "
+                "command again"
+            ) from error
+
+    def stored_batches(self) -> set[int]:
+        """Numbers of the batches stored here."""
+        return {int(path.stem) for path in self._batches.glob("[0-9]*.npz")}
+
+    def delete_batch(self, number: int) -> None:
+        """Remove a stored batch, if it is there."""
+        self._batch(number).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all results. The record goes first: what is left without it counts for nothing."""
+        for path in (self._run, self.stability, self.assembled):
+            path.unlink(missing_ok=True)
+        for folder in (self._batches, self.counts):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the folder, unless somebody else keeps something in it."""
+        self.clear()
+        self._lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def _batch(self, number: int) -> Path:
+        return self._batches / f"{number:08d}.npz"
+
+
+def work_folder_of(output: Path) -> WorkFolder:
+    """The work folder that belongs to an output file or folder."""
+    return WorkFolder(output.with_name(f"{output.name}.partial"))
