@@ -5,6 +5,8 @@ import h5py
 import numpy as np
 import pytest
 
+from loki.kva.provenance import Provenance
+from loki.kva.scores import SampleRecords, ScoresWriter
 from tests.cli.running import Shell
 from tests.selection.reference import naive_layer_balanced
 
@@ -22,6 +24,31 @@ def scores_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def scores_of(model: Path, path: Path) -> Path:
+    """A scores file of this project, which says what model it is of."""
+    provenance = Provenance(
+        model=str(model),
+        model_fingerprint="f",
+        definition="captum",
+        steps=7,
+        ig_method="riemann_trapezoid",
+        engine="fast",
+        quantity="probability",
+        absolute=False,
+        position=-1,
+        dtype="float32",
+        source="mmlu",
+        source_digest="d",
+        versions={},
+    )
+    count = len(SCORES)
+    names = [f"law/{index}" for index in range(count)]
+    records = SampleRecords(names, names, names, np.zeros(count, np.int64), np.ones(count), np.zeros(count))
+    with ScoresWriter(path, *SCORES.shape[1:], provenance) as writer:
+        writer.append(SCORES, records)
+    return path
+
+
 @pytest.mark.parametrize(("quota", "name"), [("30", "30"), ("30.0", "30"), ("12.5", "12.5")])
 def test_default_output_is_where_the_published_project_puts_it(
     shell: Shell, scores_file: Path, quota: str, name: str
@@ -29,6 +56,11 @@ def test_default_output_is_where_the_published_project_puts_it(
     shell.done("select", scores_file, "--quota", quota)
     written = Path(f"kva_result/pos_json/tiny-llama/{name}.json")
     assert json.loads(written.read_text()) == naive_layer_balanced(SCORES, int(float(quota) / 5))
+
+
+def test_default_output_is_named_after_the_model_that_was_analysed(shell: Shell, scores_file: Path) -> None:
+    shell.done("select", scores_of(Path("models/some-model"), scores_file.with_name("own.h5")), "--quota", 10)
+    assert Path("kva_result/pos_json/some-model/10.json").is_file()
 
 
 def test_says_what_it_selected_and_where_it_is(shell: Shell, scores_file: Path) -> None:

@@ -55,7 +55,7 @@ def test_random_is_seeded_and_as_large_in_every_layer(scores_file: Path) -> None
 
 
 @given(st.sampled_from(STRATEGIES), st.lists(st.sets(st.integers(0, 19), max_size=10), min_size=3, max_size=3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_exclude_gives_disjoint_rows_of_the_same_quota(
     scores_file: Path, strategy: str, excluded: list[set[int]]
 ) -> None:

@@ -1,15 +1,12 @@
 """From scores to positions: the strategies by which rows are selected."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 from loki.errors import LokiError
+from loki.kva.scores import ScoresReader
 from loki.selection.accumulators import GlobalCounter, LayerBalancedCounter, RowCounter, check_rows_left
 from loki.selection.positions import Positions, check_positions_fit
 from loki.selection.quota import rows_for_quota
@@ -48,14 +45,14 @@ def select(
             range or selects no row; if the strategy is unknown; if too few rows are left after excluding.
     """
     check_strategy(strategy)
-    with _open_scores(scores) as dataset:
-        samples, layers, hidden = dataset.shape
+    with ScoresReader(scores) as reader:
+        layers, hidden = reader.layers, reader.hidden
         if strategy == "random":
             return _random(rows_for_quota(quota, hidden), layers, hidden, seed, exclude)
         counter = make_counter(strategy, quota, layers, hidden, exclude=exclude)
-        task = progress.add_task("Selecting", total=samples) if progress else None
-        for chunk in _chunks(dataset):
-            counter.update(chunk)
+        task = progress.add_task("Selecting", total=reader.samples) if progress else None
+        for start, chunk in reader.chunks():
+            counter.update(chunk, ids=reader.records.sample_ids[start : start + len(chunk)])
             if progress and task is not None:
                 progress.advance(task, len(chunk))
     return counter.positions()
@@ -87,9 +84,15 @@ def make_counter(
 def default_positions_path(scores: Path, quota: float) -> Path:
     """Where the published project puts positions: `kva_result/pos_json/<model>/<quota>.json`.
 
-    The model's name is that of the folder the scores file lies in, as in `kva_result/hdf5/<model>/kva_mmlu.h5`.
+    The model's name is that in the scores file; for a published file, which has none, that of the folder it lies in, as
+    in `kva_result/hdf5/<model>/kva_mmlu.h5`.
+
+    Raises:
+        LokiError: if the scores file cannot be read.
     """
-    return Path("kva_result", "pos_json", scores.resolve().parent.name, f"{quota:.12g}.json")
+    with ScoresReader(scores) as reader:
+        model = Path(reader.provenance.model) if reader.provenance else scores.resolve().parent
+    return Path("kva_result", "pos_json", model.resolve().name, f"{quota:.12g}.json")
 
 
 def check_strategy(strategy: str, *, among: tuple[str, ...] = STRATEGIES) -> None:
@@ -113,27 +116,3 @@ def _random(k: int, layers: int, hidden: int, seed: int, exclude: Positions | No
         check_rows_left(k, len(left))
         positions.append(np.sort(generator.choice(left, size=k, replace=False)).tolist())
     return positions
-
-
-_CHUNK_BYTES = 2**24
-
-
-@contextmanager
-def _open_scores(path: Path) -> Iterator[h5py.Dataset]:
-    if not path.is_file():
-        raise LokiError(f"scores file {path} does not exist: check the path, or make it with `loki analyse`")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise LokiError(f"scores file {path} cannot be read ({error}): analyse again") from error
-    with file:
-        dataset = file.get("dataset")
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 3:
-            raise LokiError(f"scores file {path} has no dataset named 'dataset' of rank 3 [samples, layers, rows]")
-        yield dataset
-
-
-def _chunks(dataset: h5py.Dataset) -> Iterator[NDArray[np.float32]]:
-    size = max(1, _CHUNK_BYTES // (4 * dataset.shape[1] * dataset.shape[2]))
-    for start in range(0, len(dataset), size):
-        yield dataset[start : start + size].astype(np.float32)
