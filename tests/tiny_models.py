@@ -39,10 +39,51 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
 }
 
+# More families whose layers mix tokens by attention alone.
+ATTENTION_FAMILIES: dict[str, dict[str, Any]] = {
+    "olmo2": {},
+    "gpt_neox": {},
+    "gpt2": {},
+    "granite": {"residual_multiplier": 0.3, "attention_multiplier": 0.4, "logits_scaling": 2.0},
+    "cohere": {},
+    "exaone4": {
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "mixtral": {"num_local_experts": 4},
+}
+
+# Layers that mix tokens by something other than attention.
+HYBRID_FAMILIES: dict[str, dict[str, Any]] = {
+    "bamba": {
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "attn_layer_indices": [1],
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "qwen3_next": {
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+}
+
 
 def tiny_config(family: str, **changes: Any) -> PretrainedConfig:
-    """Configuration of a tiny model of `family` (a key of FAMILIES, or any model type with the common fields)."""
-    return AutoConfig.for_model(family, **{**_COMMON, **FAMILIES.get(family, {}), **changes})
+    """Configuration of a tiny model of `family` (a key of one of the tables above, or any model type with the common fields)."""
+    own = {**FAMILIES, **ATTENTION_FAMILIES, **HYBRID_FAMILIES}.get(family, {})
+    return AutoConfig.for_model(family, **{**_COMMON, **own, **changes})
 
 
 def tiny_model(

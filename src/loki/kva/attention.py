@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
@@ -51,6 +51,7 @@ class Heads:
 Attend = Callable[[int, Heads], Tensor]
 """What a sweep does at decoder layer l: the attention output `[B, H, T, d_v]`."""
 
+_own_implementation: ContextVar[str] = ContextVar("own_implementation")
 _driver: ContextVar[Callable[[nn.Module, Heads], Tensor]] = ContextVar("attention_driver")
 
 
@@ -72,6 +73,8 @@ def _seam(
     if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.shape[1:2] != (1,)):
         raise NotExactError("its attention mask is not one of visible positions")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if _own_implementation.get() == "sdpa":
+        softcap = None  # Transformers' sdpa attention has no softcap and, in some releases, leaves it out silently.
     output = _driver.get()(module, Heads(query, key, value, attention_mask, scaling, softcap))
     return output.transpose(1, 2).contiguous(), None
 
@@ -90,12 +93,14 @@ def seam_installed(model: PreTrainedModel) -> Iterator[None]:
     config = model.config
     own: dict[str, str] = {"": config._attn_implementation}
     own |= {name: getattr(config, name)._attn_implementation for name in config.sub_configs if getattr(config, name)}
+    token = _own_implementation.set(own[""])
     try:
         model.set_attn_implementation(IMPLEMENTATION)
         if config.get_text_config(decoder=True)._attn_implementation != IMPLEMENTATION:
             raise NotExactError("its attention implementation cannot be chosen")
         yield
     finally:
+        _own_implementation.reset(token)
         model.set_attn_implementation(own if len(own) > 1 else own[""])
 
 
@@ -129,7 +134,7 @@ def causal_attention(heads: Heads) -> Tensor:
         # No fused CUDA kernel takes both a mask and grouped queries.
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         groups = 1
-    return F.scaled_dot_product_attention(
+    return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=heads.scaling, enable_gqa=groups > 1
     )
 
@@ -137,9 +142,8 @@ def causal_attention(heads: Heads) -> Tensor:
 def _capped_attention(heads: Heads, mask: Tensor | None) -> Tensor:
     query, key, value = heads.query, heads.key, heads.value
     rows, query_heads, length, _ = query.shape
-    grouped = query.unflatten(1, (key.shape[1], -1))
-    products = grouped @ key.unsqueeze(2).transpose(-1, -2) * heads.scaling
-    products = _softcapped(products, heads.softcap)
+    grouped = query.view(rows, key.shape[1], -1, length, query.shape[-1])
+    products = _softcapped(grouped @ key.unsqueeze(2).transpose(-1, -2) * heads.scaling, heads.softcap)
     if mask is None:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
     products = products.masked_fill(~mask.unsqueeze(2), torch.finfo(products.dtype).min)
@@ -161,21 +165,24 @@ def last_token_attention(heads: Heads, prefix_key: Tensor, prefix_value: Tensor,
         `[R * B, H, 1, d_v]`.
     """
     prefixes, kv_heads = prefix_key.shape[:2]
-    # [R * B, H, 1, d] -> [B, H_kv, R, G, d]
-    query = heads.query.unflatten(0, (-1, prefixes)).unflatten(2, (kv_heads, -1)).squeeze(4).permute(1, 2, 0, 3, 4)
-    key, value = (own.unflatten(0, (-1, prefixes)).permute(1, 2, 0, 3, 4) for own in (heads.key, heads.value))
-    _, _, rows, groups, _ = query.shape
-    earlier = (query.flatten(2, 3) @ prefix_key.transpose(-1, -2)).unflatten(2, (rows, groups))
+    rows, groups = len(heads.query) // prefixes, heads.query.shape[1] // kv_heads
+    # [R * B, H or H_kv, 1, d] -> [B, H_kv, R, G or 1, d]
+    query, key, value = (
+        tensor.reshape(rows, prefixes, kv_heads, -1, tensor.shape[-1]).permute(1, 2, 0, 3, 4)
+        for tensor in (heads.query, heads.key, heads.value)
+    )
+    earlier = query.reshape(prefixes, kv_heads, rows * groups, -1) @ prefix_key.transpose(-1, -2)
     itself = (query * key).sum(-1, keepdim=True)
-    products = _softcapped(torch.cat([earlier, itself], -1) * heads.scaling, heads.softcap)
+    products = torch.cat([earlier.reshape(prefixes, kv_heads, rows, groups, -1), itself], -1) * heads.scaling
+    products = _softcapped(products, heads.softcap)
     if visible is not None:
-        seen = F.pad(visible, (0, 1), value=True)[:, None, None, None]
+        seen = pad(visible, (0, 1), value=True)[:, None, None, None]
         products = products.masked_fill(~seen, torch.finfo(products.dtype).min)
     weights = products.softmax(-1, dtype=torch.float32).to(value.dtype)
-    mixed = (weights[..., :-1].flatten(2, 3) @ prefix_value).unflatten(2, (rows, groups))
-    output = mixed + weights[..., -1:] * value
+    mixed = weights[..., :-1].reshape(prefixes, kv_heads, rows * groups, -1) @ prefix_value
+    output = mixed.reshape(prefixes, kv_heads, rows, groups, -1) + weights[..., -1:] * value
     # [B, H_kv, R, G, d_v] -> [R * B, H, 1, d_v]
-    return output.permute(2, 0, 1, 3, 4).flatten(2, 3).flatten(0, 1).unsqueeze(2)
+    return output.permute(2, 0, 1, 3, 4).reshape(rows * prefixes, kv_heads * groups, 1, -1)
 
 
 def _softcapped(products: Tensor, cap: float | None) -> Tensor:

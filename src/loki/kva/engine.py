@@ -190,7 +190,7 @@ class FastAttributor:
         ]
 
     def _changes(self, layers: Layers, batch: PromptBatch, outputs: list[Tensor]) -> list[Tensor]:
-        """z - z0 by layer: `[B, T, D]` (captum) or, at the last position, `[B, D]` (paper)."""
+        """The changes z - z0 by layer: `[B, T, D]` (captum) or, at the last position, `[B, D]` (paper)."""
         if not self._own_prefix:
             return outputs
         baselines = self._baseline.outputs(layers, batch)

@@ -68,7 +68,8 @@ def sweep_last_token(
             hooks.enter_context(input_hook(layer, partial(sweep.enter_layer, index)))
             hooks.enter_context(output_hook(module, partial(sweep.replace_output, index)))
             hooks.enter_context(output_hook(layer, partial(sweep.leave_layer, index)))
-        logits = model(**batch.last_token_inputs()).logits[:, -1].float().unflatten(0, (-1, len(batch)))
+        logits = model(**batch.last_token_inputs()).logits[:, -1].float()
+        logits = logits.reshape(-1, len(batch), logits.shape[-1])
         targets = targets.to(logits.device)
         values = logits.gather(-1, targets.expand(len(logits), -1)[..., None])[..., 0]
         if quantity == "probability":
@@ -144,7 +145,7 @@ class _LastSweep:
 
     def replace_output(self, layer: int, output: Tensor) -> Tensor:
         """Behind the MLP: put in the leaf of row 0, and those of rows that start inside this layer."""
-        parts = list(output.split([self._batch, len(output) - self._batch]))
+        parts = [output[: self._batch], output[self._batch :]]
         if layer in self.real_leaves:
             parts[0] = parts[0] + self.real_leaves[layer][:, None]
         if self._starts_inside(layer):
@@ -163,7 +164,7 @@ class _LastSweep:
         return torch.cat([hidden, started.flatten(0, 1)])
 
     def weighted(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[int, Tensor]:
-        """Sum `gradients` (of all leaves, then of row 0's) over rows with the rule's weights times `factors` `[R, B]`."""
+        """Sum `gradients` (of all leaves, then of row 0's) over rows: weighted by the rule and `factors`, `[R, B]`."""
         sums: dict[int, Tensor] = {}
         first = 1
         for layer, gradient in zip(self.leaves, gradients, strict=False):
