@@ -81,7 +81,7 @@ HYBRID_FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, **changes: Any) -> PretrainedConfig:
-    """Configuration of a tiny model of `family` (a key of one of the tables above, or any model type with the common fields)."""
+    """Configuration of a tiny model of `family` (a key of the tables above, or any type with the common fields)."""
     own = {**FAMILIES, **ATTENTION_FAMILIES, **HYBRID_FAMILIES}.get(family, {})
     return AutoConfig.for_model(family, **{**_COMMON, **own, **changes})
 
