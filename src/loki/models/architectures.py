@@ -99,7 +99,7 @@ def base_model_type(model_type: str) -> str:
 def _decoder_layers(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     for scope in (decoder, model):
-        for name, module in scope.named_modules():
+        for module in scope.modules():
             if isinstance(module, nn.ModuleList) and len(module) == count and count > 0:
                 qualified = next(full for full, candidate in model.named_modules() if candidate is module)
                 return qualified, module

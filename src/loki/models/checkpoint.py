@@ -96,6 +96,29 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def rows_fingerprint(directory: Path, names: list[str], positions: list[list[int]]) -> str:
+    """128-bit hash of the selected rows' values, whatever type they are stored in (bfloat16 or wider).
+
+    Args:
+        directory: a model directory.
+        names: qualified name of every layer's `down_proj`.
+        positions: selected rows of every layer.
+
+    Raises:
+        LokiError: if a layer's weight is missing.
+    """
+    checkpoint = Checkpoint(directory)
+    digest = xxhash.xxh3_128()
+    for name, rows in zip(names, positions, strict=True):
+        if f"{name}.weight" not in checkpoint:
+            raise LokiError(f"{directory} has no tensor {name}.weight: it is no checkpoint of this model")
+        for part in ("weight", "bias"):
+            if f"{name}.{part}" in checkpoint:
+                values = checkpoint.tensor(f"{name}.{part}")[rows].to(torch.float32).contiguous()
+                digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _check_whole(shard: Path) -> None:
     problem = ""
     try:

@@ -21,8 +21,8 @@ from loki.errors import LokiError
 from loki.models.architectures import base_model_type
 from loki.models.checkpoint import check_weights
 
-DTYPES: dict[str, torch.dtype | str] = {
-    "auto": "auto",
+DTYPES: dict[str, torch.dtype | None] = {
+    "auto": None,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -113,7 +113,7 @@ def load_model(
     path = resolve_model(model)
     load_config(path, trust_remote_code=trust_remote_code)
     check_weights(path)
-    torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    torch_dtype = (pick_dtype(dtype) or "auto") if isinstance(dtype, str) else dtype
     try:
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
@@ -142,6 +142,17 @@ def pick_device(device: str = "auto") -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise LokiError(f"--device {device}: this machine has no CUDA device: use auto or cpu")
     return chosen
+
+
+def pick_dtype(dtype: str) -> torch.dtype | None:
+    """The torch dtype of a name in `DTYPES`; None for `auto`, the type the checkpoint was saved in.
+
+    Raises:
+        LokiError: if the name means no dtype.
+    """
+    if dtype not in DTYPES:
+        raise LokiError(f"--dtype {dtype} is not known: use {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

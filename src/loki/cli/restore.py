@@ -1,0 +1,43 @@
+"""`loki restore`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console
+
+
+@app.command()
+def restore(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Trained LoKI model, or one of its checkpoints.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Ordinary model directory to write.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model; the checkpoint must have been made from it.")
+    ] = None,
+    positions: Annotated[
+        Path | None, typer.Option("--positions", help="Positions file; it must be the checkpoint's.")
+    ] = None,
+    allow_unchanged: Annotated[
+        bool, typer.Option("--allow-unchanged", help="Accept a checkpoint in which no selected row changed.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Turn a trained LoKI model into an ordinary one that needs no LoKI.
+
+    Example:
+        loki restore trained --output restored
+    """
+    from loki.restoring.restore import restore_loki_model
+
+    restore_loki_model(
+        checkpoint,
+        output,
+        base_model=base,
+        target_pos_path=positions,
+        allow_unchanged=allow_unchanged,
+        overwrite=overwrite,
+    )
+    console.print(f"Restored model: {output}", soft_wrap=True, highlight=False)

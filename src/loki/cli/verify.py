@@ -1,0 +1,32 @@
+"""`loki verify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console
+
+
+@app.command()
+def verify(
+    base: Annotated[str, typer.Argument(help="The model before: a local directory or hub id.", show_default=False)],
+    tuned: Annotated[str, typer.Argument(help="The model after.", show_default=False)],
+    positions: Annotated[Path, typer.Option("--positions", help="Positions file: the rows that may differ.")],
+) -> None:
+    """Check that nothing but the selected rows differs between two models; exit code 1 if something else does.
+
+    Example:
+        loki verify Qwen/Qwen2.5-0.5B-Instruct restored --positions positions.json
+    """
+    from loki.restoring.verify import verify as compare
+    from loki.selection.positions import read_positions
+
+    report = compare(base, tuned, read_positions(positions))
+    report.raise_for_differences()
+    console.print(
+        f"Verified: of {report.tensors} tensors, nothing but selected rows differs "
+        f"({report.changed_rows} of {report.selected_rows} changed).",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -1,0 +1,105 @@
+"""From a base model and positions to a LoKI model directory."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from loki.errors import LokiError
+from loki.files import atomic_directory, refuse_existing
+from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
+from loki.models.architectures import text_config
+from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
+from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
+from loki.models.loading import load_config, resolve_model
+from loki.selection.positions import check_positions_fit, read_positions
+
+
+def create_loki_model(
+    loki_model_class: type[PreTrainedModel] | None = None,
+    loki_config_cls: type[PretrainedConfig] | None = None,
+    *,
+    model_name: str | Path,
+    target_pos_path: str | Path,
+    save_dir: str | Path,
+    torch_dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Make a LoKI model directory: the base model's weights, with the positions in its configuration.
+
+    The weights are copied shard by shard; the model is not loaded. `AutoModelForCausalLM` loads the directory after
+    `import loki`, or with `trust_remote_code=True`, and exactly the selected rows are trainable then.
+
+    Args:
+        loki_model_class: as in the published guide; found from the model where it is left out.
+        loki_config_cls: likewise.
+        model_name: the base model, a local directory or hub id.
+        target_pos_path: positions file.
+        save_dir: where to write; it appears when it is complete.
+        torch_dtype: type to convert the weights to; None keeps theirs.
+        overwrite: replace what stands at `save_dir`.
+        trust_remote_code: run Python code that the base model brings along.
+
+    Returns:
+        `save_dir`.
+
+    Raises:
+        LokiError: if the model or the positions cannot be read or do not fit together, the classes are for another
+            family, or `save_dir` exists.
+    """
+    target = Path(save_dir)
+    refuse_existing(target, overwrite=overwrite)
+    source = resolve_model(model_name)
+    base = load_config(source, trust_remote_code=trust_remote_code)
+    config_class, model_class = _classes(base, loki_config_cls, loki_model_class)
+    positions = read_positions(Path(target_pos_path))
+    names = projection_names(base, trust_remote_code=trust_remote_code)
+    check_positions_fit(
+        positions,
+        layers=len(names),
+        hidden=text_config(base).hidden_size,
+        origin=f"positions file {target_pos_path}",
+    )
+    with atomic_directory(target, overwrite=overwrite) as temporary:
+        rewrite_weights(source, temporary, cast_floats(torch_dtype))
+        copy_side_files(source, temporary)
+        if not (temporary / "generation_config.json").is_file():
+            GenerationConfig.from_model_config(base).save_pretrained(temporary)
+        values = base.to_dict() | {
+            "model_type": config_class.model_type,
+            "architectures": [model_class.__name__],
+            "auto_map": auto_map(config_class.model_type),
+            "target_pos": positions,
+            "base_model_name_or_path": str(model_name if not Path(model_name).is_dir() else source.resolve()),
+            "base_fingerprint": fingerprint(source),
+            "base_rows_fingerprint": rows_fingerprint(temporary, names, positions),
+            "base_dtype": _dtype_name(temporary, names[0]),
+            "loki_version": version("loki-llm"),
+        }
+        if torch_dtype is not None:
+            values["dtype"] = str(torch_dtype).removeprefix("torch.")
+        config_class.from_dict(values).save_pretrained(temporary)
+        write_remote_module(temporary, config_class.model_type)
+    return target
+
+
+def _classes(
+    base: PretrainedConfig,
+    config_class: type[PretrainedConfig] | None,
+    model_class: type[PreTrainedModel] | None,
+) -> tuple[Any, Any]:
+    if isinstance(base, LoKIConfigMixin):
+        raise LokiError(f"the base model is a LoKI model already ({base.model_type}): restore it first")
+    found_config, found_model = loki_classes(base.model_type)
+    given = (config_class or found_config, model_class or found_model)
+    for wanted, found in zip(given, (found_config, found_model), strict=True):
+        if not issubclass(wanted, found):
+            raise LokiError(f"{wanted.__name__} does not fit a {base.model_type} model: use {found.__name__}")
+    return given
+
+
+def _dtype_name(directory: Path, name: str) -> str:
+    return str(Checkpoint(directory).tensor(f"{name}.weight").dtype).removeprefix("torch.")

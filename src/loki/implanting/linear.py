@@ -1,0 +1,171 @@
+"""A Linear of which only some rows are trained."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class LoKILinear(nn.Module):
+    """A linear map `[..., in_features] -> [..., out_features]` of which only the active rows are trained.
+
+    A row is what the paper calls a knowledge vector: one row of the weight and, where there is a bias, its entry
+    (arXiv 2505.22120, section 3.3). The output is that of the original Linear until an active row is trained.
+
+    Forward costs one product with the whole weight, like the original's: the active rows are copied into it first.
+    Backward computes the gradient of the active rows alone. Under several processes, where the weight may be sharded
+    and a write into it lost, and under `torch.compile`, the active outputs are computed apart instead.
+
+    A state dict holds an ordinary Linear's `weight` and `bias`, and one of an ordinary Linear is loaded.
+
+    Args:
+        original_linear: the Linear to take over; its weight is used, not copied.
+        target_pos: indices of the active rows.
+
+    Attributes:
+        weight: `[out_features, in_features]`, frozen.
+        bias: `[out_features]`, frozen, or None.
+        active_weight: `[k, in_features]`, trainable.
+        active_bias: `[k]`, trainable, or None.
+
+    Raises:
+        IndexError: if an index of `target_pos` is out of range.
+    """
+
+    rows: torch.Tensor
+
+    def __init__(self, original_linear: nn.Linear, target_pos: list[int]) -> None:
+        super().__init__()
+        self.in_features = original_linear.in_features
+        self.out_features = original_linear.out_features
+        self.weight = original_linear.weight.requires_grad_(False)
+        self.bias = None if original_linear.bias is None else original_linear.bias.requires_grad_(False)
+        # Not persistent: the configuration holds the positions, and FSDP2 cannot load integer buffers from rank 0.
+        self.register_buffer("rows", torch.tensor(sorted(target_pos), device=self.weight.device), persistent=False)
+        self.active_weight = nn.Parameter(self.weight.detach()[self.rows])
+        self.active_bias = None if self.bias is None else nn.Parameter(self.bias.detach()[self.rows])
+        self._copied: tuple[Any, ...] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        whole = self._weight_is_ours()
+        if whole:
+            self._copy_active_rows()
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        if whole:
+            output: torch.Tensor = _RowLinear.apply(x, weight, bias, self.active_weight, self.active_bias, self.rows)
+            return output
+        active_bias = None if self.active_bias is None else self.active_bias.to(x.dtype)
+        active = functional.linear(x, self.active_weight.to(x.dtype), active_bias)
+        return functional.linear(x, weight, bias).index_copy(-1, self.rows, active)
+
+    def merged_weight(self) -> torch.Tensor:
+        """The weight `[out_features, in_features]` with the active rows in place, detached."""
+        return _with_rows(self.weight, self.rows, self.active_weight)
+
+    def merged_bias(self) -> torch.Tensor | None:
+        """The bias `[out_features]` with the active entries in place, detached; None without bias."""
+        if self.bias is None or self.active_bias is None:
+            return None
+        return _with_rows(self.bias, self.rows, self.active_bias)
+
+    def split(self) -> None:
+        """Take the active rows anew from the weight, after it was written from outside."""
+        with torch.no_grad():
+            self.active_weight.copy_(self.weight[self.rows])
+            if self.bias is not None and self.active_bias is not None:
+                self.active_bias.copy_(self.bias[self.rows])
+
+    def extra_repr(self) -> str:
+        """Sizes, as `nn.Linear` prints them, and the number of active rows."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"active_rows={len(self.rows)}"
+        )
+
+    def _weight_is_ours(self) -> bool:
+        """Whether what is written into the weight stays there: not if it is sharded, offloaded, or being traced."""
+        if torch.compiler.is_compiling() or hasattr(self, "_hf_hook"):
+            return False
+        return not (torch.distributed.is_available() and torch.distributed.is_initialized())
+
+    def _copy_active_rows(self) -> None:
+        """Copy the active rows into the weight, if they changed since the last time."""
+        active = [self.active_weight] if self.active_bias is None else [self.active_weight, self.active_bias]
+        state = (*((id(part), part._version, part.data_ptr()) for part in active), self.weight.data_ptr())
+        if state == self._copied:
+            return
+        with torch.no_grad():
+            self.weight.index_copy_(0, self.rows, self.active_weight.to(self.weight.dtype))
+            if self.bias is not None and self.active_bias is not None:
+                self.bias.index_copy_(0, self.rows, self.active_bias.to(self.bias.dtype))
+        self._copied = state
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if _is_sharded(self.weight):  # merging would need every shard: keep what this process has
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        destination[prefix + "weight"] = self.merged_weight()
+        bias = self.merged_bias()
+        if bias is not None:
+            destination[prefix + "bias"] = bias
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("weight", "bias"):
+            whole = state_dict.get(prefix + name)
+            if whole is not None and prefix + "active_" + name not in state_dict:
+                state_dict[prefix + "active_" + name] = whole[self.rows.to(whole.device)]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._copied = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Identities and addresses mean nothing in a copy.
+        return {**self.__dict__, "_copied": None}
+
+
+class _RowLinear(torch.autograd.Function):
+    """`linear(x, weight, bias)`, where only the rows `active_*`, already part of `weight`, get a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        active_weight: torch.Tensor,
+        active_bias: torch.Tensor | None,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x if active_weight.requires_grad else None, weight, rows)
+        ctx.active_dtype = active_weight.dtype
+        ctx.bias_dtype = None if active_bias is None else active_bias.dtype
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_output,) = grad_outputs
+        x, weight, rows = ctx.saved_tensors
+        needs_x, _, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            grad_x = grad_output @ weight
+        if needs_weight or needs_bias:
+            grad_active = grad_output.index_select(-1, rows).flatten(0, -2)
+            if needs_weight:
+                grad_weight = (grad_active.T @ x.flatten(0, -2)).to(ctx.active_dtype)
+            if needs_bias:
+                grad_bias = grad_active.sum(dim=0).to(ctx.bias_dtype)
+        return grad_x, None, None, grad_weight, grad_bias, None
+
+
+def _with_rows(whole: torch.Tensor, rows: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    return whole.detach().index_copy(0, rows, active.detach().to(whole.dtype))
+
+
+def _is_sharded(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "placements")  # a DTensor, by what makes it one

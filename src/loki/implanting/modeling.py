@@ -1,0 +1,199 @@
+"""LoKI model classes: an ordinary causal language model whose selected rows alone are trainable."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, ClassVar
+
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from loki.errors import LokiError
+from loki.implanting.splitting import split_rows
+from loki.models.architectures import LOKI_FAMILIES, LOKI_MODEL_TYPE_PREFIX, base_model_type
+from loki.selection.positions import Positions
+
+REMOTE_MODULE = "modeling_loki"
+
+_REMOTE_SOURCE = '''"""Lets AutoModelForCausalLM load this LoKI model with trust_remote_code=True; needs the package loki-llm."""
+
+from loki.implanting.modeling import loki_classes
+
+_Config, _Model = loki_classes("{base}")
+
+
+class {config}(_Config):
+    """Configuration of this directory's model."""
+
+
+class {model}(_Model):
+    """The model, with its selected rows trainable."""
+
+    config_class = {config}
+'''
+
+_loading: ContextVar[bool] = ContextVar("loki_loading", default=False)
+
+
+class LoKIModelMixin:
+    """What LoKI model classes add to their Transformers base: splitting after loading, plain weights on disk.
+
+    The configuration holds `target_pos`, one list of row indices per layer. Weights are loaded into ordinary Linears,
+    which are split into `LoKILinear` afterwards, so that exactly the selected rows are trainable.
+    """
+
+    config: Any
+
+    def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        if not _loading.get():
+            self.split()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers; exactly the selected rows are trainable afterwards.
+
+        Raises:
+            LokiError: if the configuration holds no positions, or they do not fit the model.
+        """
+        with _loading_weights():
+            loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        # With output_loading_info=True, Transformers returns a pair.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).split()
+        return loaded
+
+    def split(self) -> None:
+        """Make the selected rows trainable and everything else frozen.
+
+        Raises:
+            LokiError: if the configuration holds no positions, or they do not fit the model.
+        """
+        positions: Positions | None = getattr(self.config, "target_pos", None)
+        if positions is None:
+            raise LokiError("the configuration has no target_pos: make the LoKI model directory with `loki create`")
+        split_rows(self, positions)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers: the weights on disk are ordinary ones, with the trained rows in place."""
+        self.config.auto_map = auto_map(self.config.model_type)
+        result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        write_remote_module(Path(save_directory), self.config.model_type)
+        return result
+
+
+@contextmanager
+def _loading_weights() -> Iterator[None]:
+    token = _loading.set(True)
+    try:
+        yield
+    finally:
+        _loading.reset(token)
+
+
+class LoKIConfigMixin:
+    """What LoKI configurations add to their Transformers base.
+
+    Attributes:
+        target_pos: active rows of every layer.
+        base_model_name_or_path: the model that this one was made from.
+        base_fingerprint: hash of that model's weights (`loki.models.checkpoint.fingerprint`).
+        base_rows_fingerprint: hash of the active rows before training.
+        base_dtype: the type that the weights had when the directory was made.
+    """
+
+    model_type: ClassVar[str]
+    target_pos: ClassVar[Any] = None
+    base_model_name_or_path: ClassVar[Any] = None
+    base_fingerprint: ClassVar[Any] = None
+    base_rows_fingerprint: ClassVar[Any] = None
+    base_dtype: ClassVar[Any] = None
+
+
+def class_names(model_type: str) -> tuple[str, str]:
+    """Names of the configuration and model classes of a family, `("LoKILlamaConfig", "LoKILlamaForCausalLM")`.
+
+    Raises:
+        LokiError: if Transformers has no causal language model of this type.
+    """
+    base = base_model_type(model_type)
+    if base not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise LokiError(f"Transformers has no causal language model of type {base}: it cannot be implanted")
+    prefix = LOKI_FAMILIES.get(base) or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[base].removesuffix("ForCausalLM")
+    return f"LoKI{prefix}Config", f"LoKI{prefix}ForCausalLM"
+
+
+def loki_classes(model_type: str) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
+    """The LoKI configuration and model classes of a family, made and registered with the Auto classes on first use.
+
+    Args:
+        model_type: `llama` or `loki_llama`.
+
+    Raises:
+        LokiError: if Transformers has no causal language model of this type.
+    """
+    base = base_model_type(model_type)
+    module = sys.modules[__name__]
+    config_name, model_name = class_names(base)
+    if not hasattr(module, model_name):
+        base_config = AutoConfig.for_model(base).__class__
+        base_model = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[base])
+        config = type(
+            config_name,
+            (LoKIConfigMixin, base_config),
+            {
+                "__module__": __name__,
+                "__doc__": f"{base_config.__name__} with the positions of the active rows; see LoKIConfigMixin.",
+                "model_type": LOKI_MODEL_TYPE_PREFIX + base,
+            },
+        )
+        model = type(
+            model_name,
+            (LoKIModelMixin, base_model),
+            {
+                "__module__": __name__,
+                "__doc__": f"{base_model.__name__} whose selected rows alone are trainable; see LoKIModelMixin.",
+                "config_class": config,
+            },
+        )
+        setattr(module, config_name, config)
+        setattr(module, model_name, model)
+        _take_over_key_conversions({base: LOKI_MODEL_TYPE_PREFIX + base, base_model.__name__: model_name})
+        AutoConfig.register(LOKI_MODEL_TYPE_PREFIX + base, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)
+    return getattr(module, config_name), getattr(module, model_name)
+
+
+def auto_map(model_type: str) -> dict[str, str]:
+    """What `config.json` says for loading with `trust_remote_code=True`."""
+    config_name, model_name = class_names(model_type)
+    return {"AutoConfig": f"{REMOTE_MODULE}.{config_name}", "AutoModelForCausalLM": f"{REMOTE_MODULE}.{model_name}"}
+
+
+def write_remote_module(directory: Path, model_type: str) -> None:
+    """Write the module that `auto_map` names.
+
+    It subclasses the classes of the installed package: a module that merely re-exported them would make checkpoints
+    that cannot be loaded again.
+    """
+    config_name, model_name = class_names(model_type)
+    source = _REMOTE_SOURCE.format(base=base_model_type(model_type), config=config_name, model=model_name)
+    (directory / f"{REMOTE_MODULE}.py").write_text(source, encoding="utf-8")
+
+
+def _take_over_key_conversions(names: dict[str, str]) -> None:
+    """Some families store tensors under other names than the module's; Transformers looks them up by type and class."""
+    for name, loki_name in names.items():
+        conversions = get_checkpoint_conversion_mapping(name)
+        if conversions is not None:
+            register_checkpoint_conversion_mapping(loki_name, conversions, overwrite=True)
+
+
+for _family in LOKI_FAMILIES:
+    loki_classes(_family)

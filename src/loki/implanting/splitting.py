@@ -1,0 +1,64 @@
+"""Splitting a loaded model into active and frozen rows, and checking that nothing else is trainable."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from loki.errors import LokiError
+from loki.implanting.linear import LoKILinear
+from loki.models.architectures import down_projections
+from loki.selection.positions import Positions, check_positions, check_positions_fit
+
+
+def split_rows(model: PreTrainedModel, positions: Positions) -> None:
+    """Replace every layer's `down_proj` by a `LoKILinear` with its active rows, and freeze everything else.
+
+    Args:
+        model: a causal language model with ordinary Linears.
+        positions: active rows of every layer.
+
+    Raises:
+        LokiError: if the positions do not fit the model.
+    """
+    positions = check_positions(positions)
+    projections = down_projections(model)
+    hidden = next(iter(projections.values())).out_features
+    check_positions_fit(positions, layers=len(projections), hidden=hidden)
+    model.requires_grad_(False)
+    for (name, projection), rows in zip(projections.items(), positions, strict=True):
+        if rows:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, LoKILinear(projection, rows))
+    check_trainable(model)
+
+
+def loki_linears(model: nn.Module) -> dict[str, LoKILinear]:
+    """Every `LoKILinear` of a model, by qualified name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoKILinear)}
+
+
+def active_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that hold active rows, by qualified name."""
+    return {
+        f"{name}.{part}": parameter
+        for name, module in loki_linears(model).items()
+        for part, parameter in module.named_parameters(recurse=False)
+        if part.startswith("active_")
+    }
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Check that exactly the active rows are trainable.
+
+    Raises:
+        LokiError: if an active row is frozen, or anything else is trainable.
+    """
+    active = {id(parameter) for parameter in active_parameters(model).values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in active:
+            raise LokiError(
+                f"{name} is trainable, but is no selected row: freeze it, or nothing of it will be restored"
+            )
+        if not parameter.requires_grad and id(parameter) in active:
+            raise LokiError(f"{name} holds selected rows, but is frozen: set requires_grad on it")
+    if not active:
+        raise LokiError("no selected rows in this model: load a LoKI model directory (make one with `loki create`)")

@@ -1,0 +1,81 @@
+"""Model directories: rewriting their weights shard by shard, and taking along everything that is no weight."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from loki.files import read_json, write_json
+from loki.models.architectures import down_projections
+from loki.models.checkpoint import INDEX_NAME, check_weights
+
+_SIDE_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+)
+
+Change = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def rewrite_weights(source: Path, target: Path, change: Change) -> None:
+    """Write the weights of `source` to `target`, each tensor through `change`; one shard in memory at a time.
+
+    Args:
+        source: a model directory with safetensors weights.
+        target: an existing directory; gets shards of the same names, and the index.
+        change: from a tensor's name and value to its new value, of the same shape.
+
+    Raises:
+        LokiError: if the weights of `source` are missing or damaged.
+    """
+    total = 0
+    for shard in check_weights(source):
+        with safe_open(shard, framework="pt") as opened:
+            metadata = opened.metadata()
+            tensors = {name: change(name, opened.get_tensor(name)).contiguous() for name in opened.keys()}  # noqa: SIM118
+        save_file(tensors, target / shard.name, metadata=metadata or {"format": "pt"})
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if (source / INDEX_NAME).is_file():
+        index = read_json(source / INDEX_NAME, what="weight index")
+        index["metadata"] = {**index.get("metadata", {}), "total_size": total}
+        write_json(target / INDEX_NAME, index)
+
+
+def cast_floats(dtype: torch.dtype | None) -> Change:
+    """A change that converts floating-point tensors to `dtype`; None keeps them as they are."""
+
+    def cast(_: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    return cast
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy tokenizer, chat template, generation configuration and licence, as far as `source` has them."""
+    for pattern in _SIDE_FILES:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copy2(file, target / file.name)
+
+
+def projection_names(config: PretrainedConfig, *, trust_remote_code: bool = False) -> list[str]:
+    """Qualified names of every layer's `down_proj`, from the first layer to the last, without loading any weight.
+
+    Raises:
+        LokiError: if a layer has no MLP that ends in one `nn.Linear`.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return list(down_projections(model))

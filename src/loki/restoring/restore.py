@@ -1,0 +1,112 @@
+"""From a trained LoKI model back to an ordinary one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PretrainedConfig
+
+from loki.errors import LokiError
+from loki.files import atomic_directory, refuse_existing
+from loki.implanting.modeling import LoKIConfigMixin
+from loki.models.architectures import base_model_type, text_config
+from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
+from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
+from loki.models.loading import load_config, resolve_model
+from loki.selection.positions import Positions, check_positions_fit, read_positions
+
+_LOKI_KEYS = (
+    "auto_map",
+    "target_pos",
+    "base_model_name_or_path",
+    "base_fingerprint",
+    "base_rows_fingerprint",
+    "base_dtype",
+    "loki_version",
+)
+
+
+def restore_loki_model(
+    model_path: str | Path,
+    save_dir: str | Path,
+    *,
+    base_model: str | Path | None = None,
+    target_pos_path: str | Path | None = None,
+    allow_unchanged: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write a trained LoKI model as an ordinary model that needs no LoKI, tokenizer and generation config included.
+
+    The checkpoint alone is enough: it holds the positions, the base model's name and the fingerprint of its rows.
+
+    Args:
+        model_path: a LoKI model directory or a checkpoint that a trainer saved of one.
+        save_dir: where to write; it appears when it is complete.
+        base_model: the base model. If given, the checkpoint must have been made from it, and tokenizer files that the
+            checkpoint lacks are taken from it.
+        target_pos_path: positions file. If given, it must agree with the checkpoint's.
+        allow_unchanged: accept a checkpoint in which no selected row changed.
+        overwrite: replace what stands at `save_dir`.
+
+    Returns:
+        `save_dir`.
+
+    Raises:
+        LokiError: if the checkpoint is missing, empty, damaged, no LoKI model, made from another base or for other
+            positions, or has no changed row.
+    """
+    target = Path(save_dir)
+    refuse_existing(target, overwrite=overwrite)
+    source = _checkpoint(Path(model_path))
+    config = load_config(source)
+    if not isinstance(config, LoKIConfigMixin):
+        raise LokiError(f"{source} is no LoKI model ({config.model_type}): it needs no restoring")
+    positions: Positions = config.target_pos
+    if target_pos_path is not None and read_positions(Path(target_pos_path)) != positions:
+        raise LokiError(f"positions file {target_pos_path} is not the one that {source} was made with")
+    base = resolve_model(base_model) if base_model is not None else None
+    if base is not None and config.base_fingerprint not in (None, fingerprint(base)):
+        raise LokiError(
+            f"{source} was made from {config.base_model_name_or_path}, not from {base_model}: its fingerprint differs"
+        )
+    ordinary = _ordinary_config(config)
+    names = projection_names(ordinary)
+    check_positions_fit(positions, layers=len(names), hidden=text_config(ordinary).hidden_size)
+    if not allow_unchanged and rows_fingerprint(source, names, positions) == config.base_rows_fingerprint:
+        raise LokiError(
+            f"{source}: 0 of {sum(map(len, positions))} selected rows changed in training; check the learning rate and "
+            "the data, or pass --allow-unchanged to restore it all the same"
+        )
+    dtype = getattr(torch, config.base_dtype) if config.base_dtype else None
+    with atomic_directory(target, overwrite=overwrite) as temporary:
+        # Trainers may have upcast the weights; casting them back is exact for all but the trained rows.
+        rewrite_weights(source, temporary, cast_floats(dtype))
+        for directory in filter(None, (base, source)):
+            copy_side_files(directory, temporary)
+        ordinary.save_pretrained(temporary)
+        if not (temporary / "generation_config.json").is_file():
+            GenerationConfig.from_model_config(ordinary).save_pretrained(temporary)
+    return target
+
+
+def _checkpoint(path: Path) -> Path:
+    if not path.is_dir() or not any(path.iterdir()):
+        raise LokiError(f"checkpoint {path} is missing or empty: name the directory that training wrote")
+    if not (path / "config.json").is_file():
+        found = sorted(path.glob("checkpoint-*"), key=lambda child: int(child.name.rpartition("-")[2]))
+        hint = f"; did you mean {found[-1]}?" if found else ""
+        raise LokiError(f"checkpoint {path} has no config.json: it is no model directory{hint}")
+    Checkpoint(path)
+    return path
+
+
+def _ordinary_config(config: PretrainedConfig) -> PretrainedConfig:
+    base_class: Any = next(cls for cls in type(config).__mro__ if cls.__module__.startswith("transformers."))
+    values: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in _LOKI_KEYS}
+    values["model_type"] = base_model_type(config.model_type)
+    values["architectures"] = [name.removeprefix("LoKI") for name in config.architectures or []]
+    if config.base_dtype:
+        values["dtype"] = config.base_dtype
+    ordinary: PretrainedConfig = base_class.from_dict(json.loads(json.dumps(values, default=str)))
+    return ordinary

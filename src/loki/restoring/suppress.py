@@ -1,0 +1,59 @@
+"""The paper's suppression ablation: what a model still knows when the selected rows are zero."""
+
+from pathlib import Path
+
+import torch
+
+from loki.files import atomic_directory, refuse_existing
+from loki.models.architectures import text_config
+from loki.models.directories import copy_side_files, projection_names, rewrite_weights
+from loki.models.loading import load_config, resolve_model
+from loki.selection.positions import check_positions_fit, read_positions
+
+
+def set_zero_weights(
+    model_path: str | Path,
+    target_pos_path: str | Path,
+    save_dir: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Save an ordinary model in which the selected rows of every `down_proj.weight`, and of its bias, are zero.
+
+    The paper's suppression ablation (arXiv 2505.22120, section 4).
+
+    Args:
+        model_path: the model, a local directory or hub id.
+        target_pos_path: positions file.
+        save_dir: where to write; it appears when it is complete.
+        overwrite: replace what stands at `save_dir`.
+
+    Returns:
+        `save_dir`.
+
+    Raises:
+        LokiError: if the model or the positions cannot be read or do not fit together, or `save_dir` exists.
+    """
+    target = Path(save_dir)
+    refuse_existing(target, overwrite=overwrite)
+    source = resolve_model(model_path)
+    config = load_config(source)
+    names = projection_names(config)
+    positions = read_positions(Path(target_pos_path))
+    check_positions_fit(
+        positions, layers=len(names), hidden=text_config(config).hidden_size, origin=f"positions file {target_pos_path}"
+    )
+    zeroed = {
+        f"{name}.{part}": rows for name, rows in zip(names, positions, strict=True) for part in ("weight", "bias")
+    }
+
+    def zero(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if rows := zeroed.get(name):
+            tensor[rows] = 0
+        return tensor
+
+    with atomic_directory(target, overwrite=overwrite) as temporary:
+        rewrite_weights(source, temporary, zero)
+        copy_side_files(source, temporary)
+        config.save_pretrained(temporary)
+    return target

@@ -1,0 +1,124 @@
+"""Restoring gives back an ordinary model, and refuses everything that would only look like one."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from loki import create_loki_model, restore_loki_model
+from loki.errors import LokiError
+from loki.restoring.verify import verify
+from loki.selection.positions import write_positions
+from tests.tiny_models import save_tiny_model
+
+POSITIONS = [[1, 30], [7], [0, 4, 5]]
+TOKENS = torch.tensor([[5, 9, 40, 77, 123, 200]])
+LOAD_WITHOUT_LOKI = """
+import sys
+sys.modules["loki"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+assert all(parameter.requires_grad for parameter in model.parameters())
+AutoTokenizer.from_pretrained(sys.argv[1]), GenerationConfig.from_pretrained(sys.argv[1])
+torch.save(model(torch.tensor([[5, 9, 40, 77, 123, 200]])).logits, sys.argv[2])
+"""
+
+
+def trained(folder: Path, base: Path, dtype: torch.dtype | None = None) -> Path:
+    write_positions(folder / "positions.json", POSITIONS)
+    create_loki_model(
+        model_name=base, target_pos_path=folder / "positions.json", save_dir=folder / "loki", torch_dtype=dtype
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder / "loki")
+    model(TOKENS, labels=TOKENS).loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
+    model.save_pretrained(folder / "trained")
+    return folder / "trained"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_plain_transformers_loads_it_without_loki(family: str, tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", family)
+    checkpoint = trained(tmp_path, base)
+    restored = restore_loki_model(checkpoint, tmp_path / "restored", base_model=base)
+    command = [sys.executable, "-c", LOAD_WITHOUT_LOKI, restored, tmp_path / "logits.pt"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert torch.equal(
+        torch.load(tmp_path / "logits.pt"), AutoModelForCausalLM.from_pretrained(checkpoint)(TOKENS).logits
+    )
+    config, original = (json.loads((path / "config.json").read_text()) for path in (restored, base))
+    assert {key: value for key, value in config.items() if key != "transformers_version"} == {
+        key: value for key, value in original.items() if key != "transformers_version"
+    }
+    assert sorted(path.name for path in restored.iterdir()) == sorted(path.name for path in base.iterdir())
+    assert verify(base, restored, POSITIONS).differences == []
+
+
+def test_the_checkpoint_alone_is_enough(llama_dir: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(llama_dir, tmp_path / "base")
+    checkpoint = trained(tmp_path, Path(moved))
+    shutil.rmtree(moved)
+    restore_loki_model(checkpoint, tmp_path / "restored")
+    assert verify(llama_dir, tmp_path / "restored", POSITIONS).changed_rows == 6
+
+
+def test_upcast_checkpoints_come_back_in_the_bases_type(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
+    checkpoint = trained(tmp_path, base)
+    AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).save_pretrained(tmp_path / "upcast")
+    restore_loki_model(tmp_path / "upcast", tmp_path / "restored")
+    assert verify(base, tmp_path / "restored", POSITIONS).differences == []
+
+
+def test_unchanged_rows_are_refused(llama_dir: Path, tmp_path: Path) -> None:
+    trained(tmp_path, llama_dir)
+    with pytest.raises(LokiError, match="0 of 6 selected rows changed"):
+        restore_loki_model(tmp_path / "loki", tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+    restore_loki_model(tmp_path / "loki", tmp_path / "restored", allow_unchanged=True)
+    assert verify(llama_dir, tmp_path / "restored", POSITIONS).changed_rows == 0
+
+
+def test_unchanged_rows_are_refused_after_upcasting(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
+    trained(tmp_path, base)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "loki", dtype=torch.float32).save_pretrained(tmp_path / "upcast")
+    with pytest.raises(LokiError, match="0 of 6 selected rows changed"):
+        restore_loki_model(tmp_path / "upcast", tmp_path / "restored")
+
+
+def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path, llama_dir)
+    write_positions(tmp_path / "other.json", [[0], [1], [2]])
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "restored"
+    with pytest.raises(LokiError, match="missing or empty"):
+        restore_loki_model(tmp_path / "absent", output)
+    with pytest.raises(LokiError, match="missing or empty"):
+        restore_loki_model(tmp_path / "empty", output)
+    with pytest.raises(LokiError, match="no LoKI model"):
+        restore_loki_model(llama_dir, output)
+    with pytest.raises(LokiError, match="its fingerprint differs"):
+        restore_loki_model(checkpoint, output, base_model=qwen2_dir)
+    with pytest.raises(LokiError, match="not the one"):
+        restore_loki_model(checkpoint, output, target_pos_path=tmp_path / "other.json")
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(LokiError, match="truncated"):
+        restore_loki_model(checkpoint, output)
+    assert not output.exists()
+
+
+def test_directory_of_checkpoints_names_the_last(llama_dir: Path, tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path, llama_dir)
+    for step in (9, 10):
+        shutil.copytree(checkpoint, tmp_path / "run" / f"checkpoint-{step}")
+    with pytest.raises(LokiError, match=r"did you mean .*checkpoint-10\?"):
+        restore_loki_model(tmp_path / "run", tmp_path / "restored")

@@ -1,0 +1,39 @@
+"""Suppression zeroes the listed rows and nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from loki import set_zero_weights
+from loki.errors import LokiError
+from loki.selection.positions import write_positions
+from tests.tiny_models import tiny_model
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+def test_zeroes_only_the_rows(family: str, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path / "base")
+    positions = [[1, 30], [], [0]]
+    write_positions(tmp_path / "positions.json", positions)
+    set_zero_weights(tmp_path / "base", tmp_path / "positions.json", tmp_path / "zeroed")
+    before, after = (
+        load_file(tmp_path / "base" / "model.safetensors"),
+        load_file(tmp_path / "zeroed" / "model.safetensors"),
+    )
+    for name, tensor in before.items():
+        expected = tensor.clone()
+        layer = next((index for index in range(3) if f"layers.{index}.mlp.d" in name), None)
+        if layer is not None and ("down_proj" in name or "dense_4h_to_h" in name):
+            expected[positions[layer]] = 0
+        assert torch.equal(after[name], expected), name
+    AutoModelForCausalLM.from_pretrained(tmp_path / "zeroed")
+
+
+def test_positions_that_do_not_fit(llama_dir: Path, tmp_path: Path) -> None:
+    write_positions(tmp_path / "positions.json", [[1]])
+    with pytest.raises(LokiError, match="made for 1 layers"):
+        set_zero_weights(llama_dir, tmp_path / "positions.json", tmp_path / "zeroed")
+    assert not (tmp_path / "zeroed").exists()

@@ -1,0 +1,85 @@
+"""Verifying finds every difference outside the selected rows, and none inside them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from loki.errors import CheckFailed, LokiError
+from loki.restoring.verify import _compare, verify
+
+POSITIONS = [[1, 30], [7], [0, 4, 5]]
+DOWN = "model.layers.{}.mlp.down_proj.weight"
+Weights = dict[str, torch.Tensor]
+
+
+def changed(base: Path, folder: Path, change: Callable[[Weights], None]) -> Path:
+    tuned = Path(shutil.copytree(base, folder / "tuned"))
+    weights = load_file(tuned / "model.safetensors")
+    change(weights)
+    save_file(weights, tuned / "model.safetensors", metadata={"format": "pt"})
+    return tuned
+
+
+def test_selected_rows_may_differ(llama_dir: Path, tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        weights[DOWN.format(0)][[1, 30]] += 1
+        weights[DOWN.format(2)][4, 0] += 1
+
+    report = verify(llama_dir, changed(llama_dir, tmp_path, change), POSITIONS)
+    assert report.differences == []
+    assert (report.changed_rows, report.selected_rows) == (3, 6)
+    report.raise_for_differences()
+
+
+def test_other_rows_may_not(llama_dir: Path, tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        weights[DOWN.format(1)][[7, 8, 9]] += 0.5
+
+    report = verify(llama_dir, changed(llama_dir, tmp_path, change), POSITIONS)
+    assert [difference.tensor for difference in report.differences] == [DOWN.format(1)]
+    assert "2 of 32 rows differ (8, 9) by up to 0.5" in str(report.differences[0])
+    with pytest.raises(CheckFailed, match="1 tensors differ outside"):
+        report.raise_for_differences()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda weights: weights["model.norm.weight"].add_(1), "32 of 32 rows differ"),
+        (lambda weights: weights.pop("model.norm.weight"), "missing in the tuned model"),
+        (lambda weights: weights.update(extra=torch.ones(2)), "missing in the base model"),
+        (lambda weights: weights.update({"model.norm.weight": torch.ones(31)}), "shape [32] became [31]"),
+        (lambda weights: weights.update({"model.norm.weight": torch.ones(32).half()}), "type torch.float32 became"),
+        (lambda weights: weights["model.norm.weight"].fill_(float("nan")), "rows differ"),
+    ],
+)
+def test_every_kind_of_difference(
+    llama_dir: Path, tmp_path: Path, change: Callable[[Weights], None], reason: str
+) -> None:
+    report = verify(llama_dir, changed(llama_dir, tmp_path, change), POSITIONS)
+    assert len(report.differences) == 1
+    assert reason in str(report.differences[0])
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_counts_rows(data: st.DataObject) -> None:
+    rows = st.lists(st.integers(0, 9), unique=True)
+    touched, allowed = data.draw(rows), data.draw(rows)
+    before = torch.zeros(10, 3)
+    after = before.clone()
+    after[touched] += 1
+    count, reason = _compare(before, after, allowed)
+    assert count == len(set(touched) & set(allowed))
+    assert bool(reason) == bool(set(touched) - set(allowed))
+
+
+def test_positions_for_another_model(llama_dir: Path) -> None:
+    with pytest.raises(LokiError, match="made for 1 layers"):
+        verify(llama_dir, llama_dir, [[0]])
