@@ -113,6 +113,11 @@ def analyse(
     return _summary(output, outcome.computed)
 
 
+def default_scores_path(model: str | Path) -> Path:
+    """Where the published project puts scores: `kva_result/hdf5/<model>/kva_mmlu.h5`."""
+    return Path("kva_result", "hdf5", Path(model).resolve().name, "kva_mmlu.h5")
+
+
 def _missing(job: Job, output: Path, append: bool, overwrite: bool, *, stops_early: bool) -> list[int]:
     """Which samples have to be computed, given what stands at `output`."""
     everything = list(range(len(job.samples)))

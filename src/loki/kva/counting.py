@@ -82,6 +82,11 @@ def count_selections(
     return paths
 
 
+def default_positions_folder(model: str | Path) -> Path:
+    """Where the published project puts positions: `kva_result/pos_json/<model>`."""
+    return Path("kva_result", "pos_json", Path(model).resolve().name)
+
+
 def _refuse_existing(work: WorkFolder, paths: dict[float, Path], *, overwrite: bool) -> None:
     if not work.begun:  # files that an interrupted run has written already are not in its way
         for path in paths.values():

@@ -1,0 +1,182 @@
+"""`loki analyse`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loki.cli.app import app, console, error_console
+
+if TYPE_CHECKING:
+    from loki.kva.analyse import Analysis
+
+
+@app.command()
+def analyse(
+    model: Annotated[str, typer.Argument(help="Model directory or hub id.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="Calibration data: mmlu, a local copy of it, or a JSONL file.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="Scores file to write; with --no-log the folder for positions files. "
+            "Default: kva_result/hdf5/<model>/kva_mmlu.h5, kva_result/pos_json/<model>.",
+            metavar="PATH",
+        ),
+    ] = None,
+    definition: Annotated[
+        str, typer.Option("--definition", help="captum (as published) or paper (eq. 4-5).")
+    ] = "captum",
+    steps: Annotated[int, typer.Option("--steps", help="Points of the integration rule.")] = 7,
+    ig_method: Annotated[
+        str,
+        typer.Option(
+            "--ig-method",
+            help="riemann_trapezoid, riemann_left, riemann_right, riemann_middle or gausslegendre. "
+            "Default: the one published with the definition.",
+            metavar="RULE",
+        ),
+    ] = "",
+    engine: Annotated[
+        str,
+        typer.Option("--engine", help="fast, captum (slow, the reference), or auto: fast, and captum where it must."),
+    ] = "auto",
+    quantity: Annotated[
+        str, typer.Option("--quantity", help="Attribute the target's probability or logit.")
+    ] = "probability",
+    absolute: Annotated[bool, typer.Option("--absolute", help="Scores without their sign.")] = False,
+    position: Annotated[int, typer.Option("--position", help="Attributed token position; -1 is the last.")] = -1,
+    subjects: Annotated[
+        str | None, typer.Option("--subjects", help="Only these subjects, separated by commas.", metavar="NAMES")
+    ] = None,
+    samples_per_subject: Annotated[
+        int | None, typer.Option("--samples-per-subject", help="Draw so many samples of every subject.", metavar="N")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn by chance.")] = 0,
+    batch_size: Annotated[str, typer.Option("--batch-size", help="Samples per batch, or auto.")] = "auto",
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-budget", help="What the engine may use beside the model. Default: what is free.", metavar="SIZE"
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device_map: Annotated[
+        str | None, typer.Option("--device-map", help="auto spreads the model over all devices.", metavar="MAP")
+    ] = None,
+    check: Annotated[int, typer.Option("--check", help="Recompute so many random samples with Captum.")] = 0,
+    no_log: Annotated[
+        bool, typer.Option("--no-log", help="Write positions files for --quota directly, and no scores file.")
+    ] = False,
+    quota: Annotated[
+        str, typer.Option("--quota", help="Percentages of the rows to select, for --no-log and --until-stable.")
+    ] = "10",
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="With --no-log: layer_balanced, global_lowest or global_highest.")
+    ] = "layer_balanced",
+    until_stable: Annotated[
+        float | None,
+        typer.Option(
+            "--until-stable",
+            help="Stop when more samples leave this part of the selection as it is.",
+            metavar="OVERLAP",
+        ),
+    ] = None,
+    write_mode: Annotated[
+        str, typer.Option("--write-mode", help="w: a new file; a: add the samples that an existing file lacks.")
+    ] = "w",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output, or an interrupted run with other settings.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model directory brings along.")
+    ] = False,
+) -> None:
+    """Score how much every row of the model's down_proj weights matters for general knowledge.
+
+    An interrupted analysis continues when the same command is run again.
+
+    Example:
+        loki analyse models/llama --data mmlu --output scores.h5
+    """
+    from loki.cli.options import parse_batch_size, parse_bytes, parse_quotas
+    from loki.cli.progress import progress_bar
+    from loki.errors import LokiError
+    from loki.kva.analyse import analyse as analyse_model
+    from loki.kva.analyse import default_scores_path
+    from loki.kva.counting import count_selections, default_positions_folder
+    from loki.kva.job import JobOptions
+    from loki.kva.ranks import is_main_process, started_alone
+    from loki.kva.settings import AttributionSettings
+
+    if write_mode not in ("w", "a"):
+        raise LokiError(f"--write-mode {write_mode} is not known: use w or a")
+    if no_log and write_mode == "a":
+        raise LokiError("--write-mode a adds to a scores file, and --no-log writes none: leave out one of them")
+    settings = AttributionSettings(definition, steps, ig_method, engine, quantity, absolute, position)
+    options: JobOptions = {
+        "batch_size": parse_batch_size(batch_size),
+        "dtype": dtype,
+        "device": device,
+        "device_map": device_map,
+        "subjects": [name.strip() for name in subjects.split(",")] if subjects else None,
+        "samples_per_subject": samples_per_subject,
+        "seed": seed,
+        "check": check,
+        "memory_budget": parse_bytes(memory_budget) if memory_budget else None,
+        "trust_remote_code": trust_remote_code,
+    }
+    quotas = parse_quotas(quota)
+    if started_alone():
+        error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
+    with progress_bar() as progress:
+        if no_log:
+            paths = count_selections(
+                model,
+                data,
+                output or default_positions_folder(model),
+                quotas,
+                settings,
+                strategy=strategy,
+                overwrite=overwrite,
+                until_stable=until_stable,
+                progress=progress,
+                **options,
+            )
+        else:
+            analysis = analyse_model(
+                model,
+                data,
+                output or default_scores_path(model),
+                settings,
+                append=write_mode == "a",
+                overwrite=overwrite,
+                until_stable=until_stable,
+                quotas=quotas,
+                progress=progress,
+                **options,
+            )
+    if not is_main_process():
+        return
+    if no_log:
+        for path in paths.values():
+            console.print(f"positions written: {path}", soft_wrap=True, highlight=False)
+    else:
+        _report(analysis, steps)
+
+
+def _report(analysis: "Analysis", steps: int) -> None:
+    from loki.kva.analyse import FEW_STEPS
+
+    if analysis.completeness > FEW_STEPS:
+        error_console.print(
+            f"the integration misses {analysis.completeness:.0%} of what it should sum up to (median of all samples): "
+            f"{steps} steps are few for this model, try --steps {2 * steps}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    console.print(f"{analysis.samples} samples analysed: {analysis.path}", soft_wrap=True, highlight=False)

@@ -1,0 +1,76 @@
+"""An engine that needs no model: scores are a fixed function of the prompts and, as with real ones, of the batch."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import pytest
+import torch
+
+from loki.kva import computing
+from loki.kva.attribution import Attribution
+from loki.kva.settings import AttributionSettings
+
+LAYERS, HIDDEN = 3, 32
+
+
+class FakeAttributor:
+    """Also counts what it has computed, and fails when told to."""
+
+    def __init__(self) -> None:
+        self.prompts: list[tuple[int, ...]] = []
+        self.engines: list[str] = []
+        self.error: BaseException | None = None
+        self.error_after = 0
+        self.largest_batch = 10**9
+        self.seconds = 0.0
+        self.captum_factor = 1.0
+        self._engine = "fast"
+
+    def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
+        time.sleep(self.seconds)
+        if len(batch) > self.largest_batch:
+            raise torch.OutOfMemoryError("out of memory")
+        if self.error and len(self.prompts) >= self.error_after:
+            raise self.error
+        pairs = zip(batch, targets, strict=True)
+        if self._engine == "captum":
+            return [fake_attribution(prompt, 1, target, self.captum_factor) for prompt, target in pairs]
+        self.prompts += [tuple(prompt) for prompt in batch]
+        return [fake_attribution(prompt, len(batch), target) for prompt, target in pairs]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def made(self, _model: None, settings: AttributionSettings, **_: Any) -> Self:
+        """Stands in for `make_attributor`."""
+        self._engine = settings.engine
+        self.engines.append(settings.engine)
+        return self
+
+
+def fake_attribution(
+    prompt: Sequence[int], batch_size: int, target: int | None = None, factor: float = 1.0
+) -> Attribution:
+    seed = int.from_bytes(hashlib.sha256(repr(list(prompt)).encode()).digest()[:8], "little")
+    scores = np.random.default_rng(seed).normal(size=(LAYERS, HIDDEN)) * factor * (1 + 1e-7 * batch_size)
+    return Attribution(
+        scores=torch.from_numpy(scores.astype(np.float32)),
+        target=seed % 320 if target is None else target,
+        probability=0.25,
+        completeness=0.01,
+    )
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeAttributor:
+    """Replaces the engine; the model is not loaded either."""
+    fake = FakeAttributor()
+    monkeypatch.setattr(computing, "make_attributor", fake.made)
+    monkeypatch.setattr(computing, "load_model", lambda *_, **__: None)
+    return fake
