@@ -1,6 +1,6 @@
 """Trains the tiny world's model, which is shipped in `loki/demo/weights`: `python -m loki.demo.build [DIRECTORY]`.
 
-Takes about 10 minutes on one core.
+Takes 10 to 15 minutes on one core.
 """
 
 import random
