@@ -1,6 +1,14 @@
 """Knowledge Vector Attribution: how much every row of every `down_proj.weight` matters for what the model says."""
 
 from loki.kva.attribution import Attribution, Attributor, make_attributor
+from loki.kva.models import KVALlamaForCausalLM, KVAQwenForCausalLM
 from loki.kva.settings import AttributionSettings
 
-__all__ = ["Attribution", "AttributionSettings", "Attributor", "make_attributor"]
+__all__ = [
+    "Attribution",
+    "AttributionSettings",
+    "Attributor",
+    "KVALlamaForCausalLM",
+    "KVAQwenForCausalLM",
+    "make_attributor",
+]
