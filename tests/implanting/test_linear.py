@@ -96,6 +96,18 @@ def test_training_equals_training_the_full_linears_rows(bias: bool) -> None:
     assert_close(split.merged_weight(), original.weight.detach())
 
 
+@pytest.mark.parametrize("kind", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_every_kind_of_optimizer_step_is_seen(kind: dict[str, bool]) -> None:
+    _, split = make()
+    x = torch.randn(6, 7)
+    optimizer = torch.optim.AdamW([split.active_weight, split.active_bias], lr=0.05, **kind)
+    for _ in range(3):
+        optimizer.zero_grad()
+        split(x).square().sum().backward()
+        optimizer.step()
+        assert torch.equal(split(x), nn.functional.linear(x, split.merged_weight(), split.merged_bias()))
+
+
 def test_state_dict_is_an_ordinary_linears() -> None:
     original, split = make()
     train(split, torch.randn(6, 7))

@@ -14,7 +14,7 @@ from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
 from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import check_positions_fit, read_positions
+from loki.selection.positions import Positions, check_positions_fit, read_positions
 
 
 def create_loki_model(
@@ -55,35 +55,73 @@ def create_loki_model(
     source = resolve_model(model_name)
     base = load_config(source, trust_remote_code=trust_remote_code)
     config_class, model_class = _classes(base, loki_config_cls, loki_model_class)
-    positions = read_positions(Path(target_pos_path))
-    names = projection_names(base, trust_remote_code=trust_remote_code)
-    check_positions_fit(
-        positions,
-        layers=len(names),
-        hidden=text_config(base).hidden_size,
+    config = loki_configuration(
+        source,
+        str(model_name),
+        read_positions(Path(target_pos_path)),
+        config_class=config_class,
+        model_class=model_class,
+        dtype=torch_dtype,
         origin=f"positions file {target_pos_path}",
+        trust_remote_code=trust_remote_code,
     )
     with atomic_directory(target, overwrite=overwrite) as temporary:
         rewrite_weights(source, temporary, cast_floats(torch_dtype))
         copy_side_files(source, temporary)
         if not (temporary / "generation_config.json").is_file():
             GenerationConfig.from_model_config(base).save_pretrained(temporary)
-        values = base.to_dict() | {
-            "model_type": config_class.model_type,
-            "architectures": [model_class.__name__],
-            "auto_map": auto_map(config_class.model_type),
-            "target_pos": positions,
-            "base_model_name_or_path": str(model_name if not Path(model_name).is_dir() else source.resolve()),
-            "base_fingerprint": fingerprint(source),
-            "base_rows_fingerprint": rows_fingerprint(temporary, names, positions),
-            "base_dtype": _dtype_name(temporary, names[0]),
-            "loki_version": version("loki-llm"),
-        }
-        if torch_dtype is not None:
-            values["dtype"] = str(torch_dtype).removeprefix("torch.")
-        config_class.from_dict(values).save_pretrained(temporary)
-        write_remote_module(temporary, config_class.model_type)
+        config.save_pretrained(temporary)
+        write_remote_module(temporary, config.model_type)
     return target
+
+
+def loki_configuration(
+    source: Path,
+    model_name: str,
+    positions: Positions,
+    *,
+    config_class: Any = None,
+    model_class: Any = None,
+    dtype: torch.dtype | None = None,
+    origin: str = "positions",
+    trust_remote_code: bool = False,
+) -> PretrainedConfig:
+    """The configuration of a LoKI model made from the base model in `source`.
+
+    Args:
+        source: the base model's directory.
+        model_name: what the user calls it; recorded as it is for a hub id.
+        positions: active rows of every layer.
+        config_class: LoKI configuration class; None finds it from the model.
+        model_class: LoKI model class; None finds it from the model.
+        dtype: type that the weights are converted to; None keeps theirs.
+        origin: what the positions are called in error messages.
+        trust_remote_code: run Python code that the base model brings along.
+
+    Raises:
+        LokiError: if the positions do not fit the model, or it cannot be implanted.
+    """
+    base = load_config(source, trust_remote_code=trust_remote_code)
+    if config_class is None or model_class is None:
+        config_class, model_class = _classes(base, config_class, model_class)
+    names = projection_names(base, trust_remote_code=trust_remote_code)
+    check_positions_fit(positions, layers=len(names), hidden=text_config(base).hidden_size, origin=origin)
+    stored = Checkpoint(source).tensor(f"{names[0]}.weight").dtype
+    values = base.to_dict() | {
+        "model_type": config_class.model_type,
+        "architectures": [model_class.__name__],
+        "auto_map": auto_map(config_class.model_type),
+        "target_pos": positions,
+        "base_model_name_or_path": str(source.resolve()) if Path(model_name).is_dir() else model_name,
+        "base_fingerprint": fingerprint(source),
+        "base_rows_fingerprint": rows_fingerprint(source, names, positions, dtype=dtype),
+        "base_dtype": str(dtype or stored).removeprefix("torch."),
+        "loki_version": version("loki-llm"),
+    }
+    if dtype is not None:
+        values["dtype"] = str(dtype).removeprefix("torch.")
+    config: PretrainedConfig = config_class.from_dict(values)
+    return config
 
 
 def _classes(
@@ -99,7 +137,3 @@ def _classes(
         if not issubclass(wanted, found):
             raise LokiError(f"{wanted.__name__} does not fit a {base.model_type} model: use {found.__name__}")
     return given
-
-
-def _dtype_name(directory: Path, name: str) -> str:
-    return str(Checkpoint(directory).tensor(f"{name}.weight").dtype).removeprefix("torch.")

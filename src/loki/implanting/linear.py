@@ -45,7 +45,6 @@ class LoKILinear(nn.Module):
         self.register_buffer("rows", torch.tensor(sorted(target_pos), device=self.weight.device), persistent=False)
         self.active_weight = nn.Parameter(self.weight.detach()[self.rows])
         self.active_bias = None if self.bias is None else nn.Parameter(self.bias.detach()[self.rows])
-        self._copied: tuple[Any, ...] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
@@ -95,16 +94,15 @@ class LoKILinear(nn.Module):
         return not (torch.distributed.is_available() and torch.distributed.is_initialized())
 
     def _copy_active_rows(self) -> None:
-        """Copy the active rows into the weight, if they changed since the last time."""
-        active = [self.active_weight] if self.active_bias is None else [self.active_weight, self.active_bias]
-        state = (*((id(part), part._version, part.data_ptr()) for part in active), self.weight.data_ptr())
-        if state == self._copied:
-            return
-        with torch.no_grad():
-            self.weight.index_copy_(0, self.rows, self.active_weight.to(self.weight.dtype))
-            if self.bias is not None and self.active_bias is not None:
-                self.bias.index_copy_(0, self.rows, self.active_bias.to(self.bias.dtype))
-        self._copied = state
+        """Copy the active rows into the weight.
+
+        Every time: fused optimisers change a parameter without touching its version counter, so there is no telling
+        whether it changed. Through `.data`, so that a product saved for backward stays valid: its weight has the same
+        values unless the optimiser stepped in between.
+        """
+        self.weight.data.index_copy_(0, self.rows, self.active_weight.data.to(self.weight.dtype))
+        if self.bias is not None and self.active_bias is not None:
+            self.bias.data.index_copy_(0, self.rows, self.active_bias.data.to(self.bias.dtype))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if _is_sharded(self.weight):  # merging would need every shard: keep what this process has
@@ -121,11 +119,6 @@ class LoKILinear(nn.Module):
             if whole is not None and prefix + "active_" + name not in state_dict:
                 state_dict[prefix + "active_" + name] = whole[self.rows.to(whole.device)]
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._copied = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Identities and addresses mean nothing in a copy.
-        return {**self.__dict__, "_copied": None}
 
 
 class _RowLinear(torch.autograd.Function):

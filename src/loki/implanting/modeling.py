@@ -22,7 +22,7 @@ from loki.selection.positions import Positions
 
 REMOTE_MODULE = "modeling_loki"
 
-_REMOTE_SOURCE = '''"""Lets AutoModelForCausalLM load this LoKI model with trust_remote_code=True; needs the package loki-llm."""
+_REMOTE_SOURCE = '''"""Lets AutoModelForCausalLM load this model with trust_remote_code=True; needs loki-llm."""
 
 from loki.implanting.modeling import loki_classes
 

@@ -96,13 +96,16 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def rows_fingerprint(directory: Path, names: list[str], positions: list[list[int]]) -> str:
+def rows_fingerprint(
+    directory: Path, names: list[str], positions: list[list[int]], *, dtype: torch.dtype | None = None
+) -> str:
     """128-bit hash of the selected rows' values, whatever type they are stored in (bfloat16 or wider).
 
     Args:
         directory: a model directory.
         names: qualified name of every layer's `down_proj`.
         positions: selected rows of every layer.
+        dtype: type to convert the values to first; None keeps theirs.
 
     Raises:
         LokiError: if a layer's weight is missing.
@@ -114,7 +117,8 @@ def rows_fingerprint(directory: Path, names: list[str], positions: list[list[int
             raise LokiError(f"{directory} has no tensor {name}.weight: it is no checkpoint of this model")
         for part in ("weight", "bias"):
             if f"{name}.{part}" in checkpoint:
-                values = checkpoint.tensor(f"{name}.{part}")[rows].to(torch.float32).contiguous()
+                values = checkpoint.tensor(f"{name}.{part}")[rows]
+                values = values.to(dtype or values.dtype).to(torch.float32).contiguous()
                 digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

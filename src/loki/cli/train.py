@@ -1,0 +1,94 @@
+"""`loki train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console
+
+
+@app.command()
+def train(
+    model: Annotated[
+        str, typer.Argument(help="LoKI model directory; or, with --positions, an ordinary model.", show_default=False)
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="JSONL with messages, prompt and completion, or ShareGPT conversations.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Directory for checkpoints and the trained LoKI model.")],
+    positions: Annotated[
+        Path | None, typer.Option("--positions", help="Positions file, for an ordinary model.")
+    ] = None,
+    eval_data: Annotated[
+        Path | None, typer.Option("--eval-data", help="Held-out data; its loss is computed after every epoch.")
+    ] = None,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 3.0,
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Optimiser steps, instead of epochs.")] = -1,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate", help="Peak learning rate. Default: 1e-5 at quota 30, more for a smaller quota."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Examples per device and step.")] = 4,
+    gradient_accumulation: Annotated[
+        int, typer.Option("--gradient-accumulation", help="Batches per optimiser step.")
+    ] = 1,
+    max_length: Annotated[int, typer.Option("--max-length", help="Tokens per example; longer ones are cut.")] = 1024,
+    packing: Annotated[bool, typer.Option("--packing", help="Put several short examples into one sequence.")] = False,
+    warmup: Annotated[float, typer.Option("--warmup", help="Fraction of the steps to warm up over.")] = 0.1,
+    scheduler: Annotated[str, typer.Option("--scheduler", help="Learning-rate schedule of Transformers.")] = "cosine",
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="AdamW's, on the selected rows alone.")] = 0.0,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Save memory by computing activations twice.")
+    ] = False,
+    save_steps: Annotated[
+        int | None, typer.Option("--save-steps", help="Steps between checkpoints. Default: after every epoch.")
+    ] = None,
+    logging_steps: Annotated[int, typer.Option("--logging-steps", help="Steps between log entries.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the data order.")] = 42,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew where the output holds something.")
+    ] = False,
+) -> None:
+    """Train the selected rows with TRL; an interrupted training goes on from its last checkpoint.
+
+    Example:
+        loki train loki_model --data train.jsonl --output trained --epochs 3
+    """
+    from loki.implanting.training.settings import TrainingSettings
+    from loki.implanting.training.trainer import train as train_rows
+
+    settings = TrainingSettings(
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        max_length=max_length,
+        packing=packing,
+        warmup=warmup,
+        scheduler=scheduler,
+        weight_decay=weight_decay,
+        gradient_checkpointing=gradient_checkpointing,
+        save_steps=save_steps,
+        logging_steps=logging_steps,
+        seed=seed,
+    )
+    result = train_rows(
+        model,
+        data,
+        output,
+        settings,
+        positions=positions,
+        eval_data=eval_data,
+        overwrite=overwrite,
+        console=console,
+    )
+    console.print(
+        f"Trained {result.steps} steps in {result.seconds:.0f} s, mean loss {result.loss:.4f}, "
+        f"{result.changed_rows} rows changed: {result.output}",
+        soft_wrap=True,
+        highlight=False,
+    )

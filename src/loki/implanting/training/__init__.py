@@ -1,0 +1,1 @@
+"""Training the selected rows with TRL."""
