@@ -128,7 +128,7 @@ def best_runs(outcomes: Sequence[Outcome], required_accuracy: float) -> list[lis
 
 def comparison_table(best: Sequence[Sequence[Outcome]]) -> ResultTable:
     """One line per method: means over the seeds, and the range of forgetting."""
-    header = ["method", "trained parameters", "learning rate", "steps", "new facts", "forgetting %", "range"]
+    header = ["method", "trained", "rate", "steps", "new facts", "forgetting %", "range"]
     rows = [
         [
             runs[0].method,

@@ -1,0 +1,63 @@
+"""`loki demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console, error_console
+
+
+@app.command()
+def demo(
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Also train with all parameters, LoRA and random rows, and show all side by side."
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="Run directory. Default: runs/demo, or runs/demo-2, ... where it is taken.",
+            metavar="RUN_DIR",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo in --output.")] = False,
+) -> None:
+    """Watch a tiny model learn new facts, from analysis to a restored and verified model. Needs no GPU and no network.
+
+    Example:
+        loki demo --compare
+    """
+    from loki.cli.progress import progress_bar
+    from loki.cli.quiet import quiet_libraries
+    from loki.demo.compare import best_runs, comparison_table, methods_to_compare
+    from loki.demo.compare import compare as compare_methods
+    from loki.demo.demo import QUOTA, REQUIRED_ACCURACY, default_output, run_demo
+    from loki.demo.reporting import accuracy_table, save_comparison, save_results, seconds_table
+    from loki.demo.world import tiny_world
+
+    quiet_libraries()
+    output = output or default_output()
+    with progress_bar() as progress:
+        result = run_demo(
+            output,
+            overwrite=overwrite,
+            announce=lambda line: error_console.print(line, soft_wrap=True, highlight=False),
+            progress=progress,
+        )
+    save_results(output, result, overwrite=overwrite)
+    for table in (accuracy_table(result), seconds_table(result)):
+        console.print(table.rich(), "")
+    if compare:
+        methods = methods_to_compare(result.positions, QUOTA, result.hidden_size)
+        with progress_bar() as progress:
+            outcomes = compare_methods(
+                output / "base", tiny_world(), methods, required_accuracy=REQUIRED_ACCURACY, progress=progress
+            )
+        best = best_runs(outcomes, REQUIRED_ACCURACY)
+        save_comparison(output, outcomes, best, overwrite=overwrite)
+        console.print(comparison_table(best).rich(), "")
+    console.print(f"Everything the phases left is in {output}", soft_wrap=True, highlight=False)

@@ -1,0 +1,164 @@
+"""The main job on the tiny world: from analysis to a restored, verified model, and what came of it."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, count
+from pathlib import Path
+
+from rich.progress import Progress
+
+from loki.demo.build import WEIGHTS
+from loki.demo.data import write_calibration, write_facts
+from loki.demo.outcome import Outcome
+from loki.demo.stopping import StopWhenKnown
+from loki.demo.tokenizer import MAX_LENGTH
+from loki.demo.world import World, tiny_world
+from loki.errors import CheckFailed
+from loki.evaluation.accuracy import accuracy_by_family
+from loki.files import atomic_directory, refuse_existing
+from loki.implanting.create import create_loki_model
+from loki.implanting.training.settings import TrainingSettings
+from loki.implanting.training.trainer import train
+from loki.kva.analyse import analyse
+from loki.models.loading import load_model, load_tokenizer
+from loki.restoring.restore import restore_loki_model
+from loki.restoring.verify import VerifyReport, verify
+from loki.selection.positions import Positions, write_positions
+from loki.selection.strategies import select
+
+QUOTA = 30
+REQUIRED_ACCURACY = 0.99
+LEARNING_RATE = 2.5e-4
+TRAINING = TrainingSettings(
+    epochs=400,  # training stops once the facts are known
+    learning_rate=LEARNING_RATE,
+    scheduler="constant",
+    warmup=0.0,
+    batch_size=16,
+    max_length=MAX_LENGTH,
+    save_steps=10_000,  # no checkpoints on the way
+)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by phase, in the order in which the phases ended.
+
+    Attributes:
+        announce: called with a line for the user when a phase ends.
+    """
+
+    announce: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str, result: str) -> Iterator[None]:
+        """Time the block as the phase `name`; `result` says what it leaves."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.announce(f"{name:<10} {self.seconds[name]:5.1f} s   {result}")
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came of the demo.
+
+    Attributes:
+        outcome: accuracy before and after, and the cost.
+        positions: the selected rows.
+        hidden_size: rows per layer.
+        parameters: how many parameters the model has.
+        verified: what comparing the restored model with the original one showed.
+        seconds: by phase.
+    """
+
+    outcome: Outcome
+    positions: Positions
+    hidden_size: int
+    parameters: int
+    verified: VerifyReport
+    seconds: dict[str, float]
+
+
+def run_demo(
+    output: Path,
+    *,
+    overwrite: bool = False,
+    announce: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    progress: Progress | None = None,
+) -> DemoResult:
+    """Implant the new facts into the tiny world's model; every phase leaves its artefact in `output`.
+
+    Args:
+        output: the run directory. It gets a copy of the model too, so that any phase can be typed again from there.
+        overwrite: replace the artefacts of an earlier run there.
+        announce: called with a line whenever a phase is done (default: nothing is said).
+        progress: where to show how far a phase has come (default: nowhere).
+
+    Raises:
+        LokiError: if `output` exists and `overwrite` is False.
+        CheckFailed: if the new facts were not learned, or anything but the selected rows changed.
+    """
+    refuse_existing(output, overwrite=overwrite)
+    watch = Stopwatch(announce)
+    world = tiny_world()
+    base, loki_model, trained, restored = (output / name for name in ("base", "loki-model", "trained", "restored"))
+    calibration, facts = output / "calibration.jsonl", output / "new-facts.jsonl"
+    scores, positions_file = output / "scores.h5", output / "positions.json"
+
+    with watch.phase("prepare", f"the model before: {base}"):
+        with atomic_directory(base, overwrite=overwrite) as temporary:
+            shutil.copytree(WEIGHTS, temporary, dirs_exist_ok=True)
+        write_calibration(calibration, world, overwrite=overwrite)
+        write_facts(facts, world.new, overwrite=overwrite)
+        before = _accuracy(base, world)
+    with watch.phase("analyse", f"scores of every row: {scores}"):
+        # A file that holds what is asked for is kept by `analyse`, but here its time is to be shown.
+        scores.unlink(missing_ok=True)
+        analyse(base, str(calibration), scores, overwrite=overwrite, progress=progress)
+    with watch.phase("select", f"the {QUOTA}% of the rows that matter least: {positions_file}"):
+        positions = select(scores, QUOTA)
+        write_positions(positions_file, positions, overwrite=overwrite)
+    with watch.phase("create", f"LoKI model: {loki_model}"):
+        create_loki_model(model_name=base, target_pos_path=positions_file, save_dir=loki_model, overwrite=overwrite)
+    with watch.phase("train", f"trained LoKI model: {trained}"):
+        enough = StopWhenKnown(load_tokenizer(base), world.new, REQUIRED_ACCURACY)
+        training = train(loki_model, facts, trained, TRAINING, callbacks=[enough], overwrite=overwrite)
+    with watch.phase("restore", f"ordinary model: {restored}"):
+        restore_loki_model(trained, restored, base_model=base, overwrite=overwrite)
+    with watch.phase("verify", "only the selected rows differ"):
+        verified = verify(base, restored, positions)
+        verified.raise_for_differences()
+    with watch.phase("measure", "accuracy afterwards"):
+        after = _accuracy(restored, world)
+
+    outcome = Outcome(
+        f"LoKI q={QUOTA}",
+        LEARNING_RATE,
+        TRAINING.seed,
+        training.steps,
+        training.trainable_parameters,
+        before,
+        after,
+    )
+    if outcome.new_accuracy < REQUIRED_ACCURACY:
+        raise CheckFailed(
+            f"after {training.steps} steps the accuracy on the new facts is {outcome.new_accuracy:.3f}, "
+            f"not {REQUIRED_ACCURACY}"
+        )
+    model = load_model(base)
+    return DemoResult(outcome, positions, model.config.hidden_size, model.num_parameters(), verified, watch.seconds)
+
+
+def default_output() -> Path:
+    """`runs/demo`, or the first of `runs/demo-2`, `runs/demo-3`, ... that does not exist."""
+    candidates = chain([Path("runs/demo")], (Path(f"runs/demo-{number}") for number in count(2)))
+    return next(path for path in candidates if not path.exists())
+
+
+def _accuracy(model: Path, world: World) -> dict[str, float]:
+    return accuracy_by_family(load_model(model), load_tokenizer(model), [*world.old, *world.new])

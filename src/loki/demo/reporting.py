@@ -1,0 +1,78 @@
+"""The demo's tables, and the files in the run directory that hold them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from loki.demo.compare import comparison_table
+from loki.demo.demo import DemoResult
+from loki.demo.outcome import Outcome
+from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, PEOPLE
+from loki.files import atomic_file, write_json
+from loki.report.table import ResultTable
+
+_ASKED = {NEW_PEOPLE: "the implanted facts", PEOPLE: "facts trained on"}
+
+
+def accuracy_table(result: DemoResult) -> ResultTable:
+    """Accuracy before and after, of the new facts and each old family; forgetting; the number of trained parameters."""
+    outcome = result.outcome
+    rows = [
+        [
+            f"{'new' if family == NEW_PEOPLE else 'old'}: {family} ({_ASKED.get(family, 'held-out questions')})",
+            f"{outcome.before[family]:.3f}",
+            f"{outcome.after[family]:.3f}",
+        ]
+        for family in (NEW_PEOPLE, *OLD_FAMILIES)
+    ]
+    trained = f"{outcome.trainable_parameters:,} ({outcome.trainable_parameters / result.parameters:.1%})"
+    rows += [
+        ["forgetting (mean relative drop of the old families)", "", f"{outcome.forgetting:.2f}%"],
+        [f"trainable parameters (of {result.parameters:,})", "", trained],
+    ]
+    return ResultTable("Accuracy before and after implanting", ["", "before", "after"], rows)
+
+
+def seconds_table(result: DemoResult) -> ResultTable:
+    """Seconds per phase."""
+    rows = [[phase, f"{seconds:.1f}"] for phase, seconds in result.seconds.items()]
+    rows.append(["all", f"{sum(result.seconds.values()):.1f}"])
+    return ResultTable("Seconds per phase", ["phase", "seconds"], rows)
+
+
+def save_results(output: Path, result: DemoResult, *, overwrite: bool = False) -> None:
+    """Write `results.json` and `results.md`.
+
+    Raises:
+        LokiError: if they exist and `overwrite` is False.
+    """
+    values = {
+        **_outcome_values(result.outcome),
+        "parameters": result.parameters,
+        "selected_rows": result.verified.selected_rows,
+        "changed_rows": result.verified.changed_rows,
+        "seconds": result.seconds,
+    }
+    write_json(output / "results.json", values, overwrite=overwrite)
+    _write_markdown(output / "results.md", [accuracy_table(result), seconds_table(result)], overwrite=overwrite)
+
+
+def save_comparison(
+    output: Path, outcomes: Sequence[Outcome], best: Sequence[Sequence[Outcome]], *, overwrite: bool = False
+) -> None:
+    """Write `comparison.json` (every run) and `comparison.md` (the best learning rate of each method).
+
+    Raises:
+        LokiError: if they exist and `overwrite` is False.
+    """
+    write_json(output / "comparison.json", [_outcome_values(run) for run in outcomes], overwrite=overwrite)
+    _write_markdown(output / "comparison.md", [comparison_table(best)], overwrite=overwrite)
+
+
+def _outcome_values(outcome: Outcome) -> dict[str, object]:
+    return {**asdict(outcome), "forgetting_percent": outcome.forgetting}
+
+
+def _write_markdown(path: Path, tables: Sequence[ResultTable], *, overwrite: bool) -> None:
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
