@@ -45,7 +45,7 @@ class Counter:
 
 
 @pytest.fixture
-def counter(llama_dir: Path, tmp_path: Path, engine: FakeAttributor) -> Counter:  # noqa: ARG001
+def counter(llama_dir: Path, tmp_path: Path, engine: FakeAttributor) -> Counter:
     return Counter(llama_dir, tmp_path)
 
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from loki.cli.app import app, error_console
 from loki.errors import LokiError
 
+INTERRUPTED = 130
 COMMANDS = (
     "analyse",
     "merge",
@@ -39,11 +40,10 @@ def main() -> None:
             raise
         _print_error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        _print_error("interrupted: run the same command again to continue")
-        sys.exit(130)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # Typer makes this of Ctrl-C
+            _print_error("interrupted: run the same command again to continue")
+        raise
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise

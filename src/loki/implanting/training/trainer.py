@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -113,6 +114,8 @@ def train(
         processing_class=tokenizer,
         callbacks=[rows, *callbacks],
     )
+    if console.quiet:
+        trainer.remove_callback(PrinterCallback)
     try:
         outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except torch.cuda.OutOfMemoryError as error:
@@ -125,6 +128,12 @@ def train(
     return TrainingResult(
         output, trainer.state.global_step, outcome.training_loss, trainable, changed, time.monotonic() - started
     )
+
+
+def finished_training(output: Path) -> bool:
+    """Whether `output` holds a training that ran to its end."""
+    path = output / RECORD
+    return path.is_file() and bool(read_json(path, what="training record").get("finished"))
 
 
 def _prepare_output(output: Path, record: dict[str, Any], *, overwrite: bool) -> Path | None:

@@ -1,0 +1,77 @@
+"""`loki run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="Base model: a local directory or hub id.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", help="Training data, as for `loki train`.")],
+    calibration: Annotated[str, typer.Option("--calibration", help="Calibration data, as for `loki analyse`.")],
+    quota: Annotated[float, typer.Option("--quota", help="Percentage of the rows to train.")],
+    output: Annotated[Path, typer.Option("--output", help="Run directory; every phase leaves its artefact there.")],
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="layer_balanced, global_lowest, global_highest or random.")
+    ] = "layer_balanced",
+    definition: Annotated[
+        str, typer.Option("--definition", help="captum (as published) or paper (eq. 4-5).")
+    ] = "captum",
+    steps: Annotated[int, typer.Option("--steps", help="Points of the integration rule.")] = 7,
+    samples_per_subject: Annotated[
+        int | None, typer.Option("--samples-per-subject", help="Draw so many calibration samples of every subject.")
+    ] = None,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the training data.")] = 3.0,
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Optimiser steps, instead of epochs.")] = -1,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate", help="Peak learning rate. Default: 1e-5 at quota 30, more for a smaller quota."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Training examples per device and step.")] = 4,
+    max_length: Annotated[int, typer.Option("--max-length", help="Tokens per training example.")] = 1024,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the training data's order.")] = 42,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the output holds a run.")] = False,
+) -> None:
+    """Run all phases; a finished phase is not run again, an interrupted one goes on.
+
+    Example:
+        loki run MODEL --data train.jsonl --calibration mmlu --quota 10 --output runs/mine
+    """
+    from loki.cli.progress import progress_bar
+    from loki.implanting.training.settings import TrainingSettings
+    from loki.kva.settings import AttributionSettings
+    from loki.pipeline import RunSettings
+    from loki.pipeline import run as run_phases
+
+    settings = RunSettings(
+        model=model,
+        data=data,
+        calibration=calibration,
+        quota=quota,
+        strategy=strategy,
+        samples_per_subject=samples_per_subject,
+        attribution=AttributionSettings(definition, steps, engine="auto"),
+        training=TrainingSettings(
+            epochs=epochs,
+            max_steps=max_steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+        ),
+    )
+    with progress_bar() as progress:
+        result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)
+    console.print(
+        f"verify   {result.seconds['verify']:.1f} s\n"
+        f"{result.report.changed_rows} of {result.report.selected_rows} selected rows changed, and nothing else. "
+        f"Restored model: {result.restored}",
+        soft_wrap=True,
+        highlight=False,
+    )

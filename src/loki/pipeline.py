@@ -1,0 +1,160 @@
+"""All phases in one go, from a base model to a restored and verified one; a finished phase is not run again."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from loki.errors import LokiError
+from loki.files import read_json, refuse_existing, sha256_of_file, write_json
+from loki.implanting.create import create_loki_model
+from loki.implanting.training.settings import TrainingSettings
+from loki.implanting.training.trainer import finished_training, train
+from loki.kva.analyse import analyse
+from loki.kva.settings import AttributionSettings
+from loki.restoring.restore import restore_loki_model
+from loki.restoring.verify import VerifyReport, verify
+from loki.selection.positions import read_positions, write_positions
+from loki.selection.strategies import select
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run does.
+
+    Attributes:
+        model: base model, a local directory or hub id.
+        data: training data.
+        calibration: calibration data, see `loki.calibration.sources.load_calibration`.
+        quota: percentage of the rows to train.
+        strategy: how they are selected.
+        samples_per_subject: draw so many calibration samples of every subject; None takes all.
+        attribution: how rows are scored.
+        training: how they are trained.
+    """
+
+    model: str
+    data: Path
+    calibration: str
+    quota: float
+    strategy: str = "layer_balanced"
+    samples_per_subject: int | None = None
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON values, with the training data's hash in place of its path."""
+        if not self.data.is_file():
+            raise LokiError(f"training data {self.data} does not exist: check the path")
+        return {**asdict(self), "data": sha256_of_file(self.data)}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        restored: directory of the ordinary model.
+        report: what verifying it showed.
+        seconds: wall-clock time of every phase; about 0 for one that was finished before.
+    """
+
+    restored: Path
+    report: VerifyReport
+    seconds: dict[str, float]
+
+
+def run(
+    settings: RunSettings,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Analyse, select, create, train, restore and verify, each into its place in `output`.
+
+    The same call again continues where an interrupted one stopped, within a phase too.
+
+    Args:
+        settings: what to do.
+        output: the run directory: `scores.h5`, `positions.json`, `loki_model`, `trained`, `restored`, `run.json`.
+        overwrite: remove what stands at `output` and start anew.
+        console: where to say what is done (default: nowhere).
+        progress: where to show how far a phase has come (default: nowhere).
+
+    Raises:
+        LokiError: for bad input to any phase, or if `output` holds a run with other settings.
+        CheckFailed: if anything but the selected rows differs in the end.
+    """
+    console = console or Console(quiet=True)
+    _begin(output, settings.record(), overwrite=overwrite)
+    scores, positions = output / "scores.h5", output / "positions.json"
+    loki_model, trained, restored = output / "loki_model", output / "trained", output / "restored"
+    seconds: dict[str, float] = {}
+
+    def phase(name: str, finished: bool, work: Callable[[], object]) -> None:
+        started = time.monotonic()
+        if not finished:
+            work()
+        seconds[name] = time.monotonic() - started
+        state = "finished before" if finished else f"{seconds[name]:.1f} s"
+        console.print(f"{name:<8} {state}", highlight=False)
+
+    phase(
+        "analyse",
+        scores.is_file(),
+        lambda: analyse(
+            settings.model,
+            settings.calibration,
+            scores,
+            settings.attribution,
+            samples_per_subject=settings.samples_per_subject,
+            progress=progress,
+        ),
+    )
+    phase(
+        "select",
+        positions.is_file(),
+        lambda: write_positions(positions, select(scores, settings.quota, settings.strategy, progress=progress)),
+    )
+    phase(
+        "create",
+        loki_model.is_dir(),
+        lambda: create_loki_model(model_name=settings.model, target_pos_path=positions, save_dir=loki_model),
+    )
+    phase(
+        "train",
+        finished_training(trained),
+        lambda: train(loki_model, settings.data, trained, settings.training, console=console),
+    )
+    phase("restore", restored.is_dir(), lambda: restore_loki_model(trained, restored))
+    started = time.monotonic()
+    report = verify(settings.model, restored, read_positions(positions))
+    report.raise_for_differences()
+    seconds["verify"] = time.monotonic() - started
+    return RunResult(restored, report, seconds)
+
+
+def _begin(output: Path, record: dict[str, Any], *, overwrite: bool) -> None:
+    if overwrite and output.is_dir():
+        shutil.rmtree(output)
+    if not (output / RECORD).is_file():
+        refuse_existing(output, overwrite=False)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / RECORD, record)
+        return
+    found = read_json(output / RECORD, what="run record")
+    different = [f"{key} was {found.get(key)}, now {value}" for key, value in record.items() if found.get(key) != value]
+    if different:
+        raise LokiError(
+            f"{output} holds a run with other settings ({'; '.join(different)}): "
+            "choose another --output, or pass --overwrite to start anew"
+        )
