@@ -11,7 +11,7 @@ class LokiError(Exception):
     exit_code = 2
 
 
-class CheckFailed(LokiError):
+class CheckFailed(LokiError):  # noqa: N818 - it names what happened, as pytest and click do
     """A check that the user asked for did not hold. The command line exits with code 1."""
 
     exit_code = 1
