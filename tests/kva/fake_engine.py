@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ class FakeAttributor:
     def __init__(self) -> None:
         self.prompts: list[tuple[int, ...]] = []
         self.engines: list[str] = []
+        self.budgets: set[int | None] = set()
         self.error: BaseException | None = None
         self.error_after = 0
         self.largest_batch = 10**9
@@ -47,10 +48,11 @@ class FakeAttributor:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def made(self, _model: None, settings: AttributionSettings, **_: Any) -> Self:
+    def made(self, _model: None, settings: AttributionSettings, *, memory_budget: int | None) -> Self:
         """Stands in for `make_attributor`."""
         self._engine = settings.engine
         self.engines.append(settings.engine)
+        self.budgets.add(memory_budget)
         return self
 
 
@@ -73,4 +75,5 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeAttributor:
     fake = FakeAttributor()
     monkeypatch.setattr(computing, "make_attributor", fake.made)
     monkeypatch.setattr(computing, "load_model", lambda *_, **__: None)
+    monkeypatch.setattr(computing, "free_memory", lambda _: 2**30)
     return fake

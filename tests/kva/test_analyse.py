@@ -56,8 +56,18 @@ class Analyst:
 
 
 @pytest.fixture
-def analyst(llama_dir: Path, tmp_path: Path, engine: FakeAttributor) -> Analyst:  # noqa: ARG001
+def analyst(llama_dir: Path, tmp_path: Path, engine: FakeAttributor) -> Analyst:
     return Analyst(llama_dir, tmp_path)
+
+
+@pytest.fixture
+def interrupted(analyst: Analyst, engine: FakeAttributor) -> Iterator[Analyst]:
+    engine.error, engine.error_after = KeyboardInterrupt(), 20
+    with pytest.raises(KeyboardInterrupt):
+        analyst()
+    engine.error = None
+    engine.prompts.clear()
+    return analyst
 
 
 def test_scores_and_records_are_in_the_order_of_the_data(analyst: Analyst, engine: FakeAttributor) -> None:
@@ -117,6 +127,19 @@ def test_continuing_with_an_automatic_batch_size_keeps_that_of_the_interrupted_r
     np.testing.assert_array_equal(analyst.dataset(), analyst.expected())
 
 
+def test_continuing_uses_the_memory_budget_of_the_interrupted_run(
+    interrupted: Analyst, engine: FakeAttributor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loki.kva.computing.free_memory", lambda _: 2**20)
+    interrupted()
+    assert engine.budgets == {2**30}
+
+
+def test_a_memory_budget_of_ones_own(interrupted: Analyst, engine: FakeAttributor) -> None:
+    interrupted(memory_budget=2**25)
+    assert engine.budgets == {2**30, 2**25}
+
+
 def test_a_full_disk_loses_at_most_the_batch_in_hand(analyst: Analyst, monkeypatch: pytest.MonkeyPatch) -> None:
     savez, written = np.savez, []
 
@@ -171,16 +194,6 @@ def test_a_batch_damaged_on_disk_is_named(analyst: Analyst, engine: FakeAttribut
     stored.unlink()
     analyst()
     np.testing.assert_array_equal(analyst.dataset(), analyst.expected())
-
-
-@pytest.fixture
-def interrupted(analyst: Analyst, engine: FakeAttributor) -> Iterator[Analyst]:
-    engine.error, engine.error_after = KeyboardInterrupt(), 20
-    with pytest.raises(KeyboardInterrupt):
-        analyst()
-    engine.error = None
-    engine.prompts.clear()
-    return analyst
 
 
 @pytest.mark.parametrize(

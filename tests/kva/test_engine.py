@@ -9,21 +9,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from loki.errors import LokiError
-from loki.kva import Attribution, AttributionSettings, make_attributor
 from loki.kva.last_sweep import sweep_last_token
 from loki.kva.settings import IG_METHODS
-from loki.selection.overlap import overlap
 from tests.kva import published
+from tests.kva.attributing import PROMPT, attribute
 from tests.tiny_models import ATTENTION_FAMILIES, FAMILIES, tiny_model
 from tests.tolerances import assert_close
 
-PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]  # longer than the tiny models' sliding windows
 OTHERS = [[21, 22, 23], [31], [41, 42, 43, 44, 45, 46, 47, 48]]
-
-
-def attribute(model, prompts, targets=None, memory_budget=None, **changes) -> list[Attribution]:
-    with make_attributor(model, AttributionSettings(**changes), memory_budget=memory_budget) as attributor:
-        return attributor.attribute(prompts, targets or [None] * len(prompts))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *ATTENTION_FAMILIES])
@@ -181,35 +174,6 @@ def test_no_completeness_gap_is_hidden_by_the_rule() -> None:
     model = tiny_model()
     (found,) = attribute(model, [PROMPT], quantity="logit")
     assert 0.1 < found.completeness < 0.2
-
-
-def test_bfloat16_keeps_the_ranks() -> None:
-    exact = attribute(tiny_model(hidden_size=64, seed=3), [PROMPT, *OTHERS])
-    rounded = attribute(tiny_model(hidden_size=64, seed=3).bfloat16(), [PROMPT, *OTHERS], [a.target for a in exact])
-    for low, high in zip(rounded, exact, strict=True):
-        assert low.scores.dtype == torch.float32
-        ranks = [scores.argsort(dim=-1).argsort(dim=-1).float() for scores in (low.scores, high.scores)]
-        spearman = [float(torch.corrcoef(torch.stack(rows))[0, 1]) for rows in zip(*ranks, strict=True)]
-        assert min(spearman) > 0.95, spearman
-
-
-def test_bfloat16_selections_overlap_those_of_float32() -> None:
-    model = tiny_model(hidden_size=128, intermediate_size=256, seed=5)
-    prompts = torch.randint(3, 320, (12, 10), generator=torch.Generator().manual_seed(0)).tolist()
-    exact = attribute(model, prompts)
-    rounded = attribute(model.bfloat16(), prompts, [a.target for a in exact])
-    selections = [
-        torch.stack([attribution.scores for attribution in found]).mean(0).argsort(-1)[:, :38].tolist()
-        for found in (exact, rounded)
-    ]
-    assert overlap(*selections) >= 0.9
-
-
-def test_sixteen_bit_floats_do_not_underflow() -> None:
-    model = tiny_model(seed=1)
-    least = int(model(input_ids=torch.tensor([PROMPT])).logits[0, -1].argmin())
-    (found,) = attribute(model.half(), [PROMPT], [least])
-    assert float((found.scores == 0).float().mean()) < 0.01
 
 
 def test_no_gradient_reaches_a_parameter() -> None:

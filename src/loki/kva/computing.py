@@ -11,8 +11,10 @@ from loki.errors import CheckFailed, LokiError
 from loki.kva.attribution import Attribution, Attributor, make_attributor
 from loki.kva.batches import Batch
 from loki.kva.job import Job
+from loki.kva.memory import free_memory
+from loki.kva.ranks import Ranks
 from loki.kva.scores import check_finite
-from loki.kva.work_folder import BatchResults
+from loki.kva.work_folder import BatchResults, WorkFolder
 from loki.models.loading import load_model
 
 CHECK_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.1}
@@ -31,6 +33,7 @@ class BatchComputer:
         self._job = job
         self._batches = batches
         self._model: PreTrainedModel | None = None
+        self._memory_budget = job.memory_budget
         count = min(job.check, len(job.samples))
         chosen = np.random.default_rng(job.seed).choice(len(job.samples), size=count, replace=False)
         self._to_check = {int(index) for index in chosen}
@@ -55,17 +58,34 @@ class BatchComputer:
                 if number not in checked:
                     yield number, self._compute(attributor, number)
 
-    def _attributor(self, engine: str) -> Attributor:
-        job = self._job
+    def settle_memory_budget(self, work: WorkFolder, ranks: Ranks) -> None:
+        """Let all processes, and all that may continue this run, use the same budget: what is free in the main one now.
+
+        How the engine groups its work, and with it the last bits of the scores, depends on the budget.
+        """
+
+        def measure() -> int:
+            budget = free_memory(self._loaded()) // (ranks.count if self._job.device.type == "cpu" else 1)
+            work.record({"memory_budget": budget})
+            return budget
+
+        if self._memory_budget is None:
+            self._memory_budget = ranks.on_main(measure)
+
+    def _loaded(self) -> PreTrainedModel:
         if self._model is None:
             self._model = load_model(
-                job.directory,
-                dtype=job.provenance.dtype,
-                device=job.device,
-                device_map=job.device_map,
-                trust_remote_code=job.trust_remote_code,
+                self._job.directory,
+                dtype=self._job.provenance.dtype,
+                device=self._job.device,
+                device_map=self._job.device_map,
+                trust_remote_code=self._job.trust_remote_code,
             )
-        return make_attributor(self._model, replace(job.settings, engine=engine), memory_budget=job.memory_budget)
+        return self._model
+
+    def _attributor(self, engine: str) -> Attributor:
+        settings = replace(self._job.settings, engine=engine)
+        return make_attributor(self._loaded(), settings, memory_budget=self._memory_budget)
 
     def _compute(self, attributor: Attributor, number: int) -> BatchResults:
         indices = self._batches[number]

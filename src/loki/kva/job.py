@@ -198,7 +198,8 @@ def begin(job: Job, work: WorkFolder, identity: Mapping[str, Any], *, overwrite:
         overwrite: discard an interrupted run that does not agree.
 
     Returns:
-        The job with a batch size: its own, that of the interrupted run, or one chosen now.
+        The job with a batch size: its own, that of the interrupted run, or one chosen now. Also with the interrupted
+        run's memory budget, unless it has its own: the engine's groups, and with them the last bits, depend on it.
 
     Raises:
         LokiError: if an interrupted run does not agree; the text names the differences.
@@ -207,6 +208,8 @@ def begin(job: Job, work: WorkFolder, identity: Mapping[str, Any], *, overwrite:
     if job.batch_size == AUTO:
         lengths = [len(sample.input_ids) for sample in job.samples]
         job = replace(job, batch_size=found.get("batch_size") or auto_batch_size(lengths, job.device.type))
+    if job.memory_budget is None:
+        job = replace(job, memory_budget=found.get("memory_budget"))
     work.record({**identity, "batch_size": job.batch_size})
     return job
 

@@ -57,6 +57,8 @@ def run(
     bar = _Bar(progress if ranks.main else None, ranks, total=len(job.samples))
     bar.start(sum(len(batches[number]) for number in done))
     computer = BatchComputer(job, batches)
+    if len(done) < len(batches):
+        computer.settle_memory_budget(work, ranks)
     computed = start = 0
     for checkpoint, end in enumerate(checkpoints(batches, order) if rule else [len(order)]):
         todo = [number for number in order[start:end] if number not in done]

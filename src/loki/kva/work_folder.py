@@ -98,12 +98,12 @@ class WorkFolder:
             overwrite: discard an interrupted run of another identity.
 
         Returns:
-            The identity of the interrupted run, or an empty dict if there was none.
+            The record of the interrupted run, or an empty dict if there was none.
 
         Raises:
             LokiError: if an interrupted run of another identity is in the folder; the text names the differences.
         """
-        found: dict[str, Any] = read_json(self._run, what="record of the interrupted run") if self.begun else {}
+        found = self._recorded()
         different = differences(found, identity, (name for name in identity if identity[name] != AUTO))
         if found and different:
             if not overwrite:
@@ -120,9 +120,9 @@ class WorkFolder:
         self.counts.mkdir(exist_ok=True)
         return found
 
-    def record(self, identity: Mapping[str, Any]) -> None:
-        """Write down what the run computes. Without this record the folder counts as empty."""
-        write_json(self._run, dict(identity), overwrite=True)
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Add to the record of what the run computes. Without a record the folder counts as empty."""
+        write_json(self._run, {**self._recorded(), **values}, overwrite=True)
 
     def write_batch(self, number: int, results: BatchResults) -> None:
         """Store a finished batch; when this returns, not even a power cut loses it."""
@@ -166,6 +166,9 @@ class WorkFolder:
         self._lock.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
+
+    def _recorded(self) -> dict[str, Any]:
+        return dict(read_json(self._run, what="record of the interrupted run")) if self.begun else {}
 
     def _batch(self, number: int) -> Path:
         return self._batches / f"{number:08d}.npz"
