@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from loki.demo.demo import REQUIRED_ACCURACY, DemoResult, default_output, run_demo
-from loki.demo.reporting import accuracy_table, save_results, seconds_table
+from loki.demo.reporting import accuracy_table, examples_table, save_results, seconds_table
 from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, tiny_world
 from loki.errors import LokiError
 from loki.evaluation.accuracy import accuracy_by_family
@@ -70,6 +70,13 @@ def test_table_shows_before_and_after_of_every_family(result: DemoResult) -> Non
     for family in (NEW_PEOPLE, *OLD_FAMILIES):
         (shown,) = [values for name, values in cells.items() if f": {family} " in name]
         assert shown == [f"{result.outcome.before[family]:.3f}", f"{result.outcome.after[family]:.3f}"]
+
+
+def test_examples_are_answered_right_afterwards(result: DemoResult) -> None:
+    answers = {fact.prompt: fact.answer for fact in tiny_world().new}
+    rows = examples_table(result).rows
+    assert [row[2] for row in rows] == [answers[row[0].removesuffix(" ...")] for row in rows]
+    assert any(before != after for _, before, after in rows)
 
 
 def test_results_are_saved_and_not_replaced(result: DemoResult, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loki.demo.build import WEIGHTS
 from loki.demo.world import World, tiny_world
 from loki.errors import LokiError
-from loki.evaluation.accuracy import Question, accuracy_by_family, answers_right
+from loki.evaluation.accuracy import Question, accuracy_by_family, answers_right, greedy_answer
 from loki.models.loading import load_model, load_tokenizer
 
 
@@ -62,6 +62,14 @@ def test_an_answer_that_does_not_end_is_wrong(tokenizer: PreTrainedTokenizerBase
     copied = next(question for question in world.asked["sequences"] if question.prompt.startswith("copy"))
     cut = Question(copied.family, copied.prompt, " ".join(copied.answer.split()[:2]))
     assert answers_right(model, tokenizer, [copied, cut]) == [True, False]
+
+
+def test_greedy_answer_is_the_text_of_the_answer(tokenizer: PreTrainedTokenizerBase, world: World) -> None:
+    model = load_model(WEIGHTS)
+    for question in [*world.asked["people"][:2], *world.asked["sequences"][:2]]:
+        assert greedy_answer(model, tokenizer, question.prompt) == question.answer
+    sequence = world.asked["sequences"][0]
+    assert greedy_answer(model, tokenizer, sequence.prompt, max_new_tokens=1) == sequence.answer.split()[0]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -36,7 +36,7 @@ def demo(
     from loki.demo.compare import best_runs, comparison_table, methods_to_compare
     from loki.demo.compare import compare as compare_methods
     from loki.demo.demo import QUOTA, REQUIRED_ACCURACY, default_output, run_demo
-    from loki.demo.reporting import accuracy_table, save_comparison, save_results, seconds_table
+    from loki.demo.reporting import result_tables, save_comparison, save_results
     from loki.demo.world import tiny_world
 
     quiet_libraries()
@@ -49,7 +49,7 @@ def demo(
             progress=progress,
         )
     save_results(output, result, overwrite=overwrite)
-    for table in (accuracy_table(result), seconds_table(result)):
+    for table in result_tables(result):
         console.print(table.rich(), "")
     if compare:
         methods = methods_to_compare(result.positions, QUOTA, result.hidden_size)

@@ -127,8 +127,8 @@ def best_runs(outcomes: Sequence[Outcome], required_accuracy: float) -> list[lis
 
 
 def comparison_table(best: Sequence[Sequence[Outcome]]) -> ResultTable:
-    """One line per method: means over the seeds, and the range of forgetting."""
-    header = ["method", "trained", "rate", "steps", "new facts", "forgetting %", "range"]
+    """One line per method: means over the seeds, and the range of forgetting in brackets."""
+    header = ["method", "trained", "rate", "steps", "new", "forgetting %"]
     rows = [
         [
             runs[0].method,
@@ -136,8 +136,8 @@ def comparison_table(best: Sequence[Sequence[Outcome]]) -> ResultTable:
             f"{runs[0].learning_rate:g}",
             f"{mean(run.steps for run in runs):.0f}",
             f"{mean(run.new_accuracy for run in runs):.3f}",
-            f"{mean(run.forgetting for run in runs):.2f}",
-            f"{min(run.forgetting for run in runs):.2f} to {max(run.forgetting for run in runs):.2f}",
+            f"{mean(run.forgetting for run in runs):.2f} "
+            f"({min(run.forgetting for run in runs):.2f}-{max(run.forgetting for run in runs):.2f})",
         ]
         for runs in best
     ]

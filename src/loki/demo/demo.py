@@ -17,7 +17,7 @@ from loki.demo.stopping import StopWhenKnown
 from loki.demo.tokenizer import MAX_LENGTH
 from loki.demo.world import World, tiny_world
 from loki.errors import CheckFailed
-from loki.evaluation.accuracy import accuracy_by_family
+from loki.evaluation.accuracy import accuracy_by_family, greedy_answer
 from loki.files import atomic_directory, refuse_existing
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.settings import TrainingSettings
@@ -30,6 +30,7 @@ from loki.selection.positions import Positions, write_positions
 from loki.selection.strategies import select
 
 QUOTA = 30
+EXAMPLES = 4
 REQUIRED_ACCURACY = 0.99
 LEARNING_RATE = 2.5e-4
 TRAINING = TrainingSettings(
@@ -73,6 +74,7 @@ class DemoResult:
         hidden_size: rows per layer.
         parameters: how many parameters the model has.
         verified: what comparing the restored model with the original one showed.
+        examples: for a few of the new facts: the prompt, the model's answer before, its answer afterwards.
         seconds: by phase.
     """
 
@@ -81,6 +83,7 @@ class DemoResult:
     hidden_size: int
     parameters: int
     verified: VerifyReport
+    examples: list[tuple[str, str, str]]
     seconds: dict[str, float]
 
 
@@ -135,6 +138,8 @@ def run_demo(
         verified.raise_for_differences()
     with watch.phase("measure", "accuracy afterwards"):
         after = _accuracy(restored, world)
+        prompts = [fact.prompt for fact in world.new[:EXAMPLES]]
+        examples = list(zip(prompts, _answers(base, prompts), _answers(restored, prompts), strict=True))
 
     outcome = Outcome(
         f"LoKI q={QUOTA}",
@@ -151,7 +156,9 @@ def run_demo(
             f"not {REQUIRED_ACCURACY}"
         )
     model = load_model(base)
-    return DemoResult(outcome, positions, model.config.hidden_size, model.num_parameters(), verified, watch.seconds)
+    return DemoResult(
+        outcome, positions, model.config.hidden_size, model.num_parameters(), verified, examples, watch.seconds
+    )
 
 
 def default_output() -> Path:
@@ -162,3 +169,8 @@ def default_output() -> Path:
 
 def _accuracy(model: Path, world: World) -> dict[str, float]:
     return accuracy_by_family(load_model(model), load_tokenizer(model), [*world.old, *world.new])
+
+
+def _answers(directory: Path, prompts: list[str]) -> list[str]:
+    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    return [greedy_answer(model, tokenizer, prompt) for prompt in prompts]

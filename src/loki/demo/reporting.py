@@ -33,6 +33,17 @@ def accuracy_table(result: DemoResult) -> ResultTable:
     return ResultTable("Accuracy before and after implanting", ["", "before", "after"], rows)
 
 
+def examples_table(result: DemoResult) -> ResultTable:
+    """What the model answers to a few of the new facts, before and after."""
+    rows = [[f"{prompt} ...", before, after] for prompt, before, after in result.examples]
+    return ResultTable("The model's answers", ["new fact", "before", "after"], rows)
+
+
+def result_tables(result: DemoResult) -> list[ResultTable]:
+    """All tables of the demo, in the order in which they are shown."""
+    return [examples_table(result), accuracy_table(result), seconds_table(result)]
+
+
 def seconds_table(result: DemoResult) -> ResultTable:
     """Seconds per phase."""
     rows = [[phase, f"{seconds:.1f}"] for phase, seconds in result.seconds.items()]
@@ -54,7 +65,7 @@ def save_results(output: Path, result: DemoResult, *, overwrite: bool = False) -
         "seconds": result.seconds,
     }
     write_json(output / "results.json", values, overwrite=overwrite)
-    _write_markdown(output / "results.md", [accuracy_table(result), seconds_table(result)], overwrite=overwrite)
+    _write_markdown(output / "results.md", result_tables(result), overwrite=overwrite)
 
 
 def save_comparison(

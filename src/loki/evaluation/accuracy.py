@@ -86,6 +86,18 @@ def answers_right(
     return right
 
 
+@torch.no_grad()
+def greedy_answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, max_new_tokens: int = 16
+) -> str:
+    """What the model says after `prompt`, greedily, up to its end-of-sequence token or `max_new_tokens` tokens."""
+    input_ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
+    generated = model.generate(
+        input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=max_new_tokens, do_sample=False
+    )
+    return str(tokenizer.decode(generated[0, input_ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
 def encode_question(tokenizer: PreTrainedTokenizerBase, question: Question) -> tuple[list[int], int]:
     """Token ids of prompt, answer and end of sequence, and how many of them are the prompt's."""
     prompt = tokenizer(question.prompt)["input_ids"]
