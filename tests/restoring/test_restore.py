@@ -23,6 +23,7 @@ import sys
 sys.modules["loki"] = None
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+torch.set_num_threads(1)  # as in this process: sums over threads round differently
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 assert all(parameter.requires_grad for parameter in model.parameters())
 AutoTokenizer.from_pretrained(sys.argv[1]), GenerationConfig.from_pretrained(sys.argv[1])
