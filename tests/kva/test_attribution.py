@@ -64,3 +64,22 @@ def test_two_engines_take_turns_on_one_model() -> None:
         for prompt in PROMPTS:
             (found,), (expected,) = fast.attribute([prompt], [None]), captum.attribute([prompt], [None])
             assert_close(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("gpt_oss", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}, "its attention uses s_aux"),
+        ("gpt_bigcode", {}, "rows cannot be added"),
+        ("bloom", {}, "its attention implementation cannot be chosen"),
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, "an MLP does not put out"),
+        ("falcon_h1", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}, "differ by"),
+    ],
+)
+def test_refusals_name_the_reason(family: str, changes: dict[str, int], reason: str) -> None:
+    model = tiny_model(family, **changes)
+    with (
+        make_attributor(model, AttributionSettings()) as attributor,
+        pytest.raises(LokiError, match=reason),
+    ):
+        attributor.attribute(PROMPTS, [None, None])

@@ -92,7 +92,10 @@ def seam_installed(model: PreTrainedModel) -> Iterator[None]:
     """
     config = model.config
     own: dict[str, str] = {"": config._attn_implementation}
-    own |= {name: getattr(config, name)._attn_implementation for name in config.sub_configs if getattr(config, name)}
+    for name in config.sub_configs:
+        implementation = getattr(getattr(config, name), "_attn_implementation", None)
+        if implementation is not None:
+            own[name] = implementation
     token = _own_implementation.set(own[""])
     try:
         model.set_attn_implementation(IMPLEMENTATION)

@@ -90,7 +90,8 @@ def find_layers(model: PreTrainedModel, input_ids: Tensor) -> Layers:
 
     Raises:
         LokiError: if the model's MLP outputs cannot be found.
-        NotExactError: if an MLP's output is not laid out as `[B, T, D]`.
+        NotExactError: if rows cannot be added to the batch between layers, or an MLP's output is not laid out as
+            `[B, T, D]`.
     """
     outputs = mlp_outputs(model)
     layers: list[nn.Module] = [output.layer for output in outputs]
@@ -102,8 +103,19 @@ def find_layers(model: PreTrainedModel, input_ids: Tensor) -> Layers:
             hooks.enter_context(input_hook(layer, probe.see_input))
             hooks.enter_context(output_hook(module, probe.move))
             hooks.enter_context(output_hook(layer, probe.measure))
-        model(input_ids=input_ids[:, :_PROBE_TOKENS].repeat(2, 1), use_cache=False)
+        hooks.enter_context(input_hook(layers[0], _double))
+        try:
+            model(input_ids=input_ids[:1, :_PROBE_TOKENS], use_cache=False)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NotExactError("rows cannot be added to its batch between layers") from error
     return Layers(layers, modules, [probe.scale for probe in probes])
+
+
+def _double(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    hidden, arguments, keywords = split_call(arguments, keywords)
+    return (torch.cat([hidden, hidden]), *arguments), keywords
 
 
 class _ResidualProbe:
