@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 
 from loki.errors import CheckFailed, LokiError
 from loki.kva.analyse import analyse, default_scores_path
@@ -88,6 +89,18 @@ def test_scores_and_records_are_in_the_order_of_the_data(analyst: Analyst, engin
     assert (provenance.source, provenance.dtype) == (str(analyst.data), "float32")
     assert sorted(engine.prompts) == sorted(map(tuple, analyst.prompts))
     assert list(analyst.output.parent.iterdir()) == [analyst.output]
+
+
+def test_progress_counts_the_samples(analyst: Analyst, engine: FakeAttributor) -> None:
+    engine.error, engine.error_after = KeyboardInterrupt(), 20
+    with pytest.raises(KeyboardInterrupt):
+        analyst()
+    engine.error = None
+    with Progress(disable=True) as progress:
+        analyst(progress=progress)
+    (task,) = progress.tasks
+    assert (task.completed, task.total) == (COUNT, COUNT)
+    assert task.description.endswith(" samples/s")
 
 
 def test_targets_of_the_data_are_used(analyst: Analyst) -> None:

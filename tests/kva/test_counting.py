@@ -7,7 +7,7 @@ import pytest
 
 from loki.errors import LokiError
 from loki.kva.analyse import analyse
-from loki.kva.counting import count_selections, default_positions_folder
+from loki.kva.counting import CountedSelections, count_selections, default_positions_folder
 from loki.kva.selection_counts import CountingLog, SelectionCounts
 from loki.kva.work_folder import BatchResults, WorkFolder
 from loki.selection.positions import Positions, read_positions
@@ -30,7 +30,7 @@ class Counter:
         self.partial = folder / "positions.partial"
         self.prompts = write_prompts(self.data, COUNT)
 
-    def __call__(self, quotas: list[float] | None = None, **changes: Any) -> dict[float, Path]:
+    def __call__(self, quotas: list[float] | None = None, **changes: Any) -> CountedSelections:
         options: dict[str, Any] = {"batch_size": 2, **changes}
         return count_selections(self.model, str(self.data), self.output, quotas or QUOTAS, **options)
 
@@ -51,8 +51,9 @@ def counter(llama_dir: Path, tmp_path: Path, engine: FakeAttributor) -> Counter:
 
 @pytest.mark.parametrize("strategy", ["layer_balanced", "global_lowest", "global_highest"])
 def test_same_positions_as_by_way_of_a_scores_file(counter: Counter, strategy: str) -> None:
-    paths = counter(strategy=strategy)
-    assert paths == {quota: counter.output / f"{quota:g}.json" for quota in QUOTAS}
+    counted = counter(strategy=strategy)
+    assert (counted.samples, counted.completeness) == (COUNT, 0.01)
+    assert counted.paths == {quota: counter.output / f"{quota:g}.json" for quota in QUOTAS}
     assert counter.written() == counter.expected(strategy)
     assert not counter.partial.exists()
     assert sorted(path.name for path in counter.output.iterdir()) == ["10.json", "12.5.json", "50.json"]

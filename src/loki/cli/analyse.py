@@ -1,14 +1,11 @@
 """`loki analyse`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from loki.cli.app import app, console, error_console
-
-if TYPE_CHECKING:
-    from loki.kva.analyse import Analysis
 
 
 @app.command()
@@ -105,9 +102,11 @@ def analyse(
     """
     from loki.cli.options import parse_batch_size, parse_bytes, parse_quotas
     from loki.cli.progress import progress_bar
+    from loki.cli.quiet import quiet_libraries
     from loki.errors import LokiError
     from loki.kva.analyse import analyse as analyse_model
     from loki.kva.analyse import default_scores_path
+    from loki.kva.completeness import FEW_STEPS
     from loki.kva.counting import count_selections, default_positions_folder
     from loki.kva.job import JobOptions
     from loki.kva.ranks import is_main_process, started_alone
@@ -133,9 +132,10 @@ def analyse(
     quotas = parse_quotas(quota)
     if started_alone():
         error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
+    quiet_libraries()
     with progress_bar() as progress:
         if no_log:
-            paths = count_selections(
+            counted = count_selections(
                 model,
                 data,
                 output or default_positions_folder(model),
@@ -147,6 +147,7 @@ def analyse(
                 progress=progress,
                 **options,
             )
+            samples, paths, completeness = counted.samples, list(counted.paths.values()), counted.completeness
         else:
             analysis = analyse_model(
                 model,
@@ -160,23 +161,14 @@ def analyse(
                 progress=progress,
                 **options,
             )
+            samples, paths, completeness = analysis.samples, [analysis.path], analysis.completeness
     if not is_main_process():
         return
-    if no_log:
-        for path in paths.values():
-            console.print(f"positions written: {path}", soft_wrap=True, highlight=False)
-    else:
-        _report(analysis, steps)
-
-
-def _report(analysis: "Analysis", steps: int) -> None:
-    from loki.kva.analyse import FEW_STEPS
-
-    if analysis.completeness > FEW_STEPS:
+    if completeness > FEW_STEPS:
         error_console.print(
-            f"the integration misses {analysis.completeness:.0%} of what it should sum up to (median of all samples): "
+            f"the integration misses {completeness:.0%} of what it should sum up to (median of the samples): "
             f"{steps} steps are few for this model, try --steps {2 * steps}",
             soft_wrap=True,
             highlight=False,
         )
-    console.print(f"{analysis.samples} samples analysed: {analysis.path}", soft_wrap=True, highlight=False)
+    console.print(f"{samples} samples analysed: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)

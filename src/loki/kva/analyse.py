@@ -22,8 +22,6 @@ from loki.kva.stability import StabilityRule
 from loki.kva.work_folder import work_folder_of
 
 DEFAULT_QUOTAS = (10.0,)
-FEW_STEPS = 0.25
-"""Median completeness above which the number of steps is called too small."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
 from rich.progress import Progress
 
 from loki.errors import LokiError
@@ -19,6 +21,22 @@ from loki.kva.work_folder import WorkFolder, work_folder_of
 from loki.selection.positions import Positions, read_positions, write_positions
 
 
+@dataclass(frozen=True)
+class CountedSelections:
+    """What counting left behind.
+
+    Attributes:
+        paths: the positions file of every quota.
+        samples: number of samples counted.
+        completeness: median over the samples that this process computed now, see `loki.kva.attribution.Attribution`;
+            0 is exact integration. NaN if there were none.
+    """
+
+    paths: dict[float, Path]
+    samples: int
+    completeness: float
+
+
 def count_selections(
     model: str | Path,
     source: str,
@@ -31,7 +49,7 @@ def count_selections(
     until_stable: float | None = None,
     progress: Progress | None = None,
     **options: Unpack[JobOptions],
-) -> dict[float, Path]:
+) -> CountedSelections:
     """Analyse a model and write the positions files for some quotas; no scores are kept.
 
     The result is the same as that of `analyse` and `select`. The counts are kept in `<output>.partial/` until the
@@ -49,9 +67,6 @@ def count_selections(
             before, see `StabilityRule` (default: never).
         progress: where to show how far the analysis has come (default: nowhere).
         **options: see `loki.kva.job.prepare`.
-
-    Returns:
-        The positions file of every quota.
 
     Raises:
         LokiError: if something cannot be used or written, or there is an output or an interrupted run that does not
@@ -76,10 +91,12 @@ def count_selections(
             "until_stable": until_stable,
         }
         job = ranks.on_main(lambda: begin(job, work, identity, overwrite=overwrite)).on(job.device)
-        outcome = run(job, job.batches(), work, ranks, log=log, rule=rule, progress=progress)
+        batches = job.batches()
+        outcome = run(job, batches, work, ranks, log=log, rule=rule, progress=progress)
         ranks.on_main(lambda: _write(log.total(), outcome.batches, paths, overwrite=overwrite))
         ranks.on_main(work.remove)
-    return paths
+    samples = sum(len(batches[number]) for number in outcome.batches)
+    return CountedSelections(paths, samples, float(np.median(outcome.completeness or [np.nan])))
 
 
 def default_positions_folder(model: str | Path) -> Path:

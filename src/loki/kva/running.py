@@ -22,11 +22,17 @@ class Outcome:
 
     Attributes:
         batches: numbers of the batches that make up the result.
-        computed: number of samples this process has computed; the others were there already, or came from others.
+        completeness: of the samples that this process has computed; the others were there already, or came from other
+            processes.
     """
 
     batches: set[int]
-    computed: int
+    completeness: list[float]
+
+    @property
+    def computed(self) -> int:
+        """Number of samples that this process has computed."""
+        return len(self.completeness)
 
 
 def run(
@@ -59,22 +65,23 @@ def run(
     computer = BatchComputer(job, batches)
     if len(done) < len(batches):
         computer.settle_memory_budget(work, ranks)
-    computed = start = 0
+    completeness: list[float] = []
+    start = 0
     for checkpoint, end in enumerate(checkpoints(batches, order) if rule else [len(order)]):
         todo = [number for number in order[start:end] if number not in done]
         for number, results in computer.results(todo[ranks.index :: ranks.count]):
             work.write_batch(number, results)
             if log:
                 log.add(number, results)
-            computed += len(results.indices)
+            completeness += results.completeness.tolist()
             bar.advance(len(results.indices))
         if log:
             log.flush()
         ranks.wait()
         if rule and log and ranks.on_main(partial(_stable, rule, log, checkpoint)):
-            return Outcome(set(order[:end]), computed)
+            return Outcome(set(order[:end]), completeness)
         start = end
-    return Outcome(set(order), computed)
+    return Outcome(set(order), completeness)
 
 
 def _stable(rule: StabilityRule, log: CountingLog, checkpoint: int) -> bool:

@@ -1,0 +1,151 @@
+"""`loki analyse`, `loki merge` and `loki inspect` with a real model."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from loki.selection.positions import read_positions
+from tests.cli.running import Shell
+from tests.kva.calibration_files import write_prompts
+from tests.kva.scores_files import write_scores
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path / "prompts.jsonl", 12)
+    return Path("prompts.jsonl")
+
+
+def test_default_output_is_where_the_published_project_puts_it(shell: Shell, llama_dir: Path, data: Path) -> None:
+    outcome = shell.done("analyse", llama_dir, "--data", data)
+    path = Path("kva_result/hdf5/tiny-llama/kva_mmlu.h5")
+    assert outcome.out == f"12 samples analysed: {path}\n"
+    with h5py.File(path) as file:
+        assert file["dataset"].shape == (12, 3, 32)
+
+
+def test_a_model_spread_over_devices_gives_the_same_scores(shell: Shell, llama_dir: Path, data: Path) -> None:
+    shell.done("analyse", llama_dir, "--data", data, "--output", "one.h5")
+    shell.done("analyse", llama_dir, "--data", data, "--output", "spread.h5", "--device-map", "auto")
+    with h5py.File("one.h5") as one, h5py.File("spread.h5") as spread:
+        np.testing.assert_array_equal(spread["dataset"][:], one["dataset"][:])
+
+
+def test_every_setting_reaches_the_file(shell: Shell, llama_dir: Path, data: Path) -> None:
+    shell.done(
+        *("analyse", llama_dir, "--data", data, "--output", "scores.h5", "--definition", "paper", "--steps", 5),
+        *("--ig-method", "gausslegendre", "--engine", "captum", "--quantity", "logit", "--absolute", "--position", -2),
+        *("--subjects", "maths", "--samples-per-subject", 3, "--seed", 1, "--batch-size", 2, "--dtype", "bfloat16"),
+        *("--device", "cpu", "--memory-budget", "1GiB"),
+    )
+    with h5py.File("scores.h5") as file:
+        expected = {
+            "definition": "paper",
+            "steps": 5,
+            "ig_method": "gausslegendre",
+            "engine": "captum",
+            "quantity": "logit",
+            "absolute": True,
+            "position": -2,
+            "dtype": "bfloat16",
+            "samples_done": 3,
+        }
+        assert {name: file.attrs[name] for name in expected} == expected
+        assert set(file["subjects"].asstr()[:]) == {"maths"}
+        assert (file["dataset"][:] >= 0).all()
+
+
+def test_no_log_writes_what_select_would(shell: Shell, llama_dir: Path, data: Path) -> None:
+    shell.done("analyse", llama_dir, "--data", data, "--output", "scores.h5")
+    outcome = shell.done("analyse", llama_dir, "--data", data, "--no-log", "--quota", "12.5,50")
+    for quota in ("12.5", "50"):
+        counted = Path(f"kva_result/pos_json/tiny-llama/{quota}.json")
+        assert str(counted) in outcome.out
+        shell.done("select", "scores.h5", "--quota", quota, "--output", f"{quota}.json")
+        assert read_positions(counted) == read_positions(Path(f"{quota}.json"))
+
+
+def test_interrupted_and_continued(shell: Shell, llama_dir: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("analyse", llama_dir, "--data", data, "--output", "scores.h5", "--batch-size", 2)
+    shell.done(*words[:4], "--output", "undisturbed.h5", "--batch-size", 2)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loki.kva.assembling.replace_durably", interrupt)
+        interrupted = shell(*words)
+    assert interrupted.code == 130
+    assert "run the same command again to continue" in interrupted.err
+    refused = shell(*words, "--steps", 9)
+    assert refused.code == 2
+    assert "steps 7 and 9" in refused.err
+    shell.done(*words)
+    with h5py.File("scores.h5") as file, h5py.File("undisturbed.h5") as undisturbed:
+        np.testing.assert_array_equal(file["dataset"][:], undisturbed["dataset"][:])
+    assert not Path("scores.h5.partial").exists()
+
+
+def test_write_mode_a_adds(shell: Shell, llama_dir: Path, data: Path) -> None:
+    shell.done("analyse", llama_dir, "--data", data, "--output", "scores.h5", "--subjects", "maths")
+    refused = shell("analyse", llama_dir, "--data", data, "--output", "scores.h5")
+    assert refused.code == 2
+    assert "--write-mode a" in refused.err
+    done = shell.done("analyse", llama_dir, "--data", data, "--output", "scores.h5", "--write-mode", "a")
+    assert done.out.startswith("12 samples")
+
+
+def test_few_steps_are_called_few(shell: Shell, llama_dir: Path, data: Path) -> None:
+    words = ("analyse", llama_dir, "--data", data, "--steps")
+    for mode in ([], ["--no-log"]):
+        few = shell.done(*words, 2, "--output", f"few{len(mode)}", *mode)
+        assert "2 steps are few for this model, try --steps 4" in few.err
+        assert not shell.done(*words, 14, "--output", f"many{len(mode)}", *mode).err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--write-mode", "x"], "--write-mode x is not known: use w or a"),
+        (["--write-mode", "a", "--no-log"], "leave out one of them"),
+        (["--definition", "best"], "definition is 'best'"),
+        (["--ig-method", "simpson"], "ig_method is 'simpson'"),
+        (["--batch-size", "big"], "batch size 'big' is no number"),
+        (["--memory-budget", "much"], "'much' is no size in bytes"),
+        (["--quota", "ten"], "'ten' are no quotas"),
+        (["--subjects", "law"], "subject 'law' is not in the data"),
+        (["--no-log", "--strategy", "random"], "strategy 'random' is not known here"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    shell: Shell, llama_dir: Path, data: Path, words: list[str], problem: str
+) -> None:
+    refused = shell("analyse", llama_dir, "--data", data, *words)
+    assert refused.code == 2
+    assert problem in refused.err
+    assert refused.err.count("\n") == 1
+    assert not list(Path("kva_result").rglob("*.*"))
+
+
+def test_merge_and_inspect(shell: Shell, llama_dir: Path, data: Path) -> None:
+    for subject in ("maths", "history"):
+        shell.done("analyse", llama_dir, "--data", data, "--output", f"{subject}.h5", "--subjects", subject)
+    merged = shell.done("merge", "maths.h5", "history.h5", "--output", "all.h5")
+    assert merged.out == "12 samples of 2 files: all.h5\n"
+    shown = shell.done("inspect", "all.h5", "--rows", 3, "--quota", 25).out
+    for text in ("12 samples, 3 layers, 32 rows per layer", "captum", "layer 2, row", "maths, and all", "negative"):
+        assert text in shown
+    again = shell("merge", "maths.h5", "all.h5", "--output", "twice.h5")
+    assert again.code == 2
+    assert "is in maths.h5 and in all.h5" in again.err
+
+
+def test_inspect_shows_published_files(shell: Shell, tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.h5", np.zeros((2, 3, 20), np.float32))
+    with h5py.File(tmp_path / "scores.h5", "a") as file:
+        for name in [*file.attrs, *(key for key in file if key != "dataset")]:
+            del (file.attrs if name in file.attrs else file)[name]
+    assert "a file of the published project" in shell.done("inspect", tmp_path / "scores.h5").out

@@ -1,0 +1,95 @@
+"""Analyses killed at random moments, and shared between processes: programs of their own, hence slow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from loki.selection.positions import read_positions
+from tests.kva.calibration_files import write_prompts
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words: object, expect: int = 0) -> str:
+    """Run a Python program as a user does, on one thread; return its standard output."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == expect, f"{command} exited with {done.returncode}:\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("quota", [(), (20,)], ids=["scores", "no log"])
+@pytest.mark.parametrize(("samples", "seconds"), [(1500, 0.6), (60, 0.6)], ids=["long", "short"])
+def test_killed_at_random_moments(
+    llama_dir: Path, tmp_path: Path, samples: int, seconds: float, quota: tuple[int, ...]
+) -> None:
+    """The long run is killed many times on its way; the short ones at every stage from start to clearing up."""
+    write_prompts(tmp_path / "prompts.jsonl", samples)
+    out = run("tests.kva.killing", llama_dir, tmp_path / "prompts.jsonl", tmp_path, 20, seconds, 0, *quota)
+    assert int(out.split()[0]) == 20
+
+
+def launch(processes: int, *words: object) -> str:
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--main_process_port", 0]
+    return run(*(launcher if processes > 1 else []), *(["-m"] if processes > 1 else []), "loki", *words)
+
+
+def test_two_processes_give_what_one_gives(llama_dir: Path, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 45)
+    words = ("analyse", llama_dir, "--data", tmp_path / "prompts.jsonl", "--batch-size", 4)
+    launch(1, *words, "--output", tmp_path / "one.h5")
+    shared = launch(2, *words, "--output", tmp_path / "two.h5", "--check", 3)
+    assert shared.count("45 samples analysed") == 1
+    with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name][:], two[name][:])
+        assert dict(one.attrs) == dict(two.attrs)
+    assert not (tmp_path / "two.h5.partial").exists()
+
+    launch(1, "select", tmp_path / "one.h5", "--quota", 25, "--output", tmp_path / "selected.json")
+    launch(2, *words, "--output", tmp_path / "counted", "--no-log", "--quota", 25)
+    assert read_positions(tmp_path / "counted" / "25.json") == read_positions(tmp_path / "selected.json")
+
+
+def test_bad_input_in_two_processes_is_one_line(llama_dir: Path, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 5)
+    (tmp_path / "scores.h5").write_text("mine")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "loki", "analyse"]
+    words = [llama_dir, "--data", tmp_path / "prompts.jsonl", "--output", tmp_path / "scores.h5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error:") == 1
+    assert (tmp_path / "scores.h5").read_text() == "mine"
+
+
+@pytest.mark.parametrize("script", ["analyse_mmlu_llama.py", "analyse_mmlu_qwen2.py"])
+def test_published_scripts(script: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    model: Path = request.getfixturevalue("llama_dir" if "llama" in script else "qwen2_dir")
+    copy = tmp_path / "mmlu"
+    copy.mkdir()
+    rows = [f'"What is {number}?",a,b,c,d,A' for number in range(5)]
+    (copy / "anatomy_test.csv").write_text("\n".join(rows) + "\n")
+    words = ("--model_path", model, "--output_dir", tmp_path / "out", "--result_file", "kva.h5", "--data", copy)
+    launcher = ["accelerate.commands.launch", "--mixed_precision", "bf16"]
+    run(*launcher, script, *words, "--write_mode", "w", "--steps", 5)
+    with h5py.File(tmp_path / "out" / "kva.h5") as file:
+        assert file["dataset"].shape == (5, 3, 32)
+        assert (file.attrs["dtype"], file.attrs["steps"]) == ("bfloat16", 5)
