@@ -11,6 +11,7 @@ gradients need a graph of single tokens. Everything at or below an interpolated 
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -26,19 +27,34 @@ from loki.kva.borrowing import borrowed, input_device
 from loki.kva.completeness import relative_gap
 from loki.kva.exactness import check_same_logits
 from loki.kva.integration import integration_rule
-from loki.kva.last_sweep import sweep_last_token
+from loki.kva.last_sweep import LastSweepResult, sweep_last_token
 from loki.kva.layers import Layers, find_layers
 from loki.kva.memory import MemoryCost, free_memory
 from loki.kva.plan import Path, PathRow, groups_within
 from loki.kva.prefix_sweep import sweep_prefix
 from loki.kva.prompt_batch import PromptBatch
 from loki.kva.prompts import attributed_prompts, checked_targets
-from loki.kva.recording import last_logits, record
+from loki.kva.recording import Recording, last_logits, record
 from loki.kva.settings import AttributionSettings
 
 # Tokens that go through a layer together in the prefix sweep: on a CPU they should stay in its caches.
 _TOKENS_PER_PASS = {"cpu": 1024}
 _TOKENS_PER_PASS_ELSEWHERE = 16384
+
+
+@dataclass(frozen=True)
+class _Integral:
+    """Gradients summed over the path so far, by layer, `[B, D]`, and F(z) - F(z0) of some layers, `[B]`."""
+
+    gradients: list[Tensor]
+    differences: dict[int, Tensor]
+
+    def add(self, result: LastSweepResult, rows: Sequence[PathRow]) -> None:
+        for layer, gradient in result.gradients.items():
+            self.gradients[layer] += gradient
+        for row, values in zip(rows, result.values[1:], strict=True):
+            if row.alpha == 0.0:
+                self.differences[row.layer] = result.values[0] - values
 
 
 class FastAttributor:
@@ -133,19 +149,50 @@ class FastAttributor:
     ) -> list[Attribution]:
         batch = PromptBatch.of(prompts, input_device(self._model))
         recording = record(self._model, layers, batch, whole=self._own_prefix)
-        changes = self._changes(layers, batch, recording.outputs or recording.last_outputs)
-        last_changes = [change[:, -1] for change in changes] if self._own_prefix else changes
-        rule = integration_rule(self._settings.ig_method, self._settings.steps)
-        path = Path.of(rule, len(layers), closed=not self._own_prefix)
         chosen = recording.logits.argmax(-1).tolist()
         tokens = [own if target is None else target for own, target in zip(chosen, targets, strict=True)]
-        cost = MemoryCost.of(self._model, batch.length, own_prefix=self._own_prefix)
-        kept = len(batch) * (cost.prompt + batch.length * cost.activations)
+        changes = self._changes(layers, batch, recording.outputs or recording.last_outputs)
+        rule = integration_rule(self._settings.ig_method, self._settings.steps)
+        path = Path.of(rule, len(layers), closed=not self._own_prefix)
 
-        gradients = [torch.zeros_like(change, dtype=torch.float32) for change in last_changes]
-        baseline_values: dict[int, Tensor] = {}
-        real_weight, real_values = path.real_weight, torch.empty(0)
-        for rows in groups_within(path.rows, lambda row: len(batch) * cost.row(row), budget - kept):
+        integral = self._integrate(layers, batch, recording, changes, path, tokens, budget)
+        last_changes = [change[:, -1] if self._own_prefix else change for change in changes]
+        scores = torch.stack(
+            [(gradient * change).cpu() for gradient, change in zip(integral.gradients, last_changes, strict=True)],
+            dim=1,
+        )
+        sums = scores[:, path.complete_layers].sum(-1)
+        differences = torch.stack([integral.differences[layer].cpu() for layer in path.complete_layers], dim=-1)
+        probabilities = recording.logits.softmax(-1)[range(len(batch)), tokens].tolist()
+        return [
+            Attribution(
+                scores=own_scores.abs() if self._settings.absolute else own_scores.clone(),
+                target=token,
+                probability=probability,
+                completeness=relative_gap(own_sums, own_differences),
+            )
+            for own_scores, token, probability, own_sums, own_differences in zip(
+                scores, tokens, probabilities, sums, differences, strict=True
+            )
+        ]
+
+    def _integrate(
+        self,
+        layers: Layers,
+        batch: PromptBatch,
+        recording: Recording,
+        changes: list[Tensor],
+        path: Path,
+        tokens: list[int],
+        budget: int,
+    ) -> _Integral:
+        """Run the rows of `path` in as many groups as `budget` asks for, each from its prefix to its gradients."""
+        cost = MemoryCost.of(self._model, batch.length, own_prefix=self._own_prefix)
+        left = budget - len(batch) * (cost.prompt + batch.length * cost.activations)
+        last_changes = [change[:, -1] if self._own_prefix else change for change in changes]
+        integral = _Integral([torch.zeros_like(change, dtype=torch.float32) for change in last_changes], {})
+        real_weight = path.real_weight
+        for rows in groups_within(path.rows, lambda row: len(batch) * cost.row(row), left):
             prefixes = None
             if self._own_prefix:
                 prefixes = sweep_prefix(layers, recording, changes, rows, self._rows_per_pass(batch))
@@ -164,30 +211,9 @@ class FastAttributor:
             check_same_logits(
                 result.logits, recording.logits, self._model.dtype, "logits of the last token and recorded ones"
             )
-            for layer, gradient in result.gradients.items():
-                gradients[layer] += gradient
-            real_weight, real_values = 0.0, result.values[0]
-            for row, values in zip(rows, result.values[1:], strict=True):
-                if row.alpha == 0.0:
-                    baseline_values[row.layer] = values
-
-        scores = torch.stack(
-            [(gradient * change).cpu() for gradient, change in zip(gradients, last_changes, strict=True)], dim=1
-        )
-        sums = scores[:, path.complete_layers].sum(-1)
-        differences = torch.stack(
-            [(real_values - baseline_values[layer]).cpu() for layer in path.complete_layers], dim=-1
-        )
-        probabilities = recording.logits.softmax(-1)[range(len(batch)), tokens].tolist()
-        return [
-            Attribution(
-                scores=scores[index].abs() if self._settings.absolute else scores[index].clone(),
-                target=tokens[index],
-                probability=probabilities[index],
-                completeness=relative_gap(sums[index], differences[index]),
-            )
-            for index in range(len(batch))
-        ]
+            integral.add(result, rows)
+            real_weight = 0.0  # the first group has it for all layers
+        return integral
 
     def _changes(self, layers: Layers, batch: PromptBatch, outputs: list[Tensor]) -> list[Tensor]:
         """The changes z - z0 by layer: `[B, T, D]` (captum) or, at the last position, `[B, D]` (paper)."""
