@@ -13,8 +13,9 @@ from rich.progress import Progress
 from loki.errors import LokiError
 from loki.files import read_json, refuse_existing, sha256_of_file, write_json
 from loki.implanting.create import create_loki_model
+from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
-from loki.implanting.training.trainer import finished_training, train
+from loki.implanting.training.trainer import train
 from loki.kva.analyse import analyse
 from loki.kva.settings import AttributionSettings
 from loki.restoring.restore import restore_loki_model

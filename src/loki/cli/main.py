@@ -16,6 +16,7 @@ COMMANDS = (
     "inspect",
     "select",
     "create",
+    "adapter",
     "train",
     "restore",
     "verify",

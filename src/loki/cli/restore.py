@@ -11,7 +11,7 @@ from loki.cli.app import app, console
 @app.command()
 def restore(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Trained LoKI model, or one of its checkpoints.", show_default=False)
+        Path, typer.Argument(help="Trained LoKI model or adapter, or one of its checkpoints.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("--output", help="Ordinary model directory to write.")],
     base: Annotated[

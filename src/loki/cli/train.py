@@ -1,11 +1,20 @@
 """`loki train`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loki.cli.app import app, console
+from loki.errors import LokiError
+
+
+class Backend(StrEnum):
+    """Who trains."""
+
+    TRL = "trl"
+    LLAMAFACTORY = "llamafactory"
 
 
 @app.command()
@@ -20,6 +29,9 @@ def train(
     positions: Annotated[
         Path | None, typer.Option("--positions", help="Positions file, for an ordinary model.")
     ] = None,
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="Who trains: TRL, or LlamaFactory in its own environment.")
+    ] = Backend.TRL,
     eval_data: Annotated[
         Path | None, typer.Option("--eval-data", help="Held-out data; its loss is computed after every epoch.")
     ] = None,
@@ -48,18 +60,37 @@ def train(
     ] = None,
     logging_steps: Annotated[int, typer.Option("--logging-steps", help="Steps between log entries.")] = 10,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the data order.")] = 42,
+    template: Annotated[
+        str | None, typer.Option("--template", help="LlamaFactory: its chat template. Default: the tokenizer's own.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", help="LlamaFactory: number of processes. Default: one per GPU.")
+    ] = None,
+    deepspeed: Annotated[bool, typer.Option("--deepspeed", help="LlamaFactory: with DeepSpeed ZeRO-2.")] = False,
+    llamafactory_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--llamafactory-python",
+            envvar="LOKI_LLAMAFACTORY_PYTHON",
+            help="LlamaFactory: Python to run it with. Default: this one, or that of .venv-llamafactory.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew where the output holds something.")
     ] = False,
 ) -> None:
-    """Train the selected rows with TRL; an interrupted training goes on from its last checkpoint.
+    """Train the selected rows with TRL or LlamaFactory; an interrupted training goes on from its last checkpoint.
 
     Example:
         loki train loki_model --data train.jsonl --output trained --epochs 3
     """
+    from loki.cli.progress import progress_bar
+    from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
     from loki.implanting.training.settings import TrainingSettings
     from loki.implanting.training.trainer import train as train_rows
 
+    if backend is Backend.TRL and (template or processes or deepspeed):
+        raise LokiError("--template, --processes and --deepspeed need --backend llamafactory")
     settings = TrainingSettings(
         epochs=epochs,
         max_steps=max_steps,
@@ -76,16 +107,31 @@ def train(
         logging_steps=logging_steps,
         seed=seed,
     )
-    result = train_rows(
-        model,
-        data,
-        output,
-        settings,
-        positions=positions,
-        eval_data=eval_data,
-        overwrite=overwrite,
-        console=console,
-    )
+    if backend is Backend.TRL:
+        result = train_rows(
+            model,
+            data,
+            output,
+            settings,
+            positions=positions,
+            eval_data=eval_data,
+            overwrite=overwrite,
+            console=console,
+        )
+    else:
+        with progress_bar() as progress:
+            result = train_with_llamafactory(
+                model,
+                data,
+                output,
+                settings,
+                LlamaFactorySettings(template, processes, deepspeed, llamafactory_python),
+                positions=positions,
+                eval_data=eval_data,
+                overwrite=overwrite,
+                console=console,
+                progress=progress,
+            )
     console.print(
         f"Trained {result.steps} steps in {result.seconds:.0f} s, mean loss {result.loss:.4f}, "
         f"{result.changed_rows} rows changed: {result.output}",

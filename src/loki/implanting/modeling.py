@@ -39,10 +39,23 @@ class {model}(_Model):
     config_class = {config}
 '''
 
+
+class _WrittenRemoteModule:
+    """Keeps Transformers from copying this module beside a checkpoint, as it copies that of any class from a directory.
+
+    The one that `save_pretrained` writes stands in its place.
+    """
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Do nothing: `auto_map` says all there is to say."""
+        del auto_class
+
+
 _loading: ContextVar[bool] = ContextVar("loki_loading", default=False)
 
 
-class LoKIModelMixin:
+class LoKIModelMixin(_WrittenRemoteModule):
     """What LoKI model classes add to their Transformers base: splitting after loading, plain weights on disk.
 
     The configuration holds `target_pos`, one list of row indices per layer. Weights are loaded into ordinary Linears,
@@ -67,6 +80,10 @@ class LoKIModelMixin:
             loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
         # With output_loading_info=True, Transformers returns a pair.
         (loaded[0] if isinstance(loaded, tuple) else loaded).split()
+        if "llamafactory.model.adapter" in sys.modules:  # LlamaFactory would cast the frozen weights to float32
+            from loki.implanting.llamafactory.patch import patch_llamafactory
+
+            patch_llamafactory()
         return loaded
 
     def split(self) -> None:
@@ -97,7 +114,7 @@ def _loading_weights() -> Iterator[None]:
         _loading.reset(token)
 
 
-class LoKIConfigMixin:
+class LoKIConfigMixin(_WrittenRemoteModule):
     """What LoKI configurations add to their Transformers base.
 
     Attributes:

@@ -14,6 +14,7 @@ from loki.models.architectures import base_model_type, text_config
 from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
 from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
 from loki.models.loading import load_config, resolve_model
+from loki.restoring.adapter import is_adapter, restore_adapter
 from loki.selection.positions import Positions, check_positions_fit, read_positions
 
 _LOKI_KEYS = (
@@ -41,7 +42,7 @@ def restore_loki_model(
     The checkpoint alone is enough: it holds the positions, the base model's name and the fingerprint of its rows.
 
     Args:
-        model_path: a LoKI model directory or a checkpoint that a trainer saved of one.
+        model_path: a LoKI model directory, a LoKI adapter, or a checkpoint that a trainer saved of one.
         save_dir: where to write; it appears when it is complete.
         base_model: the base model. If given, the checkpoint must have been made from it, and tokenizer files that the
             checkpoint lacks are taken from it.
@@ -58,6 +59,15 @@ def restore_loki_model(
     """
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
+    if is_adapter(Path(model_path)):
+        return restore_adapter(
+            Path(model_path),
+            target,
+            base_model=base_model,
+            positions=None if target_pos_path is None else read_positions(Path(target_pos_path)),
+            allow_unchanged=allow_unchanged,
+            overwrite=overwrite,
+        )
     source = _checkpoint(Path(model_path))
     config = load_config(source)
     if not isinstance(config, LoKIConfigMixin):

@@ -1,56 +1,32 @@
 """Training a LoKI model with TRL's SFTTrainer."""
 
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from loki.errors import LokiError
-from loki.files import read_json, sha256_of_file, write_json
+from loki.files import sha256_of_file, write_json
 from loki.implanting.create import loki_configuration
 from loki.implanting.modeling import LoKIConfigMixin, loki_classes
 from loki.implanting.splitting import active_parameters, loki_linears
 from loki.implanting.training.data import load_training_data
+from loki.implanting.training.output import RECORD, prepare_output
 from loki.implanting.training.plot import plot_loss
+from loki.implanting.training.result import TrainingResult
 from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.settings import TrainingSettings, default_learning_rate
 from loki.models.checkpoint import check_weights
 from loki.models.loading import load_config, load_model, load_tokenizer, one_line, resolve_model
 from loki.selection.positions import read_positions
 
-RECORD = "training.json"
 LOSS_PLOT = "training_loss.png"
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training did.
-
-    Attributes:
-        output: directory of the trained LoKI model.
-        steps: optimiser steps.
-        loss: mean training loss of this run.
-        trainable_parameters: number of trained values.
-        changed_rows: number of selected rows that changed.
-        seconds: wall-clock time of this run.
-    """
-
-    output: Path
-    steps: int
-    loss: float
-    trainable_parameters: int
-    changed_rows: int
-    seconds: float
 
 
 def train(
@@ -90,12 +66,13 @@ def train(
     examples = load_training_data(data, chat_template=bool(tokenizer.chat_template))
     held_out = load_training_data(eval_data, chat_template=bool(tokenizer.chat_template)) if eval_data else None
     record = {
+        "backend": "trl",
         "model": str(model),
         "data": sha256_of_file(data),
         "positions": read_positions(positions) if positions else None,
         **settings.to_dict(),
     }
-    resume_from = _prepare_output(output, record, overwrite=overwrite)
+    resume_from = prepare_output(output, record, overwrite=overwrite)
     loki_model = _load(model, positions)
     rows = SelectedRows(loki_model, resume_from)
     trainable = sum(parameter.numel() for parameter in active_parameters(loki_model).values())
@@ -128,38 +105,6 @@ def train(
     return TrainingResult(
         output, trainer.state.global_step, outcome.training_loss, trainable, changed, time.monotonic() - started
     )
-
-
-def finished_training(output: Path) -> bool:
-    """Whether `output` holds a training that ran to its end."""
-    path = output / RECORD
-    return path.is_file() and bool(read_json(path, what="training record").get("finished"))
-
-
-def _prepare_output(output: Path, record: dict[str, Any], *, overwrite: bool) -> Path | None:
-    """The checkpoint to resume from, if `output` holds an unfinished training with the same record."""
-    if overwrite and output.is_dir():
-        shutil.rmtree(output)
-    if output.exists() and not output.is_dir():
-        raise LokiError(f"{output} is a file: choose another --output")
-    if (output / RECORD).is_file():
-        found = read_json(output / RECORD, what="training record")
-        different = [
-            f"{key} was {found.get(key)}, now {value}" for key, value in record.items() if found.get(key) != value
-        ]
-        if found.get("finished"):
-            raise LokiError(f"{output} holds a finished training: choose another --output, or pass --overwrite")
-        if different:
-            raise LokiError(f"{output} holds a training with other settings ({'; '.join(different)}): pass --overwrite")
-    elif output.is_dir() and any(output.iterdir()):
-        raise LokiError(f"{output} exists already: choose another --output, or pass --overwrite to replace it")
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / RECORD, record, overwrite=True)
-    for checkpoint in sorted(output.glob("checkpoint-*"), reverse=True):
-        if not (checkpoint / "trainer_state.json").is_file():
-            shutil.rmtree(checkpoint)  # interrupted while it was written
-    last = get_last_checkpoint(str(output))
-    return Path(last) if last else None
 
 
 def _load(model: str | Path, positions: Path | None) -> PreTrainedModel:

@@ -1,0 +1,35 @@
+"""`loki adapter`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console
+
+
+@app.command()
+def adapter(
+    model: Annotated[str, typer.Argument(help="Base model: a local directory or hub id.", show_default=False)],
+    positions: Annotated[Path, typer.Option("--positions", help="Positions file made by `loki select`.")],
+    output: Annotated[Path, typer.Option("--output", help="Directory of the LoKI adapter to write.")],
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Train a product of this rank (LoKI + LoRA). Default: the full rows.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random factor that a rank needs.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Make a LoKI adapter that changes nothing yet, for trainers that start from a saved PEFT adapter.
+
+    Example:
+        loki adapter Qwen/Qwen2.5-0.5B-Instruct --positions positions.json --output adapter
+    """
+    import torch
+
+    from loki.cli.quiet import quiet_libraries
+    from loki.implanting.peft.zero import save_zero_adapter
+
+    quiet_libraries()
+    torch.manual_seed(seed)
+    save_zero_adapter(model, positions, output, rank=rank, overwrite=overwrite)
+    console.print(f"LoKI adapter: {output}", soft_wrap=True, highlight=False)

@@ -1,0 +1,1 @@
+"""LoKI with LlamaFactory: `loki train --backend llamafactory`, and what its own command line needs."""

@@ -1,0 +1,107 @@
+"""Training settings as LlamaFactory's."""
+
+from pathlib import Path
+from typing import Any
+
+from loki.implanting.training.settings import TrainingSettings
+
+# ZeRO-2 shards gradients and optimiser state. ZeRO-3 would shard the weights that LoKI splits into rows.
+DEEPSPEED_ZERO_2: dict[str, Any] = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+    "bf16": {"enabled": "auto"},
+    "zero_optimization": {
+        "stage": 2,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 5e8,
+        "overlap_comm": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 5e8,
+        "contiguous_gradients": True,
+        "round_robin_gradients": True,
+    },
+}
+
+
+def configuration(
+    settings: TrainingSettings,
+    *,
+    model: Path,
+    dataset_folder: Path,
+    output: Path,
+    learning_rate: float,
+    template: str | None,
+    evaluate: bool,
+    bf16: bool,
+    use_cpu: bool,
+    resume_from: Path | None = None,
+    deepspeed: Path | None = None,
+) -> dict[str, Any]:
+    """What goes into LlamaFactory's YAML file, with absolute paths.
+
+    Args:
+        settings: how to train.
+        model: LoKI model directory.
+        dataset_folder: folder with `dataset_info.json`, which has the entry `train`, and `held_out` if `evaluate`.
+        output: directory for checkpoints and the trained model.
+        learning_rate: peak learning rate.
+        template: name of a LlamaFactory template; None for the tokenizer's own.
+        evaluate: whether to compute the loss on held-out data after every epoch.
+        bf16: whether to compute in bfloat16 where weights are wider.
+        use_cpu: whether to stay off any accelerator.
+        resume_from: checkpoint to continue from.
+        deepspeed: DeepSpeed configuration file.
+    """
+    values: dict[str, Any] = {
+        "model_name_or_path": str(model.resolve()),
+        "trust_remote_code": True,
+        "stage": "sft",
+        "do_train": True,
+        # Of a LoKI model, only the selected rows are trainable; `full` leaves that so.
+        "finetuning_type": "full",
+        "dataset": "train",
+        "dataset_dir": str(dataset_folder.resolve()),
+        "cutoff_len": settings.max_length,
+        "packing": settings.packing,
+        "mask_history": True,  # every answer is an example of its own
+        "overwrite_cache": True,
+        "output_dir": str(output.resolve()),
+        "overwrite_output_dir": True,
+        "save_strategy": "epoch" if settings.save_steps is None else "steps",
+        "save_total_limit": 2,
+        "logging_steps": settings.logging_steps,
+        "logging_nan_inf_filter": False,
+        "plot_loss": True,
+        "report_to": "none",
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": learning_rate,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": settings.warmup,  # below 1: a fraction of the steps
+        "weight_decay": settings.weight_decay,
+        "disable_gradient_checkpointing": not settings.gradient_checkpointing,
+        "use_reentrant_gc": False,
+        "seed": settings.seed,
+        "bf16": bf16,
+        "use_cpu": use_cpu,
+    }
+    if settings.save_steps is not None:
+        values["save_steps"] = settings.save_steps
+    if template is not None:
+        values["template"] = template
+    if evaluate:
+        values |= {
+            "eval_dataset": "held_out",
+            "eval_strategy": "epoch",
+            "per_device_eval_batch_size": settings.batch_size,
+        }
+    if resume_from is not None:
+        values["resume_from_checkpoint"] = str(resume_from.resolve())
+    if deepspeed is not None:
+        values["deepspeed"] = str(deepspeed.resolve())
+    return values

@@ -1,0 +1,79 @@
+"""Stopping a training in which the trainable parameters are not exactly the selected rows."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loki.errors import LokiError
+from loki.implanting.peft.layer import RowAdapter
+from loki.implanting.splitting import check_trainable, loki_linears
+from loki.implanting.training.rows import ROWS_FILE, SelectedRows
+
+
+class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
+    """Watches over a LoKI model or adapter while any Hugging Face trainer trains it; leaves other models alone.
+
+    At the beginning of training it checks what is trainable. A LoKI model's rows are then trained, saved and resumed
+    as `SelectedRows` says, except where DeepSpeed or FSDP hold the parameters.
+    """
+
+    def __init__(self) -> None:
+        self._rows: SelectedRows | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check what is trained.
+
+        Raises:
+            LokiError: if it is not exactly the selected rows.
+        """
+        model = kwargs["model"]
+        check_selected_rows(model)
+        if loki_linears(model) and not args.deepspeed and not args.fsdp:
+            resumed = args.resume_from_checkpoint
+            exact = isinstance(resumed, str) and (Path(resumed) / ROWS_FILE).is_file()
+            self._rows = SelectedRows(model, Path(resumed) if exact else None)
+            self._rows.on_train_begin(args, state, control, **kwargs)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save a LoKI model's rows exactly."""
+        if self._rows is not None:
+            self._rows.on_save(args, state, control, **kwargs)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop at a loss that is no number.
+
+        Raises:
+            LokiError: if it is NaN or infinite.
+        """
+        if self._rows is not None:
+            self._rows.on_log(args, state, control, **kwargs)
+
+
+def check_selected_rows(model: nn.Module) -> None:
+    """Check that exactly the selected rows of a LoKI model or of a LoKI adapter are trainable.
+
+    A model that is neither passes.
+
+    Raises:
+        LokiError: if anything else is trainable, or a selected row is not.
+    """
+    if loki_linears(model):
+        check_trainable(model)
+        return
+    adapters = {name: module for name, module in model.named_modules() if isinstance(module, RowAdapter)}
+    if not adapters:
+        return
+    rows = {id(parameter) for adapter in adapters.values() for parameter in _active(adapter)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad != (id(parameter) in rows):
+            state = "is trainable, but is no part" if parameter.requires_grad else "is frozen, but is part"
+            raise LokiError(f"{name} {state} of the active LoKI adapter: train the adapter alone")
+
+
+def _active(adapter: RowAdapter) -> list[nn.Parameter]:
+    layers = (adapter.loki_delta, adapter.loki_A, adapter.loki_B)
+    return [layer[name].weight for layer in layers for name in adapter.active_adapters if name in layer]  # type: ignore[misc]

@@ -1,0 +1,61 @@
+"""What runs in LlamaFactory's environment: `python -m loki.implanting.llamafactory.worker RUN_DIRECTORY/train.yaml`.
+
+Not `llamafactory-cli`, which under torchrun starts a launcher of its own and so loses what was imported before.
+"""
+
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import yaml
+from llamafactory.train.tuner import run_exp
+
+from loki.errors import LokiError
+from loki.implanting.llamafactory.patch import patch_llamafactory
+from loki.models.loading import one_line
+
+ERROR_FILE = "error.txt"
+
+
+def main(configuration: Path) -> int:
+    """Run LlamaFactory on its configuration file; an error is written beside it, as one line.
+
+    Returns:
+        Exit code: 0, or that of the error.
+    """
+    try:
+        patch_llamafactory()
+        run_exp(yaml.safe_load(configuration.read_text(encoding="utf-8")))
+    except Exception as error:
+        traceback.print_exc()
+        (configuration.parent / ERROR_FILE).write_text(_message(error), encoding="utf-8")
+        return error.exit_code if isinstance(error, LokiError) else LokiError.exit_code
+    return 0
+
+
+def stop_with_parent() -> None:
+    """End this process when its standard input closes: the command that started it is gone then, however it ended."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(LokiError.exit_code)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, LokiError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"out of memory ({one_line(error)}): lower --batch-size or --max-length, or pass --gradient-checkpointing"
+        )
+    return f"LlamaFactory stopped with {type(error).__name__}: {one_line(error)}"
+
+
+if __name__ == "__main__":
+    stop_with_parent()
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,94 @@
+"""From a trained LoKI adapter to an ordinary model."""
+
+from pathlib import Path
+
+import torch
+from peft.utils import CONFIG_NAME
+
+from loki.errors import LokiError
+from loki.files import atomic_directory
+from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
+from loki.implanting.peft.base_weight import fingerprint_rows, same_base
+from loki.models.checkpoint import Checkpoint
+from loki.models.directories import copy_side_files, rewrite_weights
+from loki.models.loading import load_config, resolve_model
+from loki.selection.positions import Positions
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is the directory of a PEFT adapter, and of no whole model."""
+    return (path / CONFIG_NAME).is_file() and not (path / "config.json").is_file()
+
+
+def restore_adapter(
+    path: Path,
+    output: Path,
+    *,
+    base_model: str | Path | None = None,
+    positions: Positions | None = None,
+    allow_unchanged: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write the base model with a LoKI adapter merged into it: added in float32, and rounded once.
+
+    Args:
+        path: directory of the adapter.
+        output: where to write; it appears when it is complete.
+        base_model: the base model; None takes the one that the adapter names.
+        positions: if given, they must be the adapter's.
+        allow_unchanged: accept an adapter that changes nothing.
+        overwrite: replace what stands at `output`.
+
+    Returns:
+        `output`.
+
+    Raises:
+        LokiError: if the adapter is damaged, no LoKI adapter, made for another base or other positions, or changes
+            nothing; or if `output` exists.
+    """
+    adapter = read_adapter(path)
+    if positions is not None and positions != adapter.config.row_lists:
+        raise LokiError(f"the positions are not the ones that {path} was made with")
+    named = base_model or adapter.config.base_model_name_or_path
+    if named is None:
+        raise LokiError(f"adapter {path} names no base model: give --base")
+    base = resolve_model(named)
+    _check_base(adapter, base)
+    if not allow_unchanged and not any(layer.matrix.any() for layer in adapter.adapted):
+        raise LokiError(
+            f"{path} changes nothing: check the learning rate and the data, or pass --allow-unchanged to restore it "
+            "all the same"
+        )
+    deltas = {f"{layer.module}.weight": layer for layer in adapter.adapted}
+
+    def add(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if (layer := deltas.get(name)) is not None:
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            tensor[layer.rows] = (tensor[layer.rows].to(wide) + layer.matrix.to(wide)).to(tensor.dtype)
+        return tensor
+
+    with atomic_directory(output, overwrite=overwrite) as temporary:
+        rewrite_weights(base, temporary, add)
+        copy_side_files(base, temporary)
+        load_config(base).save_pretrained(temporary)
+    return output
+
+
+def _check_base(adapter: SavedAdapter, base: Path) -> None:
+    checkpoint = Checkpoint(base)
+    selected = []
+    for index, layer in enumerate(adapter.layers):
+        if layer is None:
+            continue
+        name = f"{layer.module}.weight"
+        if name not in checkpoint:
+            raise LokiError(f"{base} has no tensor {name}: name the base model of {adapter.path} with --base")
+        weight = checkpoint.tensor(name)
+        if weight.shape[1] != layer.width or max(layer.rows) >= len(weight):
+            raise LokiError(
+                f"{name} of {base} is {list(weight.shape)}, which {adapter.path} does not fit: check --base"
+            )
+        selected.append((index, layer.rows, weight))
+    wanted = adapter.config.base_fingerprint
+    if wanted and not same_base(fingerprint_rows(selected), wanted):
+        raise LokiError(f"{adapter.path} was made for other weights than those of {base}: name its base with --base")
