@@ -31,7 +31,7 @@ demo-compare: $(UV) ## The same, beside full fine-tuning, LoRA and random rows
 test: $(UV) ## The fast tests (under 10 minutes on 2 cores)
 	$(RUN) pytest -n 2 $(PYTEST_ARGS)
 
-test-slow: $(UV) ## The slow tests: several processes, killed processes, long training
+test-slow: llamafactory ## The slow tests: several processes, killed processes, long training, LlamaFactory
 	$(RUN) pytest -m slow $(PYTEST_ARGS)
 
 test-lowest: $(UV) ## The fast tests with the oldest supported releases, in an environment of their own

@@ -3,20 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loki.errors import LokiError
 from loki.implanting.peft.layer import RowAdapter
-from loki.implanting.splitting import check_trainable, loki_linears
+from loki.implanting.splitting import active_parameters, check_trainable, loki_linears
 from loki.implanting.training.rows import ROWS_FILE, SelectedRows
 
 
 class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
     """Watches over a LoKI model or adapter while any Hugging Face trainer trains it; leaves other models alone.
 
-    At the beginning of training it checks what is trainable. A LoKI model's rows are then trained, saved and resumed
-    as `SelectedRows` says, except where DeepSpeed or FSDP hold the parameters.
+    At the beginning of training it checks what is trainable. A LoKI model's rows in float32 are then saved and resumed
+    as `SelectedRows` says. Not where DeepSpeed or FSDP hold them, and not where the user wants them in another type
+    (`pure_bf16`): the optimiser's state, which is loaded before, would not fit.
     """
 
     def __init__(self) -> None:
@@ -32,7 +34,8 @@ class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
         """
         model = kwargs["model"]
         check_selected_rows(model)
-        if loki_linears(model) and not args.deepspeed and not args.fsdp:
+        dtypes = {parameter.dtype for parameter in active_parameters(model).values()}
+        if dtypes == {torch.float32} and not args.deepspeed and not args.fsdp:
             resumed = args.resume_from_checkpoint
             exact = isinstance(resumed, str) and (Path(resumed) / ROWS_FILE).is_file()
             self._rows = SelectedRows(model, Path(resumed) if exact else None)

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from rich.progress import Progress, TaskID
+from transformers.trainer_utils import get_last_checkpoint
 
 from loki.errors import LokiError
 from loki.implanting.llamafactory.run_directory import RunDirectory
@@ -60,9 +61,9 @@ def launch(words: list[str], run: RunDirectory, output: Path, *, progress: Progr
             if progress is not None and task is not None:
                 progress.remove_task(task)
     if process.returncode:
-        raise LokiError(
-            f"{_error(run)} (log: {run.log}; checkpoints are intact, and the same command continues from the last)"
-        )
+        last = get_last_checkpoint(str(output))
+        resume = f"; {Path(last).name} is intact, and the same command continues from it" if last else ""
+        raise LokiError(f"{_error(run)} (log: {run.log}{resume})")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

@@ -91,7 +91,7 @@ def train_with_llamafactory(
     settings, own = settings or TrainingSettings(), llamafactory or LlamaFactorySettings()
     console = console or Console(quiet=True)
     started = time.monotonic()
-    python = find_interpreter(own.python)
+    python = find_interpreter(own.python, deepspeed=own.deepspeed)
     tokenizer = load_tokenizer(model)
     chat_template = bool(own.template or tokenizer.chat_template)
     files = {"train": data} | ({"held_out": eval_data} if eval_data else {})
@@ -108,7 +108,7 @@ def train_with_llamafactory(
     _check_model(model, positions)
     resume_from = prepare_output(output, record, overwrite=overwrite)
     run = RunDirectory(output / NAME)
-    loki_model = _loki_model(model, positions, run)
+    loki_model = _loki_model(model, positions, run, resume=resume_from is not None)
     config = load_config(loki_model)
     rate = settings.learning_rate or default_learning_rate(_quota(config))
     entries: dict[str, dict[str, Any]] = {}
@@ -165,11 +165,11 @@ def _check_model(model: str | Path, positions: Path | None) -> None:
         raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
 
 
-def _loki_model(model: str | Path, positions: Path | None, run: RunDirectory) -> Path:
+def _loki_model(model: str | Path, positions: Path | None, run: RunDirectory, *, resume: bool) -> Path:
     if positions is None:
         return resolve_model(model)
-    if not run.model.is_dir():  # it appears when it is complete, and a resumed training finds it
-        create_loki_model(model_name=model, target_pos_path=positions, save_dir=run.model)
+    if not (resume and run.model.is_dir()):
+        create_loki_model(model_name=model, target_pos_path=positions, save_dir=run.model, overwrite=True)
     return run.model
 
 

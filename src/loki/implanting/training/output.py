@@ -30,7 +30,7 @@ def prepare_output(output: Path, record: dict[str, Any], *, overwrite: bool) -> 
         The checkpoint to resume from, if `output` holds an unfinished training with the same record.
 
     Raises:
-        LokiError: if `output` holds anything else.
+        LokiError: if `output` holds a finished training, checkpoints of another one, or anything else.
     """
     if overwrite and output.is_dir():
         shutil.rmtree(output)
@@ -43,7 +43,7 @@ def prepare_output(output: Path, record: dict[str, Any], *, overwrite: bool) -> 
         ]
         if found.get("finished"):
             raise LokiError(f"{output} holds a finished training: choose another --output, or pass --overwrite")
-        if different:
+        if different and get_last_checkpoint(str(output)):
             raise LokiError(f"{output} holds a training with other settings ({'; '.join(different)}): pass --overwrite")
     elif output.is_dir() and any(output.iterdir()):
         raise LokiError(f"{output} exists already: choose another --output, or pass --overwrite to replace it")

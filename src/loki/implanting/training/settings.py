@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from transformers.trainer_utils import SchedulerType
+
 from loki.errors import LokiError
 
 
@@ -54,6 +56,9 @@ class TrainingSettings:
         self._require("learning_rate", rate is None or (math.isfinite(rate) and rate > 0), "above 0")
         self._require("warmup", 0 <= self.warmup < 1, "from 0 to below 1, a fraction of the steps")
         self._require("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above")
+        known = [schedule.value for schedule in SchedulerType]
+        if self.scheduler not in known:
+            raise LokiError(f"--scheduler {self.scheduler} is not known: use {', '.join(known)}")
         self._require("save_steps", self.save_steps is None or self.save_steps > 0, "above 0")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:

@@ -1,0 +1,75 @@
+"""Every setting of `loki train` has its counterpart in LlamaFactory's file."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2, configuration
+from loki.implanting.training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings()
+
+
+def configure(settings: TrainingSettings = SETTINGS, **changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "model": Path("loki_model"),
+        "dataset_folder": Path("run"),
+        "output": Path("out"),
+        "learning_rate": 3e-5,
+        "template": None,
+        "evaluate": False,
+        "bf16": False,
+        "use_cpu": True,
+    }
+    return configuration(settings, **{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key", "expected"),
+    [
+        ("epochs", 1.5, "num_train_epochs", 1.5),
+        ("max_steps", 7, "max_steps", 7),
+        ("batch_size", 3, "per_device_train_batch_size", 3),
+        ("gradient_accumulation", 2, "gradient_accumulation_steps", 2),
+        ("max_length", 77, "cutoff_len", 77),
+        ("packing", True, "packing", True),
+        ("warmup", 0.3, "warmup_steps", 0.3),
+        ("scheduler", "linear", "lr_scheduler_type", "linear"),
+        ("weight_decay", 0.1, "weight_decay", 0.1),
+        ("gradient_checkpointing", True, "disable_gradient_checkpointing", False),
+        ("save_steps", 5, "save_steps", 5),
+        ("logging_steps", 3, "logging_steps", 3),
+        ("seed", 1, "seed", 1),
+    ],
+)
+def test_settings(name: str, value: Any, key: str, expected: Any) -> None:
+    assert configure().get(key) != expected
+    assert configure(TrainingSettings(**{name: value}))[key] == expected
+
+
+def test_no_setting_is_forgotten() -> None:
+    tried = {row[0] for row in test_settings.pytestmark[0].args[1]}  # type: ignore[attr-defined]
+    assert tried | {"learning_rate"} == {field.name for field in fields(TrainingSettings)}
+
+
+def test_paths_are_absolute() -> None:
+    made = configure(resume_from=Path("out/checkpoint-2"), deepspeed=Path("run/deepspeed.json"))
+    paths = ("model_name_or_path", "dataset_dir", "output_dir", "resume_from_checkpoint", "deepspeed")
+    assert all(Path(made[key]).is_absolute() for key in paths)
+
+
+def test_the_method_is_full_tuning_of_a_trusted_loki_model() -> None:
+    made = configure(learning_rate=0.25, template="llama3", evaluate=True, bf16=True, use_cpu=False)
+    assert (made["finetuning_type"], made["trust_remote_code"], made["stage"]) == ("full", True, "sft")
+    assert (made["learning_rate"], made["template"], made["bf16"], made["use_cpu"]) == (0.25, "llama3", True, False)
+    assert (made["eval_dataset"], made["eval_strategy"]) == ("held_out", "epoch")
+
+
+def test_what_is_not_asked_for_is_left_out() -> None:
+    assert not {"template", "eval_dataset", "save_steps", "resume_from_checkpoint", "deepspeed"} & set(configure())
+
+
+def test_deepspeed_does_not_shard_weights() -> None:
+    assert DEEPSPEED_ZERO_2["zero_optimization"]["stage"] == 2

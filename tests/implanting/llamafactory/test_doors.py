@@ -1,0 +1,208 @@
+"""From a base model through LlamaFactory itself to a restored and verified one, by all three ways, in bfloat16."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from loki.implanting.training.rows import ROWS_FILE
+from loki.selection.positions import write_positions
+from tests.implanting.llamafactory.files import POSITIONS, write_chats
+from tests.tiny_models import save_tiny_model
+
+pytestmark = pytest.mark.slow
+
+SELECTED = sum(map(len, POSITIONS))
+STEPS = ("--max-steps", 4, "--save-steps", 2, "--learning-rate", 1e-2, "--batch-size", 2, "--logging-steps", 1)
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "base", request.param, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def positions(tmp_path: Path) -> Path:
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    return tmp_path / "positions.json"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_chats(tmp_path / "chat.jsonl")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a command without a terminal and far from the repository."""
+
+    def run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        finished = subprocess.run(
+            [*map(str, words)], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+        )
+        assert finished.returncode == code, (finished.stdout + finished.stderr)[-3000:]
+        return finished
+
+    return run
+
+
+def loki(*words: object) -> list[object]:
+    return [sys.executable, "-m", "loki", *words]
+
+
+def train_words(environment: Path, model: Path, data: Path, output: Path, *more: object) -> list[object]:
+    python = environment / "python"
+    words = ("--data", data, "--output", output, "--backend", "llamafactory", "--llamafactory-python", python)
+    return loki("train", model, *words, *STEPS, *more)
+
+
+def write_yaml(folder: Path, data: Path, **changes: object) -> Path:
+    """What a user of LlamaFactory writes: no LoKI in it but the model or adapter."""
+    (folder / "dataset_info.json").write_text(
+        f'{{"chat": {{"file_name": "{data}", "formatting": "sharegpt", "columns": {{"messages": "messages"}},'
+        '"tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}}'
+    )
+    settings = {
+        "stage": "sft",
+        "do_train": True,
+        "dataset": "chat",
+        "dataset_dir": str(folder),
+        "template": "default",
+        "cutoff_len": 128,
+        "output_dir": str(folder / "out"),
+        "report_to": "none",
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "max_steps": 3,
+        "use_cpu": True,
+        "print_param_status": True,
+    }
+    (folder / "train.yaml").write_text(yaml.safe_dump(settings | changes))
+    return folder / "train.yaml"
+
+
+def parameter_types(log: str) -> Counter[tuple[str, bool]]:
+    """What LlamaFactory printed of every parameter: how many have which type and are trainable or not."""
+    printed = re.findall(r"^name: .*, dtype: torch\.(\w+), .*, trainable: (\w+)$", log, flags=re.MULTILINE)
+    return Counter((dtype, trainable == "True") for dtype, trainable in printed)
+
+
+def check_restored(run: Run, base: Path, trained: Path, positions: Path) -> None:
+    restored = trained.with_name(f"{trained.name}-restored")
+    run(*loki("restore", trained, "--output", restored))
+    said = run(*loki("verify", base, restored, "--positions", positions)).stdout
+    assert f"({SELECTED} of {SELECTED} changed)" in " ".join(said.split())
+
+
+def test_loki_train(environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(*train_words(environment, base, data, output, "--positions", positions))
+    check_restored(run, base, output, positions)
+    check_restored(run, base, output / "checkpoint-2", positions)
+    optimizer = torch.load(output / "checkpoint-4" / "optimizer.pt")["state"].values()
+    assert sum(entry["exp_avg"].numel() for entry in optimizer) == SELECTED * 48
+    assert {entry["exp_avg"].dtype for entry in optimizer} == {torch.float32}
+
+
+def test_llamafactory_cli_on_a_loki_model(
+    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "loki_model"
+    run(*loki("create", base, "--positions", positions, "--output", model))
+    file = write_yaml(
+        tmp_path, data, model_name_or_path=str(model), finetuning_type="full", trust_remote_code=True, save_steps=2
+    )
+    printed = run(environment / "llamafactory-cli", "train", file)
+    types = parameter_types(printed.stdout)
+    assert {kind for kind in types if kind[1]} == {("float32", True)}
+    assert types["float32", True] == 2
+    assert {kind for kind in types if not kind[1]} == {("bfloat16", False)}
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert (tmp_path / "out" / "checkpoint-2" / ROWS_FILE).is_file()
+    check_restored(run, base, tmp_path / "out", positions)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_llamafactory_cli_with_a_loki_adapter(
+    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path, rank: int | None
+) -> None:
+    adapter = tmp_path / "adapter"
+    with_rank = () if rank is None else ("--rank", rank)
+    run(*loki("adapter", base, "--positions", positions, "--output", adapter, *with_rank))
+    file = write_yaml(
+        tmp_path, data, model_name_or_path=str(base), finetuning_type="lora", adapter_name_or_path=str(adapter)
+    )
+    types = parameter_types(run(environment / "llamafactory-cli", "train", file).stdout)
+    assert types["float32", True] == (2 if rank is None else 4)
+    assert {kind for kind in types if not kind[1]} == {("bfloat16", False)}
+    check_restored(run, base, tmp_path / "out", positions)
+
+
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
+def test_never_a_silent_full_fine_tuning(
+    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "loki_model"
+    run(*loki("create", base, "--positions", positions, "--output", model))
+    file = write_yaml(tmp_path, data, model_name_or_path=str(model), finetuning_type="full")
+    cli = environment / "llamafactory-cli"
+    assert "trust_remote_code=True" in run(cli, "train", file, code=1).stderr
+    trusted = ("trust_remote_code=true", "lora_target=q_proj", "freeze_trainable_layers=1")
+    for method in ("lora", "freeze"):
+        refused = run(cli, "train", file, f"finetuning_type={method}", *trusted, code=1).stderr
+        assert re.search(r"LokiError: .* (is trainable, but is no selected row|frozen)", refused), refused[-2000:]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
+def test_an_error_of_llamafactory_is_one_line(
+    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
+) -> None:
+    words = train_words(environment, base, data, tmp_path / "out", "--positions", positions, "--template", "nope")
+    refused = run(*words, code=2)
+    assert "Template nope does not exist" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert "Traceback" in (tmp_path / "out" / "llamafactory" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
+def test_interrupted_training_resumes_exactly(
+    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
+) -> None:
+    # The last --max-steps counts: long enough to be interrupted on the way.
+    long = ("--positions", positions, "--max-steps", 3000, "--save-steps", 500, "--learning-rate", 1e-3)
+    words = [*map(str, train_words(environment, base, data, tmp_path / "parts", *long))]
+    first = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "parts" / "checkpoint-500"
+    deadline = time.monotonic() + 200
+    while not (checkpoint / ROWS_FILE).is_file() and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert (first.returncode, said.splitlines()) == (
+        130,
+        ["error: interrupted: run the same command again to continue"],
+    )
+    steps = len((tmp_path / "parts" / "trainer_log.jsonl").read_text().splitlines())
+    time.sleep(1)
+    assert len((tmp_path / "parts" / "trainer_log.jsonl").read_text().splitlines()) == steps < 3000, "still training"
+    run(*words)
+    run(*train_words(environment, base, data, tmp_path / "whole", *long))
+    parts, whole = (load_file(tmp_path / name / "checkpoint-3000" / ROWS_FILE) for name in ("parts", "whole"))
+    assert all(torch.equal(rows, whole[name]) for name, rows in parts.items())
+
+
+@pytest.mark.parametrize("base", ["qwen2"], indirect=True)
+def test_two_processes(environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path) -> None:
+    run(*train_words(environment, base, data, tmp_path / "out", "--positions", positions, "--processes", 2))
+    check_restored(run, base, tmp_path / "out", positions)

@@ -1,0 +1,96 @@
+"""A training of anything but the selected rows is stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from loki import LoKIConfig, LoKILlamaForCausalLM, loki_classes
+from loki.errors import LokiError
+from loki.implanting.llamafactory.guard import SelectedRowsGuard, check_selected_rows
+from loki.implanting.splitting import active_parameters
+from loki.implanting.training.rows import ROWS_FILE
+from tests.implanting.llamafactory.files import POSITIONS
+from tests.tiny_models import tiny_config, tiny_model
+
+
+def loki_model(dtype: torch.dtype = torch.float32) -> Any:
+    config = loki_classes("llama")[0].from_dict({**tiny_config("llama").to_dict(), "target_pos": POSITIONS})
+    return LoKILlamaForCausalLM(config).to(dtype)
+
+
+def adapted(**settings: Any) -> Any:
+    return get_peft_model(tiny_model(), LoKIConfig(positions=POSITIONS, **settings))
+
+
+@pytest.mark.parametrize("make", [loki_model, adapted, lambda: adapted(rank=2), tiny_model])
+def test_what_passes(make: Any) -> None:
+    check_selected_rows(make())
+
+
+@pytest.mark.parametrize("make", [loki_model, adapted])
+def test_anything_else_trainable(make: Any) -> None:
+    model = make()
+    next(parameter for name, parameter in model.named_parameters() if "embed" in name).requires_grad_(True)
+    with pytest.raises(LokiError, match=r"embed_tokens\.weight is trainable"):
+        check_selected_rows(model)
+
+
+@pytest.mark.parametrize(("make", "kind"), [(loki_model, "active_weight"), (adapted, "loki_delta")])
+def test_a_selected_row_that_is_frozen(make: Any, kind: str) -> None:
+    model = make()
+    next(parameter for name, parameter in model.named_parameters() if kind in name).requires_grad_(False)
+    with pytest.raises(LokiError, match="frozen"):
+        check_selected_rows(model)
+
+
+def test_lora_on_a_loki_model() -> None:
+    model = get_peft_model(loki_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(LokiError, match=r"lora_A.* is trainable, but is no selected row"):
+        check_selected_rows(model)
+
+
+def train(model: Any, output: Path, steps: int, **settings: Any) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        save_steps=2,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        **settings,
+    )
+    for parameter in active_parameters(model).values():  # as LlamaFactory does before
+        parameter.data = parameter.data.to(torch.float32)
+    rows = [{"input_ids": [seed, 7, 8], "labels": [seed, 7, 8]} for seed in range(8)]
+    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[SelectedRowsGuard])
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    return trainer
+
+
+def test_training_begins_only_with_the_rows(tmp_path: Path) -> None:
+    model = loki_model()
+    model.lm_head.weight.requires_grad_(True)
+    with pytest.raises(LokiError, match=r"lm_head\.weight is trainable"):
+        train(model, tmp_path, 1)
+
+
+def test_resuming_is_exact_in_bfloat16(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = loki_model(torch.bfloat16)
+    begin = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    train(start, tmp_path / "whole", 4)
+    first, second = loki_model(torch.bfloat16), loki_model(torch.bfloat16)
+    first.load_state_dict(begin)
+    train(first, tmp_path / "parts", 2)
+    assert (tmp_path / "parts" / "checkpoint-2" / ROWS_FILE).is_file()
+    train(second, tmp_path / "parts", 4, resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    whole, parts = active_parameters(start), active_parameters(second)
+    assert {parameter.dtype for parameter in whole.values()} == {torch.float32}
+    assert all(torch.equal(parameter, parts[name]) for name, parameter in whole.items())

@@ -1,0 +1,150 @@
+"""`loki train --backend llamafactory` around LlamaFactory itself, which a function stands in for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from loki import create_loki_model, restore_loki_model
+from loki.errors import LokiError
+from loki.implanting.llamafactory import train as training
+from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
+from loki.implanting.training.settings import TrainingSettings, default_learning_rate
+from loki.models.loading import load_config
+from loki.restoring.verify import verify
+from loki.selection.positions import write_positions
+from tests.implanting.llamafactory.files import POSITIONS, write_chats
+
+SETTINGS = TrainingSettings(max_steps=4)
+PROJECTION = "model.layers.2.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_chats(tmp_path / "chat.jsonl")
+
+
+@pytest.fixture
+def positions(tmp_path: Path) -> Path:
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    return tmp_path / "positions.json"
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that were started; what they would train is one row of the model."""
+    started: list[list[str]] = []
+
+    def launch(words: list[str], run: Any, output: Path, **_: Any) -> None:
+        started.append(words)
+        model = Path(yaml.safe_load(run.configuration.read_text())["model_name_or_path"])
+        for file in model.iterdir():
+            (output / file.name).write_bytes(file.read_bytes())
+        weights = load_file(model / "model.safetensors")
+        weights[PROJECTION][POSITIONS[2][0]] += 1
+        save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
+        (output / "trainer_state.json").write_text(json.dumps({"global_step": 4, "log_history": [{"train_loss": 2.5}]}))
+
+    monkeypatch.setattr(training, "find_interpreter", lambda given, deepspeed: given or Path("python"))
+    monkeypatch.setattr(training, "launch", launch)
+    return started
+
+
+def test_an_ordinary_model_becomes_a_trained_loki_model(
+    llama_dir: Path, positions: Path, data: Path, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    result = train_with_llamafactory(llama_dir, data, tmp_path / "out", SETTINGS, positions=positions)
+    assert (result.steps, result.loss, result.trainable_parameters, result.changed_rows) == (4, 2.5, 5 * 48, 1)
+    restore_loki_model(tmp_path / "out", tmp_path / "restored")
+    report = verify(llama_dir, tmp_path / "restored", POSITIONS)
+    assert (report.differences, report.changed_rows) == ([], 1)
+
+
+def test_run_directory(llama_dir: Path, positions: Path, data: Path, tmp_path: Path, commands: list[list[str]]) -> None:
+    own = LlamaFactorySettings(processes=2, deepspeed=True, python=Path("/env/python"))
+    output = tmp_path / "out"
+    train_with_llamafactory(llama_dir, data, output, SETTINGS, own, positions=positions, eval_data=data)
+    run = output / "llamafactory"
+    written = yaml.safe_load((run / "train.yaml").read_text())
+    datasets = json.loads((run / "dataset_info.json").read_text())
+    assert commands[0][0] == "/env/python"
+    assert commands[0][-1] == str(run / "train.yaml")
+    assert "torch.distributed.run" in commands[0]
+    assert written["learning_rate"] == default_learning_rate(100 * 5 / (3 * 32))
+    assert written["deepspeed"] == str(run / "deepspeed.json")
+    assert (written["dataset"], written["eval_dataset"]) == tuple(datasets)
+    assert Path(datasets["train"]["file_name"]).read_text().count("\n") == 32
+    assert load_config(written["model_name_or_path"]).target_pos == POSITIONS
+
+
+def test_a_loki_model_is_used_as_it_is(
+    llama_dir: Path, positions: Path, data: Path, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    made = create_loki_model(model_name=llama_dir, target_pos_path=positions, save_dir=tmp_path / "loki")
+    train_with_llamafactory(made, data, tmp_path / "out", SETTINGS)
+    assert yaml.safe_load((tmp_path / "out/llamafactory/train.yaml").read_text())["model_name_or_path"] == str(made)
+    assert not (tmp_path / "out/llamafactory/loki_model").exists()
+    with pytest.raises(LokiError, match="leave out --positions"):
+        train_with_llamafactory(made, data, tmp_path / "other", SETTINGS, positions=positions)
+    with pytest.raises(LokiError, match="give --positions"):
+        train_with_llamafactory(llama_dir, data, tmp_path / "other", SETTINGS)
+    assert not (tmp_path / "other").exists()
+
+
+def test_resuming(
+    llama_dir: Path,
+    positions: Path,
+    data: Path,
+    tmp_path: Path,
+    commands: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "out"
+    finish = training.launch
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        (output / "checkpoint-2").mkdir()
+        (output / "checkpoint-2" / "trainer_state.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "launch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_with_llamafactory(llama_dir, data, output, SETTINGS, positions=positions)
+    monkeypatch.setattr(training, "launch", finish)
+    with pytest.raises(LokiError, match="max_steps was 4, now 5"):
+        train_with_llamafactory(llama_dir, data, output, TrainingSettings(max_steps=5), positions=positions)
+    train_with_llamafactory(llama_dir, data, output, SETTINGS, positions=positions)
+    written = yaml.safe_load((output / "llamafactory/train.yaml").read_text())
+    assert written["resume_from_checkpoint"] == str(output / "checkpoint-2")
+    with pytest.raises(LokiError, match="finished training"):
+        train_with_llamafactory(llama_dir, data, output, SETTINGS, positions=positions)
+
+
+def test_a_failure_before_the_first_checkpoint_leaves_nothing_to_resume(
+    llama_dir: Path,
+    positions: Path,
+    data: Path,
+    tmp_path: Path,
+    commands: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finish = training.launch
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise LokiError("no such template")
+
+    monkeypatch.setattr(training, "launch", failing)
+    with pytest.raises(LokiError, match="no such template"):
+        train_with_llamafactory(
+            llama_dir, data, tmp_path / "out", SETTINGS, LlamaFactorySettings("nope"), positions=positions
+        )
+    monkeypatch.setattr(training, "launch", finish)
+    train_with_llamafactory(llama_dir, data, tmp_path / "out", SETTINGS, positions=positions)
+
+
+def test_no_process_is_refused() -> None:
+    with pytest.raises(LokiError, match="--processes 0 is out of range"):
+        LlamaFactorySettings(processes=0)

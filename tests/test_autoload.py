@@ -1,0 +1,74 @@
+"""The watch for LlamaFactory's adapter module costs nothing elsewhere, and does its work there."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import loki_autoload
+
+PROGRAM = """
+import sys
+import loki_autoload
+loki_autoload.watch_llamafactory()
+loki_autoload.watch_llamafactory()
+assert sum(type(item).__module__ == "loki_autoload" for item in sys.meta_path) == 1
+assert not {"torch", "transformers", "peft", "loki"} & set(sys.modules)
+from llamafactory.model import adapter
+assert "loki" not in sys.modules, "imported before an adapter is loaded"
+assert not any(type(item).__module__ == "loki_autoload" for item in sys.meta_path)
+"""
+
+
+def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    source = Path(loki_autoload.__file__).parent
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(folder)!r}, {str(source)!r}]\n{code}"],
+        capture_output=True,
+        text=True,
+        env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
+    )
+
+
+@pytest.fixture
+def llamafactory(tmp_path: Path) -> Path:
+    package = tmp_path / "llamafactory" / "model"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package.parent / "__init__.py").touch()
+    (package / "adapter.py").write_text(
+        "def _setup_full_tuning(model): pass\n"
+        "def _setup_freeze_tuning(model): pass\n"
+        "def _setup_lora_tuning(model, is_trainable, cast_trainable_params_to_fp32):\n"
+        "    from peft import PeftType\n"
+        "    print('LOKI' in PeftType.__members__)\n"
+        "    return model\n"
+    )
+    return tmp_path
+
+
+def test_loki_is_imported_when_an_adapter_is_loaded(llamafactory: Path) -> None:
+    setup = "from torch import nn; adapter._setup_lora_tuning(nn.Linear(1, 1), True, True)"
+    finished = run(llamafactory, PROGRAM + setup)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.split() == ["True"]
+
+
+def test_another_release_of_llamafactory_is_left_alone(llamafactory: Path) -> None:
+    (llamafactory / "llamafactory" / "model" / "adapter.py").write_text("VALUE = 3\n")
+    finished = run(llamafactory, PROGRAM + "assert adapter.VALUE == 3")
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_llamafactory_missing_is_said_as_ever(tmp_path: Path) -> None:
+    finished = run(
+        tmp_path, "import loki_autoload; loki_autoload.watch_llamafactory(); import llamafactory.model.adapter"
+    )
+    assert "No module named 'llamafactory'" in finished.stderr
+
+
+def test_it_is_declared_as_pytorch_finds_it() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["torch.backends"] == {"loki": "loki_autoload:watch_llamafactory"}
