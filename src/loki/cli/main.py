@@ -1,12 +1,12 @@
 """Entry point of the command line: runs the application and turns errors into one line and an exit code."""
 
-import errno
 import importlib
 import sys
 
 from rich.markup import escape
 
 from loki.cli.app import app, error_console
+from loki.cli.failures import explain
 from loki.errors import LokiError
 
 INTERRUPTED = 130
@@ -45,12 +45,11 @@ def main() -> None:
         if left.code == INTERRUPTED:  # Typer makes this of Ctrl-C
             _print_error("interrupted: run the same command again to continue")
         raise
-    except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+    except Exception as error:
+        reason = explain(error)
+        if debug or reason is None:
             raise
-        _print_error(
-            f"{error.strerror}: {error.filename or 'while writing'}: free some space or choose another --output"
-        )
+        _print_error(reason)
         sys.exit(2)
 
 

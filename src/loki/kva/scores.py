@@ -10,6 +10,9 @@ Layout, at the root of the file:
 Files of the published project hold `dataset` (float16) and nothing else; `ScoresReader` reads them too.
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +28,7 @@ from loki.kva.provenance import Provenance
 
 _CHUNK_BYTES = 2**20
 _READ_BYTES = 2**24
+_RESERVED_BYTES = 2**20  # for what HDF5 writes beside the values
 _TEXT_COLUMNS = ("sample_ids", "sample_digests", "subjects")
 _NUMBER_COLUMNS = {"target_token_ids": np.int64, "target_probabilities": np.float64, "completeness": np.float64}
 _UNKNOWN: dict[str, Any] = {"target_token_ids": -1, "target_probabilities": np.nan, "completeness": np.nan}
@@ -71,6 +75,7 @@ class ScoresWriter:
     """
 
     def __init__(self, path: Path, layers: int, hidden: int, provenance: Provenance) -> None:
+        self._path = path
         self._file = h5py.File(path, "w")
         samples_per_chunk = max(1, _CHUNK_BYTES // (4 * layers * hidden))
         self._file.create_dataset(
@@ -91,7 +96,14 @@ class ScoresWriter:
         self._file.attrs.update({**provenance.attributes(), "samples_done": 0})
 
     def append(self, scores: NDArray[np.float32], records: SampleRecords) -> None:
-        """Append the scores `[n, L, D]` and records of `n` samples."""
+        """Append the scores `[n, L, D]` and records of `n` samples.
+
+        Raises:
+            OSError: if the disk is nearly full.
+        """
+        # Once a write has failed, HDF5 crashes the process when it closes the file: so do not let it come to that.
+        if shutil.disk_usage(self._path.parent).free < scores.nbytes + _RESERVED_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         columns = {"dataset": scores, **{name: getattr(records, name) for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS)}}
         start = int(self._file.attrs["samples_done"])
         stop = start + len(records)

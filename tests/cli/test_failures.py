@@ -1,0 +1,114 @@
+"""A full disk, forbidden places and too little memory: one line with advice, nothing half written."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from loki.cli.failures import explain
+from tests.cli.running import Shell
+from tests.cli.test_phases_by_hand import CALIBRATION, TRAINING, write_jsonl
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 KiB."""
+    mount = tmp_path / "full"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a file system here")
+    yield mount
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+@pytest.fixture
+def positions(tmp_path: Path) -> Path:
+    path = tmp_path / "positions.json"
+    path.write_text("[[1, 2], [3, 4], [5, 6]]")
+    return path
+
+
+def check_refused(shell: Shell, disk: Path, *words: object) -> None:
+    outcome = shell(*words)
+    assert outcome.code == 2
+    assert "No space left on device" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+    assert not [path for path in disk.rglob("*.tmp")]
+
+
+def test_analyse(shell: Shell, llama_dir: Path, full_disk: Path, tmp_path: Path) -> None:
+    many = [{"input_ids": [5, 20, index]} for index in range(3, 103)]
+    data = write_jsonl(tmp_path / "questions.jsonl", many)
+    check_refused(shell, full_disk, "analyse", llama_dir, "--data", data, "--output", full_disk / "scores.h5")
+
+
+@pytest.mark.parametrize("command", ["create", "suppress"])
+def test_directories(command: str, shell: Shell, llama_dir: Path, full_disk: Path, positions: Path) -> None:
+    output = full_disk / "model"
+    check_refused(shell, full_disk, command, llama_dir, "--positions", positions, "--output", output)
+    assert not output.exists()
+
+
+def test_train(shell: Shell, llama_dir: Path, full_disk: Path, positions: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "train.jsonl", TRAINING)
+    words = ("train", llama_dir, "--positions", positions, "--data", data, "--max-steps", 1)
+    check_refused(shell, full_disk, *words, "--output", full_disk / "trained")
+
+
+def test_scores_file_stops_before_hdf5_crashes(
+    shell: Shell, llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(tmp_path / "questions.jsonl", CALIBRATION)
+    words = ("analyse", llama_dir, "--data", data, "--output", tmp_path / "scores.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr("loki.kva.scores._RESERVED_BYTES", 2**60)
+        check_refused(shell, tmp_path, *words)
+    assert not (tmp_path / "scores.h5").exists()
+    shell.done(*words)
+    assert (tmp_path / "scores.h5").exists()
+
+
+def test_safetensors_and_torch_do_not_say_enospc(full_disk: Path) -> None:
+    tensor = torch.zeros(100_000)
+    for save in (
+        lambda: save_file({"a": tensor}, full_disk / "a.safetensors"),
+        lambda: torch.save(tensor, full_disk / "a.pt"),
+    ):
+        with pytest.raises(Exception) as raised:
+            save()
+        assert "No space left" in str(explain(raised.value))
+        for path in full_disk.iterdir():
+            path.unlink()
+
+
+def test_forbidden_place() -> None:
+    assert explain(PermissionError(13, "Permission denied", "/out")) == (
+        "Permission denied: /out: check its permissions or choose another path"
+    )
+
+
+def test_out_of_memory_names_what_helps() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60)
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError(), raised.value):
+        line = str(explain(error))
+        assert all(advice in line for advice in ("--batch-size", "--gradient-checkpointing", "rank"))
+
+
+def test_causes_count() -> None:
+    try:
+        try:
+            raise OSError(28, "No space left on device", "/out")
+        except OSError as error:
+            raise RuntimeError("writing failed") from error
+    except RuntimeError as error:
+        assert "/out" in str(explain(error))
+
+
+def test_a_bug_is_not_explained() -> None:
+    assert explain(ZeroDivisionError("division by zero")) is None
