@@ -15,3 +15,7 @@ class CheckFailed(LokiError):  # noqa: N818 - it names what happened, as pytest 
     """A check that the user asked for did not hold. The command line exits with code 1."""
 
     exit_code = 1
+
+
+class RankError(LokiError):
+    """A failure of one process among several, which only this process can report."""

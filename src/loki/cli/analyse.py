@@ -109,8 +109,8 @@ def analyse(
     from loki.kva.completeness import FEW_STEPS
     from loki.kva.counting import count_selections, default_positions_folder
     from loki.kva.job import JobOptions
-    from loki.kva.ranks import is_main_process, started_alone
     from loki.kva.settings import AttributionSettings
+    from loki.ranks import is_main_process, started_alone
 
     if write_mode not in ("w", "a"):
         raise LokiError(f"--write-mode {write_mode} is not known: use w or a")

@@ -13,13 +13,13 @@ from loki.errors import LokiError
 from loki.kva.assembling import assemble
 from loki.kva.job import Job, JobOptions, begin, digest_of_sample, prepare
 from loki.kva.provenance import SCORE_FIELDS, Provenance, combined_provenance
-from loki.kva.ranks import Ranks
 from loki.kva.running import run
 from loki.kva.scores import SampleRecords, ScoresReader
 from loki.kva.selection_counts import CountingLog, SelectionCounts
 from loki.kva.settings import AttributionSettings
 from loki.kva.stability import StabilityRule
 from loki.kva.work_folder import work_folder_of
+from loki.ranks import Ranks
 
 DEFAULT_QUOTAS = (10.0,)
 

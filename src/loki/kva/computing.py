@@ -12,10 +12,10 @@ from loki.kva.attribution import Attribution, Attributor, make_attributor
 from loki.kva.batches import Batch
 from loki.kva.job import Job
 from loki.kva.memory import free_memory
-from loki.kva.ranks import Ranks
 from loki.kva.scores import check_finite
 from loki.kva.work_folder import BatchResults, WorkFolder
 from loki.models.loading import load_model
+from loki.ranks import Ranks
 
 CHECK_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.1}
 """Largest accepted relative error of a sample's whole `[L, D]` scores against Captum, by the type computed in."""

@@ -12,12 +12,12 @@ from rich.progress import Progress
 from loki.errors import LokiError
 from loki.files import refuse_existing
 from loki.kva.job import JobOptions, begin, prepare
-from loki.kva.ranks import Ranks
 from loki.kva.running import run
 from loki.kva.selection_counts import CountingLog, SelectionCounts
 from loki.kva.settings import AttributionSettings
 from loki.kva.stability import StabilityRule
 from loki.kva.work_folder import WorkFolder, work_folder_of
+from loki.ranks import Ranks
 from loki.selection.positions import Positions, read_positions, write_positions
 
 

@@ -14,12 +14,12 @@ from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
 from loki.kva.batches import Batch, auto_batch_size, plan_batches
 from loki.kva.provenance import Provenance, library_versions
-from loki.kva.ranks import Ranks
 from loki.kva.settings import AttributionSettings
 from loki.kva.work_folder import AUTO, WorkFolder
 from loki.models.architectures import text_config
 from loki.models.checkpoint import fingerprint
 from loki.models.loading import DTYPES, load_config, load_tokenizer, resolve_model
+from loki.ranks import Ranks
 
 
 class JobOptions(TypedDict, total=False):

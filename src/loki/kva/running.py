@@ -10,10 +10,10 @@ from rich.progress import Progress
 from loki.kva.batches import Batch, processing_order
 from loki.kva.computing import BatchComputer
 from loki.kva.job import Job
-from loki.kva.ranks import Ranks
 from loki.kva.selection_counts import CountingLog
 from loki.kva.stability import StabilityRule, checkpoints
 from loki.kva.work_folder import WorkFolder
+from loki.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from loki.errors import LokiError
 from loki.models.loading import pick_device
 
-_PATIENCE = timedelta(days=7)  # ranks may finish their shares hours apart
+_PATIENCE = timedelta(days=7)  # ranks may finish their shares of an analysis hours apart
 
 Result = TypeVar("Result")
 
@@ -31,11 +31,15 @@ class Ranks:
     count: int
 
     @classmethod
-    def current(cls) -> "Ranks":
-        """Join the processes that were started together; a process on its own is rank 0 of 1."""
+    def current(cls, patience: timedelta = _PATIENCE) -> "Ranks":
+        """Join the processes that were started together; a process on its own is rank 0 of 1.
+
+        Args:
+            patience: how long to wait for another process before giving up.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(0, 1)
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -65,10 +69,38 @@ class Ranks:
         broadcast_object_list(outcome)
         result = outcome[0]
         if isinstance(result, LokiError):
-            if self.main:
-                raise result
-            raise SystemExit(result.exit_code)
+            self.raise_once(result)
         return result  # type: ignore[return-value]
+
+    def together(self, function: Callable[[], Result]) -> Result:
+        """Call `function` in every process and return this process's result, unless it failed in one.
+
+        Raises:
+            LokiError: in the main process, the first that `function` raised in any; the other processes exit quietly
+                with its code.
+        """
+        if self.count == 1:
+            return function()
+        result: Result | None = None
+        failed: LokiError | None = None
+        try:
+            result = function()
+        except LokiError as error:
+            failed = error
+        failures = [failure for failure in gather_object([failed]) if failure is not None]
+        if failures:
+            self.raise_once(failures[0])
+        return result  # type: ignore[return-value]
+
+    def raise_once(self, error: LokiError) -> NoReturn:
+        """Raise an error that every process has, or knows of, in the main one.
+
+        Raises:
+            LokiError: in the main process; the others exit quietly with its code.
+        """
+        if self.main:
+            raise error
+        raise SystemExit(error.exit_code)
 
     def device(self, name: str) -> torch.device:
         """The device of this process for `--device`: `auto` and `cuda` mean one GPU per process.
