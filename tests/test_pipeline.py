@@ -1,7 +1,9 @@
 """All phases in one go: every artefact is there, a finished phase is not run again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -77,3 +79,24 @@ def test_missing_training_data(settings: RunSettings, tmp_path: Path) -> None:
     with pytest.raises(LokiError, match=r"absent\.jsonl does not exist"):
         run(missing, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quota": 101.0}, "quota 101"),
+        ({"quota": 1.0}, "selects none of 32 rows"),
+        ({"quota": 0.5, "strategy": "global_lowest"}, "selects none of 96 rows"),
+        ({"strategy": "best"}, "strategy 'best'"),
+        ({"data": Path("/dev/null/absent")}, "does not exist"),
+    ],
+)
+def test_bad_input_is_refused_before_the_analysis(
+    settings: RunSettings, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    output = tmp_path / "run"
+    run(settings, output)
+    before = modified(output)
+    with pytest.raises(LokiError, match=message):
+        run(replace(settings, **change), output, overwrite=True)
+    assert modified(output) == before

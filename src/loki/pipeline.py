@@ -13,15 +13,20 @@ from rich.progress import Progress
 from loki.errors import LokiError
 from loki.files import read_json, refuse_existing, sha256_of_file, write_json
 from loki.implanting.create import create_loki_model
+from loki.implanting.training.data import load_training_data
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.kva.analyse import analyse
 from loki.kva.settings import AttributionSettings
+from loki.models.architectures import text_config
+from loki.models.directories import projection_names
+from loki.models.loading import load_config, load_tokenizer
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify
 from loki.selection.positions import read_positions, write_positions
-from loki.selection.strategies import select
+from loki.selection.quota import rows_for_quota
+from loki.selection.strategies import check_strategy, select
 
 RECORD = "run.json"
 
@@ -55,6 +60,18 @@ class RunSettings:
         if not self.data.is_file():
             raise LokiError(f"training data {self.data} does not exist: check the path")
         return {**asdict(self), "data": sha256_of_file(self.data)}
+
+    def check(self) -> None:
+        """Refuse now what a later phase would refuse after hours of analysis.
+
+        Raises:
+            LokiError: if the model cannot be implanted, or quota, strategy or training data do not fit it.
+        """
+        config = load_config(self.model)
+        layers, rows = len(projection_names(config)), text_config(config).hidden_size
+        check_strategy(self.strategy)
+        rows_for_quota(self.quota, layers * rows if self.strategy.startswith("global") else rows)
+        load_training_data(self.data, chat_template=bool(load_tokenizer(self.model).chat_template))
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,7 @@ def run(
         CheckFailed: if anything but the selected rows differs in the end.
     """
     console = console or Console(quiet=True)
+    settings.check()
     _begin(output, settings.record(), overwrite=overwrite)
     scores, positions = output / "scores.h5", output / "positions.json"
     loki_model, trained, restored = output / "loki_model", output / "trained", output / "restored"

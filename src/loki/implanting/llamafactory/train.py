@@ -18,9 +18,9 @@ from loki.implanting.llamafactory.dataset import write_dataset
 from loki.implanting.llamafactory.interpreter import find_interpreter
 from loki.implanting.llamafactory.launch import command, launch
 from loki.implanting.llamafactory.run_directory import NAME, RunDirectory
-from loki.implanting.modeling import LoKIConfigMixin
 from loki.implanting.splitting import active_parameters, loki_linears
 from loki.implanting.training.data import load_training_data
+from loki.implanting.training.model import training_configuration
 from loki.implanting.training.output import RECORD, prepare_output
 from loki.implanting.training.result import TrainingResult
 from loki.implanting.training.settings import TrainingSettings, default_learning_rate
@@ -105,7 +105,7 @@ def train_with_llamafactory(
         "template": own.template,
         "deepspeed": own.deepspeed,
     }
-    _check_model(model, positions)
+    training_configuration(model, positions)
     resume_from = prepare_output(output, record, overwrite=overwrite)
     run = RunDirectory(output / NAME)
     loki_model = _loki_model(model, positions, run, resume=resume_from is not None)
@@ -155,14 +155,6 @@ def train_with_llamafactory(
     state = read_json(output / "trainer_state.json", what="state of the trainer")
     loss = next(entry["train_loss"] for entry in reversed(state["log_history"]) if "train_loss" in entry)
     return TrainingResult(output, state["global_step"], loss, trainable, changed, time.monotonic() - started)
-
-
-def _check_model(model: str | Path, positions: Path | None) -> None:
-    made = isinstance(load_config(resolve_model(model)), LoKIConfigMixin)
-    if made and positions is not None:
-        raise LokiError(f"{model} is a LoKI model, which holds its positions: leave out --positions")
-    if not made and positions is None:
-        raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
 
 
 def _loki_model(model: str | Path, positions: Path | None, run: RunDirectory, *, resume: bool) -> Path:

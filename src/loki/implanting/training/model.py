@@ -1,0 +1,35 @@
+"""The model that is to be trained: what it must be, checked before anything is written."""
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from loki.errors import LokiError
+from loki.implanting.create import loki_configuration
+from loki.implanting.modeling import LoKIConfigMixin
+from loki.models.checkpoint import check_weights
+from loki.models.loading import load_config, resolve_model
+from loki.selection.positions import read_positions
+
+
+def training_configuration(model: str | Path, positions: Path | None) -> PretrainedConfig:
+    """The LoKI configuration to train `model` with.
+
+    Args:
+        model: a LoKI model directory; or an ordinary model, with `positions`.
+        positions: positions file, for an ordinary model.
+
+    Raises:
+        LokiError: if the model is missing, damaged or of an unsupported kind, the positions do not fit it, or are
+            missing or superfluous.
+    """
+    path = resolve_model(model)
+    config = load_config(path)
+    check_weights(path)
+    if isinstance(config, LoKIConfigMixin):
+        if positions is not None:
+            raise LokiError(f"{model} is a LoKI model, which holds its positions: leave out --positions")
+        return config
+    if positions is None:
+        raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
+    return loki_configuration(path, str(model), read_positions(positions), origin=f"positions file {positions}")
