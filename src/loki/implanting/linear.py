@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from loki.implanting.sharding import ACTIVE, rows_are_kept_apart, shard_like, whole
+
 
 class LoKILinear(nn.Module):
     """A linear map `[..., in_features] -> [..., out_features]` of which only the active rows are trained.
@@ -17,7 +19,8 @@ class LoKILinear(nn.Module):
     Backward computes the gradient of the active rows alone. Under several processes, where the weight may be sharded
     and a write into it lost, and under `torch.compile`, the active outputs are computed apart instead.
 
-    A state dict holds an ordinary Linear's `weight` and `bias`, and one of an ordinary Linear is loaded.
+    A state dict holds an ordinary Linear's `weight` and `bias`, and one of an ordinary Linear is loaded. Where FSDP
+    shards the weight, it holds the active rows as well, and `merge_active_rows` puts them into the weight.
 
     Args:
         original_linear: the Linear to take over; its weight is used, not copied.
@@ -42,7 +45,9 @@ class LoKILinear(nn.Module):
         self.weight = original_linear.weight.requires_grad_(False)
         self.bias = None if original_linear.bias is None else original_linear.bias.requires_grad_(False)
         # Not persistent: the configuration holds the positions, and FSDP2 cannot load integer buffers from rank 0.
-        self.register_buffer("rows", torch.tensor(sorted(target_pos), device=self.weight.device), persistent=False)
+        # Not on the meta device, where FSDP2's other ranks have their weights while rank 0 loads: it would lose them.
+        device = "cpu" if self.weight.is_meta else self.weight.device
+        self.register_buffer("rows", torch.tensor(sorted(target_pos), device=device), persistent=False)
         self.active_weight = nn.Parameter(self.weight.detach()[self.rows])
         self.active_bias = None if self.bias is None else nn.Parameter(self.bias.detach()[self.rows])
 
@@ -105,7 +110,7 @@ class LoKILinear(nn.Module):
             self.bias.data.index_copy_(0, self.rows, self.active_bias.data.to(self.bias.dtype))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if _is_sharded(self.weight):  # merging would need every shard: keep what this process has
+        if rows_are_kept_apart(self.weight):
             super()._save_to_state_dict(destination, prefix, keep_vars)
             return
         destination[prefix + "weight"] = self.merged_weight()
@@ -115,10 +120,26 @@ class LoKILinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("weight", "bias"):
-            whole = state_dict.get(prefix + name)
-            if whole is not None and prefix + "active_" + name not in state_dict:
-                state_dict[prefix + "active_" + name] = whole[self.rows.to(whole.device)]
+            loaded = state_dict.get(prefix + name)
+            if loaded is not None and prefix + ACTIVE + name not in state_dict:
+                active = whole(loaded)[self.rows.to(loaded.device)]
+                state_dict[prefix + ACTIVE + name] = shard_like(active, getattr(self, ACTIVE + name))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def merge_active_rows(state_dict: dict[str, Any], prefix: str, rows: torch.Tensor) -> None:
+    """Turn the entries of a `LoKILinear` that keeps its active rows apart into those of an ordinary Linear, in place.
+
+    Args:
+        state_dict: with whole tensors.
+        prefix: of the layer's entries, `model.layers.3.mlp.down_proj.`.
+        rows: indices of the active rows.
+    """
+    for name in ("weight", "bias"):
+        active = state_dict.pop(prefix + ACTIVE + name, None)
+        if active is not None:
+            full = state_dict[prefix + name]
+            state_dict[prefix + name] = _with_rows(full, rows.to(full.device), active)
 
 
 class _RowLinear(torch.autograd.Function):
@@ -158,7 +179,3 @@ class _RowLinear(torch.autograd.Function):
 
 def _with_rows(whole: torch.Tensor, rows: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     return whole.detach().index_copy(0, rows, active.detach().to(whole.dtype))
-
-
-def _is_sharded(tensor: torch.Tensor) -> bool:
-    return hasattr(tensor, "placements")  # a DTensor, by what makes it one

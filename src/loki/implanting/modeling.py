@@ -16,7 +16,9 @@ from transformers.conversion_mapping import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from loki.errors import LokiError
-from loki.implanting.splitting import split_rows
+from loki.implanting.linear import merge_active_rows
+from loki.implanting.sharding import full_state_dict, refuse_zero_3, rows_are_kept_apart
+from loki.implanting.splitting import loki_linears, split_rows
 from loki.models.architectures import LOKI_FAMILIES, LOKI_MODEL_TYPE_PREFIX, base_model_type
 from loki.selection.positions import Positions
 
@@ -74,8 +76,9 @@ class LoKIModelMixin(_WrittenRemoteModule):
         """As in Transformers; exactly the selected rows are trainable afterwards.
 
         Raises:
-            LokiError: if the configuration holds no positions, or they do not fit the model.
+            LokiError: if the configuration holds no positions, they do not fit the model, or DeepSpeed ZeRO-3 is on.
         """
+        refuse_zero_3()
         with _loading_weights():
             loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
         # With output_loading_info=True, Transformers returns a pair.
@@ -97,11 +100,31 @@ class LoKIModelMixin(_WrittenRemoteModule):
             raise LokiError("the configuration has no target_pos: make the LoKI model directory with `loki create`")
         split_rows(self, positions)
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """As in Transformers: the weights on disk are ordinary ones, with the trained rows in place."""
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in Transformers: the weights on disk are ordinary ones, with the trained rows in place.
+
+        Where FSDP2 shards the model and no `state_dict` is given, every process must call this.
+        """
         self.config.auto_map = auto_map(self.config.model_type)
-        result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        write_remote_module(Path(save_directory), self.config.model_type)
+        model: Any = self
+        linears = loki_linears(model)
+        if state_dict is None and any(rows_are_kept_apart(linear.weight) for linear in linears.values()):
+            state_dict = full_state_dict(model)
+        if state_dict:  # of a sharded model, only the main process has it
+            state_dict = dict(state_dict)
+            for name, linear in linears.items():
+                merge_active_rows(state_dict, f"{name}.", linear.rows)
+        result = super().save_pretrained(  # type: ignore[misc]
+            save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
+        )
+        if is_main_process:
+            write_remote_module(Path(save_directory), self.config.model_type)
         return result
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from loki.errors import LokiError
+from loki.implanting.sharding import is_sharded, refuse_zero_3, whole
 from loki.implanting.splitting import active_parameters, check_trainable
 
 ROWS_FILE = "active_rows.safetensors"
@@ -19,7 +20,8 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
 
     - they are trained in float32, whatever the type of the frozen weights: small steps would vanish in bfloat16;
     - exactly they are trainable, and the optimiser holds state for nothing else;
-    - checkpoints hold them in float32 beside the ordinary weights, so that resuming is exact;
+    - checkpoints hold them in float32 beside the ordinary weights, so that resuming is exact (DeepSpeed and FSDP2 see
+      to that themselves);
     - a loss that is NaN or infinite, or a training that changed nothing, is an error.
 
     Args:
@@ -35,23 +37,27 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
         for parameter in active_parameters(model).values():
             parameter.data = parameter.data.to(torch.float32)
         self._resume_from = resume_from
+        self._kept_by_trainer = False
         self._before = {name: parameter.detach().clone() for name, parameter in active_parameters(model).items()}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check what is trained, and put back the exact rows of the checkpoint that training resumes from."""
-        del args, state, control
+        """Check what is trained, and put back the exact rows of the checkpoint that training resumes from.
+
+        Raises:
+            LokiError: if something else than the selected rows is trained, or DeepSpeed ZeRO-3 is on.
+        """
+        del state, control
+        refuse_zero_3()
         model = kwargs["model"]
         check_trainable(model)
         active = active_parameters(model)
-        trained = [parameter for group in kwargs["optimizer"].param_groups for parameter in group["params"]]
-        if {id(parameter) for parameter in trained} != {id(parameter) for parameter in active.values()}:
-            raise LokiError(
-                f"the optimiser holds {sum(parameter.numel() for parameter in trained)} parameters, "
-                f"not the {sum(parameter.numel() for parameter in active.values())} of the selected rows"
-            )
-        if self._resume_from is not None:
+        deepspeed = args.deepspeed_plugin is not None
+        self._kept_by_trainer = deepspeed or any(map(is_sharded, active.values()))
+        if not deepspeed:  # its optimiser holds flat copies of exactly the trainable parameters
+            check_optimized(kwargs["optimizer"], active)
+        if self._resume_from is not None and not self._kept_by_trainer:
             saved = load_file(self._resume_from / ROWS_FILE)
             with torch.no_grad():
                 for name, parameter in active.items():
@@ -60,7 +66,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the rows exactly, beside the checkpoint's weights."""
         del control
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and not self._kept_by_trainer:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             rows = {name: parameter.detach().cpu() for name, parameter in active_parameters(kwargs["model"]).items()}
             save_file(rows, folder / ROWS_FILE)
@@ -75,15 +81,39 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
             )
 
     def changed_rows(self, model: PreTrainedModel) -> int:
-        """Number of selected rows that training changed.
+        """Number of selected rows that training changed. Where the model is sharded, every process must call this.
+
+        A process that had no weights before training, as FSDP2's other ranks where rank 0 loads, counts 0.
 
         Raises:
             LokiError: if it is 0.
         """
         changed = 0
+        unknown = False
         for name, parameter in active_parameters(model).items():
-            if name.endswith("active_weight"):
-                changed += int((parameter.detach() != self._before[name].to(parameter.device)).any(dim=1).sum())
-        if not changed:
+            after, before = whole(parameter), self._before[name]
+            if before.is_meta:
+                unknown = True
+            elif name.endswith("active_weight"):
+                changed += int((after != before.to(after)).any(dim=1).sum())
+        if not changed and not unknown:
             raise LokiError("training changed none of the selected rows: check the learning rate and the data")
         return changed
+
+
+def check_optimized(optimizer: Any, active: dict[str, torch.nn.Parameter]) -> None:
+    """Check that an optimiser holds exactly the active rows.
+
+    Args:
+        optimizer: of Transformers' trainer, before the first step.
+        active: the parameters that hold active rows, by name.
+
+    Raises:
+        LokiError: if it does not.
+    """
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if {id(parameter) for parameter in trained} != {id(parameter) for parameter in active.values()}:
+        raise LokiError(
+            f"the optimiser holds {sum(parameter.numel() for parameter in trained)} parameters, "
+            f"not the {sum(parameter.numel() for parameter in active.values())} of the selected rows"
+        )

@@ -25,7 +25,11 @@ class TrainingSettings:
         scheduler: how it falls afterwards.
         weight_decay: of AdamW, on the active rows alone.
         gradient_checkpointing: compute activations twice to save memory.
-        save_steps: optimiser steps between checkpoints; None saves after every epoch.
+        save_steps: optimiser steps between checkpoints; None saves after every epoch. The loss on held-out data is
+            computed whenever a checkpoint is saved.
+        load_best: end with the checkpoint of the least held-out loss instead of the last.
+        early_stopping: stop when the held-out loss has not fallen at so many checkpoints in a row, and end with the
+            best; None trains to the end.
         logging_steps: optimiser steps between entries of the log.
         seed: of data order and dropout.
 
@@ -45,6 +49,8 @@ class TrainingSettings:
     weight_decay: float = 0.0
     gradient_checkpointing: bool = False
     save_steps: int | None = None
+    load_best: bool = False
+    early_stopping: int | None = None
     logging_steps: int = 10
     seed: int = 42
 
@@ -59,12 +65,18 @@ class TrainingSettings:
         known = [schedule.value for schedule in SchedulerType]
         if self.scheduler not in known:
             raise LokiError(f"--scheduler {self.scheduler} is not known: use {', '.join(known)}")
-        self._require("save_steps", self.save_steps is None or self.save_steps > 0, "above 0")
+        for name in ("save_steps", "early_stopping"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
             option = "--" + name.replace("_", "-")
             raise LokiError(f"{option} {getattr(self, name)} is out of range: it must be {wanted}")
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best checkpoint is kept instead of the last, which needs held-out data."""
+        return self.load_best or self.early_stopping is not None
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -1,32 +1,44 @@
-"""Training a LoKI model with TRL's SFTTrainer."""
+"""Training a LoKI model with TRL's SFTTrainer, in one process or many."""
 
-import tempfile
+import shutil
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel, TrainerCallback
+from safetensors import SafetensorError
+from transformers import (
+    EarlyStoppingCallback,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from loki.errors import LokiError
+from loki.errors import LokiError, RankError
 from loki.files import sha256_of_file, write_json
-from loki.implanting.create import loki_configuration
-from loki.implanting.modeling import LoKIConfigMixin, loki_classes
+from loki.implanting.modeling import loki_classes
+from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.splitting import active_parameters, loki_linears
-from loki.implanting.training.data import load_training_data
+from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
+from loki.implanting.training.data import TrainingData, load_training_data
+from loki.implanting.training.model import training_configuration
 from loki.implanting.training.output import RECORD, prepare_output
 from loki.implanting.training.plot import plot_loss
 from loki.implanting.training.result import TrainingResult
 from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.settings import TrainingSettings, default_learning_rate
-from loki.models.checkpoint import check_weights
-from loki.models.loading import load_config, load_model, load_tokenizer, one_line, resolve_model
+from loki.models.architectures import base_model_type
+from loki.models.loading import load_tokenizer, one_line, resolve_model
+from loki.ranks import Ranks
 from loki.selection.positions import read_positions
 
 LOSS_PLOT = "training_loss.png"
+_PATIENCE = timedelta(hours=1)  # for the main process to prepare the data, or for one that has died
 
 
 def train(
@@ -43,7 +55,9 @@ def train(
 ) -> TrainingResult:
     """Train the selected rows of a model; loss is taken on completions and assistants' answers.
 
-    An interrupted training continues from its last checkpoint when it is started again with the same settings.
+    An interrupted training continues from its last checkpoint when it is started again with the same settings. Started
+    by `accelerate launch` or `torchrun`, the processes share the work as their configuration says (data parallel, FSDP2
+    or DeepSpeed ZeRO-2); all of them call this, and the main one writes and prints.
 
     Args:
         model: a LoKI model directory; or an ordinary model, with `positions`.
@@ -51,77 +65,100 @@ def train(
         output: where to write checkpoints and the trained LoKI model, with tokenizer, log and loss plot.
         settings: how to train; None takes the defaults.
         positions: positions file, for an ordinary model.
-        eval_data: held-out data in the same form; its loss is computed after every epoch.
+        eval_data: held-out data in the same form; its loss is computed whenever a checkpoint is saved.
         callbacks: further Transformers callbacks.
         overwrite: start anew where `output` holds something.
         console: where to say what is trained (default: nowhere).
 
     Raises:
-        LokiError: for bad input of any kind, a loss that is NaN, or no row changed.
+        LokiError: for bad input of any kind, a loss that is NaN, or no row changed. Of several processes only the main
+            one raises it, and the others exit with its code.
+        RankError: if a process runs out of memory.
     """
     settings = settings or TrainingSettings()
-    console = console or Console(quiet=True)
     started = time.monotonic()
-    tokenizer = load_tokenizer(model)
-    examples = load_training_data(data, chat_template=bool(tokenizer.chat_template))
-    held_out = load_training_data(eval_data, chat_template=bool(tokenizer.chat_template)) if eval_data else None
+    ranks = Ranks.current(_PATIENCE)
+    console = console if console and ranks.main else Console(quiet=True)
+    if settings.keeps_best and eval_data is None:
+        raise LokiError("--load-best and --early-stopping compare the loss on held-out data: give --eval-data")
+    tokenizer, examples, held_out = ranks.together(lambda: _read_data(model, data, eval_data))
+    config = ranks.together(lambda: training_configuration(model, positions))
     record = {
         "backend": "trl",
         "model": str(model),
         "data": sha256_of_file(data),
         "positions": read_positions(positions) if positions else None,
         **settings.to_dict(),
+        "processes": ranks.count,
+        "sharding": sharding_of_this_run(),
     }
-    resume_from = prepare_output(output, record, overwrite=overwrite)
-    loki_model = _load(model, positions)
+    resume_from = ranks.on_main(lambda: prepare_output(output, record, overwrite=overwrite))
+    loki_model = ranks.together(lambda: _load(model, config))
     rows = SelectedRows(loki_model, resume_from)
     trainable = sum(parameter.numel() for parameter in active_parameters(loki_model).values())
     rate = settings.learning_rate or default_learning_rate(_quota(loki_model))
     console.print(f"{examples}", highlight=False)
     console.print(
         f"{trainable:,} of {loki_model.num_parameters():,} parameters are trained, learning rate {rate:.3g}"
+        + (f", {ranks.count} processes" if ranks.count > 1 else "")
         + (f", resuming from {resume_from.name}" if resume_from else ""),
         highlight=False,
     )
+    arguments = sft_arguments(
+        settings,
+        output,
+        learning_rate=rate,
+        dtype=loki_model.dtype,
+        evaluate=held_out is not None,
+        progress_bar=console.is_terminal and not console.quiet,
+    )
+    ranks.together(refuse_zero_3)  # known since the arguments are made
+    stopping = [EarlyStoppingCallback(settings.early_stopping)] if settings.early_stopping else []
     trainer = SFTTrainer(
         model=loki_model,
-        args=_arguments(output, settings, rate, loki_model, evaluate=held_out is not None, console=console),
+        args=arguments,
         train_dataset=examples.dataset,
         eval_dataset=held_out.dataset if held_out else None,
         processing_class=tokenizer,
-        callbacks=[rows, *callbacks],
+        callbacks=[rows, *stopping, *callbacks],
     )
     if console.quiet:
         trainer.remove_callback(PrinterCallback)
     try:
         outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except torch.cuda.OutOfMemoryError as error:
-        raise LokiError(
+        raise RankError(
             f"out of memory ({one_line(error)}): lower --batch-size or --max-length, or pass --gradient-checkpointing"
         ) from error
-    changed = rows.changed_rows(loki_model)
-    _finish(trainer, output)
-    write_json(output / RECORD, {**record, "finished": True}, overwrite=True)
+    except LokiError as error:  # of a callback, which every process called
+        ranks.raise_once(error)
+    changed = ranks.together(lambda: rows.changed_rows(loki_model))
+    _finish(trainer, output, ranks)
+    if ranks.main:
+        write_json(output / RECORD, {**record, "finished": True}, overwrite=True)
     return TrainingResult(
         output, trainer.state.global_step, outcome.training_loss, trainable, changed, time.monotonic() - started
     )
 
 
-def _load(model: str | Path, positions: Path | None) -> PreTrainedModel:
+def _read_data(
+    model: str | Path, data: Path, eval_data: Path | None
+) -> tuple[PreTrainedTokenizerBase, TrainingData, TrainingData | None]:
+    tokenizer = load_tokenizer(model)
+    chat_template = bool(tokenizer.chat_template)
+    held_out = load_training_data(eval_data, chat_template=chat_template) if eval_data else None
+    return tokenizer, load_training_data(data, chat_template=chat_template), held_out
+
+
+def _load(model: str | Path, config: PretrainedConfig) -> PreTrainedModel:
+    """Not by `load_model`: under FSDP2 with loading on rank 0, the other processes have no weights to move yet."""
     path = resolve_model(model)
-    config = load_config(path)
-    if isinstance(config, LoKIConfigMixin):
-        if positions is not None:
-            raise LokiError(f"{model} is a LoKI model, which holds its positions: leave out --positions")
-        return load_model(path)
-    if positions is None:
-        raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
-    check_weights(path)
-    loki_config = loki_configuration(path, str(model), read_positions(positions), origin=f"positions file {positions}")
-    made: PreTrainedModel = loki_classes(config.model_type)[1].from_pretrained(
-        path, config=loki_config, dtype="auto", use_safetensors=True
-    )
-    return made
+    model_class = loki_classes(base_model_type(config.model_type))[1]
+    try:
+        loaded: PreTrainedModel = model_class.from_pretrained(path, config=config, dtype="auto", use_safetensors=True)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise LokiError(f"the weights in {path} cannot be loaded ({one_line(error)})") from error
+    return loaded
 
 
 def _quota(model: PreTrainedModel) -> float:
@@ -129,51 +166,16 @@ def _quota(model: PreTrainedModel) -> float:
     return 100 * sum(len(linear.rows) for linear in linears) / sum(linear.out_features for linear in linears)
 
 
-def _arguments(
-    output: Path,
-    settings: TrainingSettings,
-    rate: float,
-    model: PreTrainedModel,
-    *,
-    evaluate: bool,
-    console: Console,
-) -> SFTConfig:
-    cuda = torch.cuda.is_available()
-    return SFTConfig(
-        output_dir=str(output),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        learning_rate=rate,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        max_length=settings.max_length,
-        packing=settings.packing,
-        warmup_steps=settings.warmup,  # below 1: a fraction of the steps
-        lr_scheduler_type=settings.scheduler,
-        weight_decay=settings.weight_decay,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-        save_strategy="epoch" if settings.save_steps is None else "steps",
-        save_steps=settings.save_steps or 500,
-        save_total_limit=2,
-        eval_strategy="epoch" if evaluate else "no",
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,  # a loss of NaN would be logged as 0
-        seed=settings.seed,
-        use_cpu=not cuda,
-        # Frozen weights keep their type. Where they are wider than bfloat16, it is used to compute.
-        bf16=cuda and model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
-        disable_tqdm=console.quiet or not console.is_terminal,
-        report_to="none",
-    )
-
-
-def _finish(trainer: SFTTrainer, output: Path) -> None:
-    """Save the trained model beside, then move its files into `output`."""
-    with tempfile.TemporaryDirectory(dir=output, prefix=".final-") as folder:
-        trainer.save_model(folder)
-        for file in sorted(Path(folder).iterdir()):
+def _finish(trainer: SFTTrainer, output: Path, ranks: Ranks) -> None:
+    """Save the trained model beside, then move its files into `output`. All processes call this; one writes."""
+    folder = output / ".final"
+    if ranks.main:
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+    trainer.save_model(str(folder))
+    if ranks.main:
+        for file in sorted(folder.iterdir()):
             file.replace(output / file.name)
-    trainer.state.save_to_json(str(output / "trainer_state.json"))
-    plot_loss(trainer.state.log_history, output / LOSS_PLOT)
+        folder.rmdir()
+        trainer.state.save_to_json(str(output / "trainer_state.json"))
+        plot_loss(trainer.state.log_history, output / LOSS_PLOT)
+    ranks.wait()
