@@ -1,5 +1,7 @@
 """The Typer application. Every command lives in a file of its own in this folder and registers itself here."""
 
+import os
+
 import typer
 from rich.console import Console
 
@@ -12,5 +14,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-console = Console()
-error_console = Console(stderr=True)
+# Of the processes that `accelerate launch` or `torchrun` starts, only the main one speaks.
+_silent = os.environ.get("RANK", "0") != "0"
+console = Console(quiet=_silent)
+error_console = Console(stderr=True, quiet=_silent)

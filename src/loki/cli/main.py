@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from loki.cli.app import app, error_console
 from loki.cli.failures import explain
-from loki.errors import LokiError
+from loki.errors import LokiError, RankError
 
 INTERRUPTED = 130
 COMMANDS = (
@@ -39,7 +39,7 @@ def main() -> None:
     except LokiError as error:
         if debug:
             raise
-        _print_error(str(error))
+        _print_error(str(error), own=isinstance(error, RankError))
         sys.exit(error.exit_code)
     except SystemExit as left:
         if left.code == INTERRUPTED:  # Typer makes this of Ctrl-C
@@ -49,9 +49,11 @@ def main() -> None:
         reason = explain(error)
         if debug or reason is None:
             raise
-        _print_error(reason)
+        _print_error(reason, own=True)
         sys.exit(2)
 
 
-def _print_error(message: str) -> None:
+def _print_error(message: str, *, own: bool = False) -> None:
+    if own:  # nobody else knows of it
+        error_console.quiet = False
     error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, console, error_console
 from loki.errors import LokiError
 
 
@@ -33,7 +33,7 @@ def train(
         Backend, typer.Option("--backend", help="Who trains: TRL, or LlamaFactory in its own environment.")
     ] = Backend.TRL,
     eval_data: Annotated[
-        Path | None, typer.Option("--eval-data", help="Held-out data; its loss is computed after every epoch.")
+        Path | None, typer.Option("--eval-data", help="Held-out data; its loss is computed with every checkpoint.")
     ] = None,
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 3.0,
     max_steps: Annotated[int, typer.Option("--max-steps", help="Optimiser steps, instead of epochs.")] = -1,
@@ -58,6 +58,13 @@ def train(
     save_steps: Annotated[
         int | None, typer.Option("--save-steps", help="Steps between checkpoints. Default: after every epoch.")
     ] = None,
+    load_best: Annotated[
+        bool, typer.Option("--load-best", help="End with the checkpoint of the least held-out loss, not the last.")
+    ] = False,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option("--early-stopping", help="Stop after so many checkpoints without a lower held-out loss."),
+    ] = None,
     logging_steps: Annotated[int, typer.Option("--logging-steps", help="Steps between log entries.")] = 10,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the data order.")] = 42,
     template: Annotated[
@@ -81,16 +88,26 @@ def train(
 ) -> None:
     """Train the selected rows with TRL or LlamaFactory; an interrupted training goes on from its last checkpoint.
 
+    Several processes, started with `accelerate launch -m loki train ...`, share the work.
+
     Example:
         loki train loki_model --data train.jsonl --output trained --epochs 3
     """
     from loki.cli.progress import progress_bar
+    from loki.cli.quiet import quiet_libraries
     from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
     from loki.implanting.training.settings import TrainingSettings
     from loki.implanting.training.trainer import train as train_rows
+    from loki.ranks import is_main_process, started_alone
 
     if backend is Backend.TRL and (template or processes or deepspeed):
         raise LokiError("--template, --processes and --deepspeed need --backend llamafactory")
+    if backend is Backend.LLAMAFACTORY and (load_best or early_stopping):
+        raise LokiError("--load-best and --early-stopping need --backend trl")
+    if started_alone():
+        error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
+    if not is_main_process():
+        quiet_libraries()
     settings = TrainingSettings(
         epochs=epochs,
         max_steps=max_steps,
@@ -104,6 +121,8 @@ def train(
         weight_decay=weight_decay,
         gradient_checkpointing=gradient_checkpointing,
         save_steps=save_steps,
+        load_best=load_best,
+        early_stopping=early_stopping,
         logging_steps=logging_steps,
         seed=seed,
     )
