@@ -1,14 +1,15 @@
-"""Lets a plain `llamafactory-cli` load LoKI adapters, which it would otherwise meet without ever importing LoKI.
+"""Work to be done right after a module is imported, by whoever imports it; and what LoKI has to do so for.
 
-PyTorch calls `watch_llamafactory` at the end of `import torch`, through its entry point group `torch.backends`
-(set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to switch that off). It only watches for one import: that of LlamaFactory's module
-which loads adapters. LoKI itself is imported once an adapter is loaded there. No other program notices anything.
+Plain `llamafactory-cli` meets LoKI adapters without ever importing LoKI. PyTorch calls `watch_llamafactory` at the end
+of `import torch`, through its entry point group `torch.backends` (set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to switch that
+off). It only watches for one import: that of LlamaFactory's module which loads adapters. LoKI itself is imported once
+an adapter is loaded there. No other program notices anything.
 
-A module outside the package `loki`, because importing that imports Transformers.
+A module outside the package `loki`, because importing that changes what Transformers and PEFT know.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -19,32 +20,52 @@ ADAPTER_MODULE = "llamafactory.model.adapter"
 LORA_SETUP = "_setup_lora_tuning"
 
 
-class AdapterModuleFinder(MetaPathFinder):
-    """Finds LlamaFactory's adapter module as Python does, and prepares it for LoKI adapters after its import."""
+class Watch(MetaPathFinder):
+    """Finds one module as Python does, and does something with it right after its import.
+
+    Args:
+        module: qualified name of the module.
+        action: called with it, once.
+    """
+
+    def __init__(self, module: str, action: Callable[[ModuleType], None]) -> None:
+        self.module = module
+        self._action = action
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of LlamaFactory's adapter module; None for every other name."""
-        if fullname != ADAPTER_MODULE:
+        """The spec of the watched module; None for every other name."""
+        if fullname != self.module:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_prepare(module: ModuleType) -> None:
+            def execute_and_act(module: ModuleType) -> None:
                 execute(module)
-                _prepare(module)
+                self._action(sys.modules[fullname])  # a module may replace itself, as Transformers does
 
-            spec.loader.exec_module = execute_and_prepare  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec
+
+
+def after_import(module: str, action: Callable[[ModuleType], None]) -> None:
+    """Call `action` with the module named `module`: now if it is imported already, else right after its import.
+
+    A module that is watched already is not watched twice.
+    """
+    if module in sys.modules:
+        action(sys.modules[module])
+    elif not any(isinstance(finder, Watch) and finder.module == module for finder in sys.meta_path):
+        sys.meta_path.insert(0, Watch(module, action))
 
 
 def watch_llamafactory() -> None:
     """Watch for the import of LlamaFactory's adapter module; a second call changes nothing."""
-    if ADAPTER_MODULE not in sys.modules and not any(isinstance(item, AdapterModuleFinder) for item in sys.meta_path):
-        sys.meta_path.insert(0, AdapterModuleFinder())
+    if ADAPTER_MODULE not in sys.modules:
+        after_import(ADAPTER_MODULE, _prepare)
 
 
 def _prepare(module: ModuleType) -> None:

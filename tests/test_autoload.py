@@ -1,4 +1,4 @@
-"""The watch for LlamaFactory's adapter module costs nothing elsewhere, and does its work there."""
+"""Watching for imports: the work is done right after, and nowhere else."""
 
 import subprocess
 import sys
@@ -60,6 +60,25 @@ def test_another_release_of_llamafactory_is_left_alone(llamafactory: Path) -> No
     (llamafactory / "llamafactory" / "model" / "adapter.py").write_text("VALUE = 3\n")
     finished = run(llamafactory, PROGRAM + "assert adapter.VALUE == 3")
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_module_that_is_there_already_is_not_waited_for() -> None:
+    seen = []
+    loki_autoload.after_import("json", seen.append)
+    assert [module.__name__ for module in seen] == ["json"]
+
+
+def test_a_module_that_replaces_itself_is_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "chameleon.py").write_text(
+        "import sys, types\nsys.modules[__name__] = types.SimpleNamespace(colour='green')\n"
+    )
+    finished = run(
+        tmp_path,
+        "import loki_autoload\n"
+        "loki_autoload.after_import('chameleon', lambda module: print(module.colour))\n"
+        "import chameleon",
+    )
+    assert finished.stdout == "green\n", finished.stderr
 
 
 def test_llamafactory_missing_is_said_as_ever(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
+
+import pytest
 
 import loki
 
+SOURCE = Path(loki.__file__).parent.parent
 PUBLISHED = {
     "LoKILinear",
     "LoKILlamaForCausalLM",
@@ -23,6 +27,11 @@ MORE = {"LoKIConfig", "loki_classes"} | {
     for family in ("Qwen3", "Mistral", "Gemma2", "Gemma3", "Phi3")
     for kind in ("Config", "ForCausalLM")
 }
+MODULES = {
+    ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+    for folder in ("models", "implanting", "kva")
+    for file in (SOURCE / "loki" / folder).rglob("*.py")
+} - {"loki.implanting.llamafactory.worker"}
 
 
 def test_exported_names() -> None:
@@ -31,12 +40,67 @@ def test_exported_names() -> None:
     assert loki.LoKIQwenForCausalLM is loki.LoKIQwen2ForCausalLM
 
 
-def test_imports_of_the_published_notebooks() -> None:
-    code = (
-        "from src.loki import LoKILinear, create_loki_model;"
-        "from src.loki.kva import KVALlamaForCausalLM, KVAQwenForCausalLM;"
-        "import loki; assert loki.LoKILinear is LoKILinear"
-    )
+def test_unknown_names_are_refused() -> None:
+    assert not hasattr(loki, "LoKINothing")
+    assert not hasattr(loki, "nothing")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        # The published notebooks.
+        """
+        from src.loki import LoKILinear, create_loki_model
+        from src.loki.kva import KVALlamaForCausalLM, KVAQwenForCausalLM
+        import loki
+        assert loki.LoKILinear is LoKILinear
+        """,
+        # Nothing heavy is imported before it is needed.
+        """
+        import sys
+        import loki.cli
+        assert not {"torch", "transformers", "peft"} & set(sys.modules)
+        """,
+        # Whichever comes first, LoKI's classes are known.
+        """
+        import loki
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from peft import PeftType
+        config = AutoConfig.for_model("loki_llama", target_pos=[[0]], num_hidden_layers=1)
+        assert type(config) is loki.LoKILlamaConfig
+        assert AutoModelForCausalLM._model_mapping[type(config)] is loki.LoKILlamaForCausalLM
+        assert "LOKI" in PeftType.__members__
+        """,
+        """
+        from transformers import AutoConfig
+        import peft
+        import loki
+        assert "LOKI" in peft.PeftType.__members__
+        assert type(AutoConfig.for_model("loki_qwen2")) is loki.LoKIQwenConfig
+        """,
+        """
+        import loki.implanting.modeling
+        from transformers import AutoConfig
+        assert type(AutoConfig.for_model("loki_phi3")).__name__ == "LoKIPhi3Config"
+        """,
+        """
+        from loki import LoKIConfig
+        from peft import PeftType
+        assert LoKIConfig(positions=[[0]]).peft_type == PeftType.LOKI
+        """,
+    ],
+)
+def test_imports_in_every_order(code: str) -> None:
+    check_that_it_runs(code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_can_be_imported_first(module: str) -> None:
+    check_that_it_runs(f"import {module}; from transformers import AutoConfig; AutoConfig.for_model('loki_llama')")
+
+
+def check_that_it_runs(code: str) -> None:
     root = Path(__file__).parent.parent
-    finished = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    finished = subprocess.run([sys.executable, "-c", dedent(code)], cwd=root, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr

@@ -1,26 +1,35 @@
 """LoKI: Low-damage Knowledge Implanting (arXiv 2505.22120).
 
-Importing this package registers the LoKI model classes with Transformers' Auto classes, and LoKI with PEFT.
+Importing this package registers the LoKI model classes with Transformers' Auto classes, and LoKI with PEFT: at once
+where these libraries are imported already, else as soon as they are. Until then it imports nothing heavy, so that
+`loki --help` answers quickly.
 """
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from loki_autoload import after_import
+
+if TYPE_CHECKING:
+    from loki.implanting.create import create_loki_model
+    from loki.implanting.linear import LoKILinear
+    from loki.implanting.modeling import loki_classes
+    from loki.implanting.peft import LoKIConfig
+    from loki.restoring.restore import restore_loki_model
+    from loki.restoring.suppress import set_zero_weights
 
 __version__ = "0.1.0"
 
-from loki.implanting.create import create_loki_model
-from loki.implanting.linear import LoKILinear
-from loki.implanting.modeling import loki_classes
-from loki.implanting.peft import LoKIConfig
-from loki.restoring.restore import restore_loki_model
-from loki.restoring.suppress import set_zero_weights
-
-LoKILlamaConfig, LoKILlamaForCausalLM = loki_classes("llama")
-LoKIQwen2Config, LoKIQwen2ForCausalLM = loki_classes("qwen2")
-LoKIQwen3Config, LoKIQwen3ForCausalLM = loki_classes("qwen3")
-LoKIMistralConfig, LoKIMistralForCausalLM = loki_classes("mistral")
-LoKIGemma2Config, LoKIGemma2ForCausalLM = loki_classes("gemma2")
-LoKIGemma3Config, LoKIGemma3ForCausalLM = loki_classes("gemma3_text")
-LoKIPhi3Config, LoKIPhi3ForCausalLM = loki_classes("phi3")
-# The published project's names for Qwen2 and Qwen2.5.
-LoKIQwenConfig, LoKIQwenForCausalLM = LoKIQwen2Config, LoKIQwen2ForCausalLM
+_HOMES = {
+    "LoKIConfig": "loki.implanting.peft",
+    "LoKILinear": "loki.implanting.linear",
+    "create_loki_model": "loki.implanting.create",
+    "loki_classes": "loki.implanting.modeling",
+    "restore_loki_model": "loki.restoring.restore",
+    "set_zero_weights": "loki.restoring.suppress",
+}
+_HOME_OF_MODEL_CLASSES = "loki.implanting.modeling"
 
 __all__ = [
     "LoKIConfig",
@@ -46,3 +55,27 @@ __all__ = [
     "restore_loki_model",
     "set_zero_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES or name.startswith("LoKI"):
+        home = import_module(_HOMES.get(name, _HOME_OF_MODEL_CLASSES))
+        if hasattr(home, name):
+            return getattr(home, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register_model_classes(_: ModuleType) -> None:
+    import_module(_HOME_OF_MODEL_CLASSES)
+
+
+def _register_peft_method(_: ModuleType) -> None:
+    import_module("loki.implanting.peft")
+
+
+after_import("transformers", _register_model_classes)
+after_import("peft", _register_peft_method)

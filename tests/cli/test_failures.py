@@ -38,7 +38,7 @@ def check_refused(shell: Shell, disk: Path, *words: object) -> None:
     assert outcome.code == 2
     assert "No space left on device" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
-    assert not [path for path in disk.rglob("*.tmp")]
+    assert not list(disk.rglob("*.tmp"))
 
 
 def test_analyse(shell: Shell, llama_dir: Path, full_disk: Path, tmp_path: Path) -> None:

@@ -102,8 +102,6 @@ def train(
 
     if backend is Backend.TRL and (template or processes or deepspeed):
         raise LokiError("--template, --processes and --deepspeed need --backend llamafactory")
-    if backend is Backend.LLAMAFACTORY and (load_best or early_stopping):
-        raise LokiError("--load-best and --early-stopping need --backend trl")
     if started_alone():
         error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
     if not is_main_process():

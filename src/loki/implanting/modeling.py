@@ -237,3 +237,5 @@ def _take_over_key_conversions(names: dict[str, str]) -> None:
 
 for _family in LOKI_FAMILIES:
     loki_classes(_family)
+# The published project's names for Qwen2 and Qwen2.5.
+LoKIQwenConfig, LoKIQwenForCausalLM = loki_classes("qwen2")

@@ -40,6 +40,8 @@ def configure(settings: TrainingSettings = SETTINGS, **changes: Any) -> dict[str
         ("weight_decay", 0.1, "weight_decay", 0.1),
         ("gradient_checkpointing", True, "disable_gradient_checkpointing", False),
         ("save_steps", 5, "save_steps", 5),
+        ("load_best", True, "load_best_model_at_end", True),
+        ("early_stopping", 2, "early_stopping_steps", 2),
         ("logging_steps", 3, "logging_steps", 3),
         ("seed", 1, "seed", 1),
     ],
@@ -67,8 +69,15 @@ def test_the_method_is_full_tuning_of_a_trusted_loki_model() -> None:
     assert (made["eval_dataset"], made["eval_strategy"]) == ("held_out", "epoch")
 
 
+def test_held_out_data_are_looked_at_with_every_checkpoint() -> None:
+    made = configure(TrainingSettings(save_steps=5, early_stopping=2), evaluate=True)
+    assert (made["eval_strategy"], made["eval_steps"], made["save_steps"]) == ("steps", 5, 5)
+    assert (made["load_best_model_at_end"], made["metric_for_best_model"]) == (True, "eval_loss")
+
+
 def test_what_is_not_asked_for_is_left_out() -> None:
-    assert not {"template", "eval_dataset", "save_steps", "resume_from_checkpoint", "deepspeed"} & set(configure())
+    optional = {"template", "eval_dataset", "save_steps", "resume_from_checkpoint", "deepspeed", "early_stopping_steps"}
+    assert not optional & set(configure())
 
 
 def test_deepspeed_does_not_shard_weights() -> None:

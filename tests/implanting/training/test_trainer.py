@@ -128,6 +128,16 @@ def test_refusals(llama_dir: Path, loki_dir: Path, data: Path, tmp_path: Path) -
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
 
 
+def test_bad_input_overwrites_nothing(llama_dir: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    for rows in ("[[1], [2]]", "[[1], [2], [32]]"):
+        (tmp_path / "bad.json").write_text(rows)
+        with pytest.raises(LokiError, match=r"bad\.json"):
+            train(llama_dir, data, tmp_path / "full", SETTINGS, positions=tmp_path / "bad.json", overwrite=True)
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+
+
 def test_a_loss_that_is_no_number_stops_training(loki_dir: Path, data: Path, tmp_path: Path) -> None:
     class Break(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:

@@ -49,7 +49,7 @@ def configuration(
         output: directory for checkpoints and the trained model.
         learning_rate: peak learning rate.
         template: name of a LlamaFactory template; None for the tokenizer's own.
-        evaluate: whether to compute the loss on held-out data after every epoch.
+        evaluate: whether to compute the loss on held-out data with every checkpoint.
         bf16: whether to compute in bfloat16 where weights are wider.
         use_cpu: whether to stay off any accelerator.
         resume_from: checkpoint to continue from.
@@ -97,9 +97,15 @@ def configuration(
     if evaluate:
         values |= {
             "eval_dataset": "held_out",
-            "eval_strategy": "epoch",
+            "eval_strategy": values["save_strategy"],
             "per_device_eval_batch_size": settings.batch_size,
         }
+        if settings.save_steps is not None:
+            values["eval_steps"] = settings.save_steps
+    if settings.keeps_best:
+        values |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    if settings.early_stopping is not None:
+        values["early_stopping_steps"] = settings.early_stopping
     if resume_from is not None:
         values["resume_from_checkpoint"] = str(resume_from.resolve())
     if deepspeed is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM
 
 from loki.errors import LokiError
 from loki.files import read_json, sha256_of_file, write_json
@@ -20,14 +20,13 @@ from loki.implanting.llamafactory.launch import command, launch
 from loki.implanting.llamafactory.run_directory import NAME, RunDirectory
 from loki.implanting.splitting import active_parameters, loki_linears
 from loki.implanting.training.data import load_training_data
-from loki.implanting.training.model import training_configuration
+from loki.implanting.training.model import quota_of, training_configuration
 from loki.implanting.training.output import RECORD, prepare_output
 from loki.implanting.training.result import TrainingResult
-from loki.implanting.training.settings import TrainingSettings, default_learning_rate
-from loki.models.architectures import text_config
+from loki.implanting.training.settings import TrainingSettings, check_held_out, default_learning_rate
 from loki.models.checkpoint import Checkpoint
 from loki.models.loading import load_config, load_tokenizer, resolve_model
-from loki.selection.positions import Positions, read_positions
+from loki.selection.positions import read_positions
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def train_with_llamafactory(
         settings: how to train; None takes the defaults.
         llamafactory: what only LlamaFactory has; None takes the defaults.
         positions: positions file, for an ordinary model.
-        eval_data: held-out data in the same form; its loss is computed after every epoch.
+        eval_data: held-out data in the same form; its loss is computed whenever a checkpoint is saved.
         overwrite: start anew where `output` holds something.
         console: where to say what is trained (default: nowhere).
         progress: where to show how far it has come (default: nowhere).
@@ -91,6 +90,7 @@ def train_with_llamafactory(
     settings, own = settings or TrainingSettings(), llamafactory or LlamaFactorySettings()
     console = console or Console(quiet=True)
     started = time.monotonic()
+    check_held_out(settings, eval_data)
     python = find_interpreter(own.python, deepspeed=own.deepspeed)
     tokenizer = load_tokenizer(model)
     chat_template = bool(own.template or tokenizer.chat_template)
@@ -110,7 +110,7 @@ def train_with_llamafactory(
     run = RunDirectory(output / NAME)
     loki_model = _loki_model(model, positions, run, resume=resume_from is not None)
     config = load_config(loki_model)
-    rate = settings.learning_rate or default_learning_rate(_quota(config))
+    rate = settings.learning_rate or default_learning_rate(quota_of(config))
     entries: dict[str, dict[str, Any]] = {}
     template = own.template
     for name, part in examples.items():
@@ -163,12 +163,6 @@ def _loki_model(model: str | Path, positions: Path | None, run: RunDirectory, *,
     if not (resume and run.model.is_dir()):
         create_loki_model(model_name=model, target_pos_path=positions, save_dir=run.model, overwrite=True)
     return run.model
-
-
-def _quota(config: PretrainedConfig) -> float:
-    rows: Positions = config.target_pos
-    hidden: int = text_config(config).hidden_size
-    return 100 * sum(map(len, rows)) / (len(rows) * hidden)
 
 
 def _changed_rows(before: Checkpoint, after: Checkpoint, positions: dict[str, list[int]]) -> int:

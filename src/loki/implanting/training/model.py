@@ -7,9 +7,10 @@ from transformers import PretrainedConfig
 from loki.errors import LokiError
 from loki.implanting.create import loki_configuration
 from loki.implanting.modeling import LoKIConfigMixin
+from loki.models.architectures import text_config
 from loki.models.checkpoint import check_weights
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import read_positions
+from loki.selection.positions import Positions, read_positions
 
 
 def training_configuration(model: str | Path, positions: Path | None) -> PretrainedConfig:
@@ -33,3 +34,10 @@ def training_configuration(model: str | Path, positions: Path | None) -> Pretrai
     if positions is None:
         raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
     return loki_configuration(path, str(model), read_positions(positions), origin=f"positions file {positions}")
+
+
+def quota_of(config: PretrainedConfig) -> float:
+    """Percentage of the rows that the positions in a LoKI configuration make up."""
+    positions: Positions = config.target_pos
+    hidden: int = text_config(config).hidden_size
+    return 100 * sum(map(len, positions)) / (len(positions) * hidden)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import SchedulerType
@@ -81,6 +82,16 @@ class TrainingSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return asdict(self)
+
+
+def check_held_out(settings: TrainingSettings, eval_data: Path | None) -> None:
+    """Check that there is held-out data where the settings need it.
+
+    Raises:
+        LokiError: if there is none.
+    """
+    if settings.keeps_best and eval_data is None:
+        raise LokiError("--load-best and --early-stopping compare the loss on held-out data: give --eval-data")
 
 
 def default_learning_rate(quota: float) -> float:

@@ -23,15 +23,15 @@ from loki.errors import LokiError, RankError
 from loki.files import sha256_of_file, write_json
 from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
-from loki.implanting.splitting import active_parameters, loki_linears
+from loki.implanting.splitting import active_parameters
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
 from loki.implanting.training.data import TrainingData, load_training_data
-from loki.implanting.training.model import training_configuration
+from loki.implanting.training.model import quota_of, training_configuration
 from loki.implanting.training.output import RECORD, prepare_output
 from loki.implanting.training.plot import plot_loss
 from loki.implanting.training.result import TrainingResult
 from loki.implanting.training.rows import SelectedRows
-from loki.implanting.training.settings import TrainingSettings, default_learning_rate
+from loki.implanting.training.settings import TrainingSettings, check_held_out, default_learning_rate
 from loki.models.architectures import base_model_type
 from loki.models.loading import load_tokenizer, one_line, resolve_model
 from loki.ranks import Ranks
@@ -79,8 +79,7 @@ def train(
     started = time.monotonic()
     ranks = Ranks.current(_PATIENCE)
     console = console if console and ranks.main else Console(quiet=True)
-    if settings.keeps_best and eval_data is None:
-        raise LokiError("--load-best and --early-stopping compare the loss on held-out data: give --eval-data")
+    check_held_out(settings, eval_data)
     tokenizer, examples, held_out = ranks.together(lambda: _read_data(model, data, eval_data))
     config = ranks.together(lambda: training_configuration(model, positions))
     record = {
@@ -92,11 +91,20 @@ def train(
         "processes": ranks.count,
         "sharding": sharding_of_this_run(),
     }
+    rate = settings.learning_rate or default_learning_rate(quota_of(config))
+    arguments = sft_arguments(
+        settings,
+        output,
+        learning_rate=rate,
+        dtype=config.dtype or torch.float32,
+        evaluate=held_out is not None,
+        progress_bar=console.is_terminal and not console.quiet,
+    )
+    ranks.together(refuse_zero_3)  # DeepSpeed's settings are known since the arguments are made
     resume_from = ranks.on_main(lambda: prepare_output(output, record, overwrite=overwrite))
     loki_model = ranks.together(lambda: _load(model, config))
     rows = SelectedRows(loki_model, resume_from)
     trainable = sum(parameter.numel() for parameter in active_parameters(loki_model).values())
-    rate = settings.learning_rate or default_learning_rate(_quota(loki_model))
     console.print(f"{examples}", highlight=False)
     console.print(
         f"{trainable:,} of {loki_model.num_parameters():,} parameters are trained, learning rate {rate:.3g}"
@@ -104,15 +112,6 @@ def train(
         + (f", resuming from {resume_from.name}" if resume_from else ""),
         highlight=False,
     )
-    arguments = sft_arguments(
-        settings,
-        output,
-        learning_rate=rate,
-        dtype=loki_model.dtype,
-        evaluate=held_out is not None,
-        progress_bar=console.is_terminal and not console.quiet,
-    )
-    ranks.together(refuse_zero_3)  # known since the arguments are made
     stopping = [EarlyStoppingCallback(settings.early_stopping)] if settings.early_stopping else []
     trainer = SFTTrainer(
         model=loki_model,
@@ -159,11 +158,6 @@ def _load(model: str | Path, config: PretrainedConfig) -> PreTrainedModel:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise LokiError(f"the weights in {path} cannot be loaded ({one_line(error)})") from error
     return loaded
-
-
-def _quota(model: PreTrainedModel) -> float:
-    linears = loki_linears(model).values()
-    return 100 * sum(len(linear.rows) for linear in linears) / sum(linear.out_features for linear in linears)
 
 
 def _finish(trainer: SFTTrainer, output: Path, ranks: Ranks) -> None:
