@@ -5,6 +5,7 @@ from typing import Any
 
 from loki.implanting.training.settings import TrainingSettings
 
+# The same as distributed_config/deepspeed_zero2.json.
 # ZeRO-2 shards gradients and optimiser state. ZeRO-3 would shard the weights that LoKI splits into rows.
 DEEPSPEED_ZERO_2: dict[str, Any] = {
     "train_batch_size": "auto",
@@ -13,13 +14,10 @@ DEEPSPEED_ZERO_2: dict[str, Any] = {
     "gradient_clipping": "auto",
     "zero_allow_untested_optimizer": True,
     "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
     "zero_optimization": {
         "stage": 2,
-        "allgather_partitions": True,
-        "allgather_bucket_size": 5e8,
         "overlap_comm": True,
-        "reduce_scatter": True,
-        "reduce_bucket_size": 5e8,
         "contiguous_gradients": True,
         "round_robin_gradients": True,
     },

@@ -1,0 +1,108 @@
+"""`accelerate launch --config_file distributed_config/... -m loki train`, as a user types it; on CPUs, over gloo."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from loki import create_loki_model, restore_loki_model
+from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2
+from loki.implanting.training.output import RECORD
+from loki.restoring.verify import verify
+from loki.selection.positions import write_positions
+from tests.implanting.distributed.work import POSITIONS, ROOT, ZERO_2, run
+from tests.implanting.llamafactory.files import write_chats
+from tests.tiny_models import save_tiny_model
+from tests.tolerances import assert_close
+
+FOLDER = ROOT / "distributed_config"
+LAUNCHED = {"ddp": ("loki", None), "fsdp2": ("tests.implanting.distributed.loki_on_cpus", "fsdp")}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "base")
+
+
+@pytest.fixture
+def loki_model(base: Path, tmp_path: Path) -> Path:
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    return create_loki_model(
+        model_name=base, target_pos_path=tmp_path / "positions.json", save_dir=tmp_path / "loki_model"
+    )
+
+
+def words(model: Path, output: Path, *, batch_size: int) -> list[str]:
+    """`loki train`, for global batches of 4 in one process or two."""
+    data = write_chats(output.parent / "chat.jsonl")
+    options = ("--max-steps", 4, "--save-steps", 2, "--learning-rate", 1e-2, "--batch-size", batch_size)
+    return [*map(str, ("train", model, "--data", data, "--output", output, *options))]
+
+
+def launch(
+    config: Path, model: Path, output: Path, program: str = "loki", *changes: str
+) -> subprocess.CompletedProcess[str]:
+    launcher = ["accelerate.commands.launch", "--config_file", str(config), *changes]
+    return run([*launcher, "-m", program, *words(model, output, batch_size=2)])
+
+
+def check_trained(base: Path, loki_model: Path, output: Path, sharding: str | None) -> None:
+    """Two processes have trained, in this way, what one does; what they saved restores and verifies."""
+    record = json.loads((output / RECORD).read_text())
+    assert (record["processes"], record["sharding"], record["finished"]) == (2, sharding, True)
+    alone = output.with_name("alone")
+    finished = run(["loki", *words(loki_model, alone, batch_size=4)])
+    assert finished.returncode == 0, finished.stderr
+    expected, found = (load_file(folder / "model.safetensors") for folder in (alone, output))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert_close(found[name], tensor)
+    for source in (output, output / "checkpoint-2"):
+        restored = restore_loki_model(source, output.with_name(f"restored-{source.name}"))
+        report = verify(base, restored, POSITIONS)
+        assert (report.differences, report.changed_rows) == ([], 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", LAUNCHED)
+def test_training(way: str, base: Path, loki_model: Path, tmp_path: Path) -> None:
+    program, sharding = LAUNCHED[way]
+    finished = launch(FOLDER / f"accelerate_{way}.yaml", loki_model, tmp_path / "out", program)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    assert finished.stdout.count("Trained 4 steps") == 1, "the main process alone says so"
+    if sharding:
+        found = re.search(r"sharded (\d+) of (\d+) parameters", finished.stdout)
+        assert found and found[1] == found[2] != "0"
+    check_trained(base, loki_model, tmp_path / "out", sharding)
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_training_with_zero_2(base: Path, loki_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`: `make test-slow` installs it")
+    finished = launch(FOLDER / "accelerate_zero2.yaml", loki_model, tmp_path / "out")
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    check_trained(base, loki_model, tmp_path / "out", "deepspeed")
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_zero_3_is_refused(loki_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`: `make test-slow` installs it")
+    refused = launch(FOLDER / "accelerate_zero2.yaml", loki_model, tmp_path / "out", "loki", "--zero_stage", "3")
+    assert refused.returncode
+    assert (
+        refused.stderr.count("error: DeepSpeed ZeRO-3 spreads the weights that LoKI splits into rows: use ZeRO-2") == 1
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_zero_2_is_the_same_everywhere() -> None:
+    assert ZERO_2 == DEEPSPEED_ZERO_2
+    accelerate = yaml.safe_load((FOLDER / "accelerate_zero2.yaml").read_text())["deepspeed_config"]
+    assert accelerate["zero_stage"] == ZERO_2["zero_optimization"]["stage"] == 2
+    assert not accelerate["zero3_init_flag"]
