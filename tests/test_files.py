@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loki.errors import LokiError
-from loki.files import atomic_directory, atomic_file, read_json, write_json
+from loki.files import atomic_directory, atomic_file, protect_inputs, read_json, write_json
 
 
 def listing(folder: Path) -> list[str]:
@@ -83,3 +83,15 @@ def test_json_round_trip_and_errors(tmp_path: Path) -> None:
         read_json(tmp_path / "broken.json", what="settings")
     with pytest.raises(LokiError, match="does not exist"):
         read_json(tmp_path / "absent.json", what="settings")
+
+
+def test_an_output_may_not_remove_an_input(tmp_path: Path) -> None:
+    folder, file = tmp_path / "models" / "base", tmp_path / "models" / "base" / "config.json"
+    folder.mkdir(parents=True)
+    file.touch()
+    (tmp_path / "link").symlink_to(folder)
+    for output, given in [(folder, folder), (folder, file), (tmp_path / "models", file), (tmp_path / "link", folder)]:
+        with pytest.raises(LokiError, match="--overwrite would remove"):
+            protect_inputs(output, None, "org/hub-id", given)
+    for output in (tmp_path / "other", folder / "restored", file):
+        protect_inputs(output, None, "org/hub-id", folder)

@@ -26,6 +26,24 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise LokiError(f"{path} exists already: choose another --output, or pass --overwrite to replace it")
 
 
+def protect_inputs(output: Path, *inputs: str | Path | None) -> None:
+    """Refuse an output whose writing would remove what is read; call it before anything is written.
+
+    Args:
+        output: file or directory that is going to be written or replaced.
+        inputs: files and directories that are read; None and what does not exist (a hub id) is passed over.
+
+    Raises:
+        LokiError: if `output` is one of the inputs, or a directory that holds one.
+    """
+    target = output.resolve()
+    for path in map(Path, filter(None, inputs)):
+        if path.exists() and path.resolve().is_relative_to(target):
+            raise LokiError(
+                f"{output} is or holds the input {path}, which --overwrite would remove: choose another --output"
+            )
+
+
 @contextmanager
 def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the same folder; it becomes `path` when the block ends without an error.

@@ -77,6 +77,16 @@ def test_an_existing_output_stays_without_overwrite(shell: Shell, scores_file: P
     assert json.loads(Path("pos.json").read_text()) == naive_layer_balanced(SCORES, 2)
 
 
+def test_an_input_is_not_overwritten(shell: Shell, scores_file: Path) -> None:
+    shell.done("select", scores_file, "--quota", 10, "--output", "first.json")
+    for output in (scores_file, "first.json"):
+        words = ("select", scores_file, "--quota", 10, "--exclude", "first.json", "--output", output, "--overwrite")
+        before = Path(output).read_bytes()
+        refused = shell(*words)
+        assert (refused.code, Path(output).read_bytes()) == (2, before)
+        assert "--overwrite would remove" in refused.err
+
+
 def test_excluded_files_add_up(shell: Shell, scores_file: Path) -> None:
     shell.done("select", scores_file, "--quota", 10, "--output", "first.json")
     shell.done("select", scores_file, "--quota", 10, "--exclude", "first.json", "--output", "second.json")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, T5Config
 
 from loki.errors import LokiError
 from loki.models.loading import load_config, load_model, load_tokenizer, pick_device, resolve_model
+from tests.tiny_models import tiny_model
 
 
 @pytest.fixture
@@ -86,6 +88,28 @@ def test_truncated_weights(copy_of_llama: Path, size: int) -> None:
     weights.write_bytes(weights.read_bytes()[:size])
     with pytest.raises(LokiError, match="truncated or damaged"):
         load_model(copy_of_llama)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt_neox"])
+def test_a_tied_output_embedding_need_not_be_stored(family: str, tmp_path: Path) -> None:
+    saved = tiny_model(family, tie_word_embeddings=True)
+    saved.save_pretrained(tmp_path)
+    assert not {"lm_head.weight", "embed_out.weight"} & load_file(tmp_path / "model.safetensors").keys()
+    loaded = load_model(tmp_path)
+    assert torch.equal(loaded.get_output_embeddings().weight, saved.get_output_embeddings().weight)
+
+
+def test_missing_and_mismatched_tensors_are_named(copy_of_llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = load_file(copy_of_llama / "model.safetensors")
+    del weights["model.norm.weight"], weights["model.layers.1.mlp.up_proj.weight"]
+    weights["model.layers.2.mlp.down_proj.weight"] = torch.ones(32, 40)
+    save_file(weights, copy_of_llama / "model.safetensors", metadata={"format": "pt"})
+    capfd.readouterr()
+    with pytest.raises(LokiError) as raised:
+        load_model(copy_of_llama)
+    for words in ("layers.1.mlp.up_proj.weight is missing", "model.norm.weight is missing", "[32, 40] instead of [32,"):
+        assert words in str(raised.value)
+    assert "MISSING" not in "".join(capfd.readouterr())  # no table of Transformers beside the one line
 
 
 def test_pickled_weights_are_not_read(copy_of_llama: Path) -> None:

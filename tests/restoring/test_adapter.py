@@ -69,3 +69,11 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(LokiError, match=r"has no tensor model\.layers\.2"):
         restore_loki_model(tmp_path / "adapter", tmp_path / "restored", base_model=shallow)
     assert not (tmp_path / "restored").exists()
+
+
+def test_the_named_base_is_not_overwritten(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base")
+    save_adapter(base, tmp_path / "adapter")
+    for output in (base, tmp_path / "adapter"):
+        with pytest.raises(LokiError, match="--overwrite would remove"):
+            restore_loki_model(tmp_path / "adapter", output, overwrite=True)

@@ -123,3 +123,12 @@ def test_directory_of_checkpoints_names_the_last(llama_dir: Path, tmp_path: Path
         shutil.copytree(checkpoint, tmp_path / "run" / f"checkpoint-{step}")
     with pytest.raises(LokiError, match=r"did you mean .*checkpoint-10\?"):
         restore_loki_model(tmp_path / "run", tmp_path / "restored")
+
+
+def test_an_input_is_not_overwritten(llama_dir: Path, tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path, llama_dir)
+    base = Path(shutil.copytree(llama_dir, tmp_path / "base"))
+    for output in (checkpoint, base, tmp_path):
+        with pytest.raises(LokiError, match="--overwrite would remove"):
+            restore_loki_model(checkpoint, output, base_model=base, overwrite=True)
+    assert (checkpoint / "config.json").is_file() and (base / "config.json").is_file()

@@ -1,5 +1,6 @@
 """Suppression zeroes the listed rows and nothing else."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from loki import set_zero_weights
 from loki.errors import LokiError
+from loki.models.checkpoint import fingerprint
 from loki.selection.positions import write_positions
 from tests.tiny_models import tiny_model
 
@@ -37,3 +39,12 @@ def test_positions_that_do_not_fit(llama_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(LokiError, match="made for 1 layers"):
         set_zero_weights(llama_dir, tmp_path / "positions.json", tmp_path / "zeroed")
     assert not (tmp_path / "zeroed").exists()
+
+
+def test_an_input_is_not_overwritten(llama_dir: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(llama_dir, tmp_path / "base"))
+    write_positions(tmp_path / "positions.json", [[1], [2], [3]])
+    for output in (base, tmp_path):
+        with pytest.raises(LokiError, match="--overwrite would remove"):
+            set_zero_weights(base, tmp_path / "positions.json", output, overwrite=True)
+    assert fingerprint(base) == fingerprint(llama_dir)

@@ -1,7 +1,11 @@
 """Loading a model, its configuration and its tokenizer, with every refusal as one clear line."""
 
 import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -114,17 +118,57 @@ def load_model(
     load_config(path, trust_remote_code=trust_remote_code)
     check_weights(path)
     torch_dtype = (pick_dtype(dtype) or "auto") if isinstance(dtype, str) else dtype
+    loaded = load_weights(
+        AutoModelForCausalLM,
+        path,
+        dtype=torch_dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
+    return loaded.eval() if device_map else loaded.to(device).eval()
+
+
+def load_weights(model_class: Any, path: Path, **options: Any) -> PreTrainedModel:
+    """`model_class.from_pretrained(path, **options)` from safetensors, with every tensor really read from there.
+
+    Raises:
+        LokiError: if the weights cannot be read, or one is missing or of another shape.
+    """
     try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch_dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
+        with _without_reports_of_missing_weights():
+            loaded, info = model_class.from_pretrained(
+                path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise LokiError(f"the weights in {path} cannot be loaded ({one_line(error)})") from error
-    return loaded.eval() if device_map else loaded.to(device).eval()
+    refuse_missing_weights(info, path)
+    model: PreTrainedModel = loaded
+    return model
+
+
+def refuse_missing_weights(loading_info: Mapping[str, Any], path: Path, shown: int = 3) -> None:
+    """Refuse a checkpoint that Transformers completed with random numbers.
+
+    Args:
+        loading_info: what `from_pretrained(..., output_loading_info=True)` returned beside the model. It counts no
+            tensor that the model ties to one in the checkpoint.
+        path: the model directory.
+        shown: how many tensors to name.
+
+    Raises:
+        LokiError: if tensors are missing or of another shape.
+    """
+    problems = [f"{name} is missing" for name in sorted(loading_info["missing_keys"])]
+    problems += [
+        f"{name} is {list(found)} instead of {list(wanted)}"
+        for name, found, wanted in sorted(loading_info["mismatched_keys"])
+    ]
+    if problems:
+        more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+        raise LokiError(
+            f"the weights in {path} do not fit its config.json ({'; '.join(problems[:shown])}{more}): "
+            "fetch or save the model again"
+        )
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -159,6 +203,21 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an error's text, for use inside a message of our own."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextmanager
+def _without_reports_of_missing_weights() -> Iterator[None]:
+    """Keep Transformers from printing a table of what `refuse_missing_weights` says in one line."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not any(word in record.getMessage() for word in ("MISSING", "MISMATCH"))
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _check_causal(path: Path, config: PretrainedConfig, architectures: list[str]) -> None:

@@ -6,7 +6,7 @@ import torch
 from peft.utils import CONFIG_NAME
 
 from loki.errors import LokiError
-from loki.files import atomic_directory
+from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
 from loki.implanting.peft.base_weight import fingerprint_rows, same_base
 from loki.models.checkpoint import Checkpoint
@@ -52,6 +52,7 @@ def restore_adapter(
     named = base_model or adapter.config.base_model_name_or_path
     if named is None:
         raise LokiError(f"adapter {path} names no base model: give --base")
+    protect_inputs(output, path, named)
     base = resolve_model(named)
     _check_base(adapter, base)
     if not allow_unchanged and not any(layer.matrix.any() for layer in adapter.adapted):

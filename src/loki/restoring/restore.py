@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig
 
 from loki.errors import LokiError
-from loki.files import atomic_directory, refuse_existing
+from loki.files import atomic_directory, protect_inputs, refuse_existing
 from loki.implanting.modeling import LoKIConfigMixin
 from loki.models.architectures import base_model_type, text_config
 from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
@@ -59,6 +59,7 @@ def restore_loki_model(
     """
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
+    protect_inputs(target, model_path, base_model, target_pos_path)
     if is_adapter(Path(model_path)):
         return restore_adapter(
             Path(model_path),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from loki.files import atomic_directory, refuse_existing
+from loki.files import atomic_directory, protect_inputs, refuse_existing
 from loki.models.architectures import text_config
 from loki.models.directories import copy_side_files, projection_names, rewrite_weights
 from loki.models.loading import load_config, resolve_model
@@ -32,10 +32,12 @@ def set_zero_weights(
         `save_dir`.
 
     Raises:
-        LokiError: if the model or the positions cannot be read or do not fit together, or `save_dir` exists.
+        LokiError: if the model or the positions cannot be read or do not fit together, or `save_dir` exists
+            or is one of them.
     """
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
+    protect_inputs(target, model_path, target_pos_path)
     source = resolve_model(model_path)
     config = load_config(source)
     names = projection_names(config)
