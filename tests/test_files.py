@@ -95,3 +95,48 @@ def test_an_output_may_not_remove_an_input(tmp_path: Path) -> None:
             protect_inputs(output, None, "org/hub-id", given)
     for output in (tmp_path / "other", folder / "restored", file):
         protect_inputs(output, None, "org/hub-id", folder)
+
+
+def test_a_file_is_no_place_for_an_output(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for write in (atomic_file, atomic_directory):
+        for output in (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y"):
+            with pytest.raises(LokiError, match=r"because .*file is a file"), write(output, overwrite=True):
+                pytest.fail("the block must not run")
+
+
+def test_a_directory_is_no_output_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(LokiError, match="is a directory"), atomic_file(tmp_path / "empty", overwrite=overwrite):
+            pytest.fail("the block must not run")
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("old")
+    for name, target in {"to-empty": "empty", "to-file": "file", "to-nothing": "nothing"}.items():
+        (tmp_path / name).symlink_to(tmp_path / target)
+    with atomic_directory(tmp_path / "to-empty") as temporary:
+        (temporary / "fresh.txt").write_text("new")
+    assert listing(tmp_path / "empty") == ["fresh.txt"]
+    with pytest.raises(LokiError, match="--overwrite"), atomic_file(tmp_path / "to-file"):
+        pytest.fail("the block must not run")
+    for name, overwrite in {"to-file": True, "to-nothing": False}.items():
+        with atomic_file(tmp_path / name, overwrite=overwrite) as temporary:
+            temporary.write_text("new")
+    assert [(tmp_path / name).read_text() for name in ("file", "nothing")] == ["new", "new"]
+    assert all((tmp_path / name).is_symlink() for name in ("to-empty", "to-file", "to-nothing"))
+
+
+def test_the_working_directory_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LokiError, match="the folder you are in"), atomic_directory(Path()):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "[" * 200_000])
+def test_json_that_python_cannot_hold(tmp_path: Path, text: str) -> None:
+    (tmp_path / "value.json").write_text(text)
+    with pytest.raises(LokiError, match="is not JSON"):
+        read_json(tmp_path / "value.json", what="settings")

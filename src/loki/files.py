@@ -14,16 +14,28 @@ from loki.errors import LokiError
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Refuse to write over `path` unless `overwrite` is set.
+    """Refuse to write the directory `path` over something unless `overwrite` is set.
 
     An empty directory counts as absent.
 
     Raises:
-        LokiError: if `path` exists and `overwrite` is False.
+        LokiError: if `path` exists and `overwrite` is False, or it would lie in a file.
     """
+    _refuse_place(path)
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()
-    if occupied and not overwrite:
-        raise LokiError(f"{path} exists already: choose another --output, or pass --overwrite to replace it")
+    _refuse_occupied(path, occupied and not overwrite)
+
+
+def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write the file `path` over something unless `overwrite` is set.
+
+    Raises:
+        LokiError: if `path` exists and `overwrite` is False, it is a directory, or it would lie in a file.
+    """
+    _refuse_place(path)
+    if path.is_dir():
+        raise LokiError(f"{path} is a directory: name a file in it as --output")
+    _refuse_occupied(path, path.exists() and not overwrite)
 
 
 def protect_inputs(output: Path, *inputs: str | Path | None) -> None:
@@ -37,7 +49,7 @@ def protect_inputs(output: Path, *inputs: str | Path | None) -> None:
         LokiError: if `output` is one of the inputs, or a directory that holds one.
     """
     target = output.resolve()
-    for path in map(Path, filter(None, inputs)):
+    for path in [Path(given) for given in inputs if given is not None]:
         if path.exists() and path.resolve().is_relative_to(target):
             raise LokiError(
                 f"{output} is or holds the input {path}, which --overwrite would remove: choose another --output"
@@ -48,10 +60,13 @@ def protect_inputs(output: Path, *inputs: str | Path | None) -> None:
 def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the same folder; it becomes `path` when the block ends without an error.
 
+    Where `path` is a link, what it points to is written.
+
     Raises:
-        LokiError: if `path` exists and `overwrite` is False.
+        LokiError: for what `refuse_existing_file` refuses.
     """
-    refuse_existing(path, overwrite=overwrite)
+    refuse_existing_file(path, overwrite=overwrite)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -69,12 +84,16 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; it becomes `path` when the block ends without an error.
 
-    A directory that stood at `path` is removed only after the new one is complete.
+    A directory that stood at `path` is removed only after the new one is complete. Where `path` is a link, what it
+    points to is written.
 
     Raises:
-        LokiError: if `path` exists (and is not an empty directory) and `overwrite` is False.
+        LokiError: for what `refuse_existing` refuses, or if `path` is or holds the working directory.
     """
     refuse_existing(path, overwrite=overwrite)
+    path = path.resolve()
+    if Path.cwd().is_relative_to(path):
+        raise LokiError(f"--output {path} would replace the folder you are in: name a directory in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
@@ -112,7 +131,7 @@ def read_json(path: Path, *, what: str) -> Any:
         raise LokiError(f"{what} {path} does not exist: check the path")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
         raise LokiError(f"{what} {path} is not JSON ({error})") from error
 
 
@@ -127,6 +146,17 @@ def replace_durably(temporary: Path, path: Path) -> None:
     _flush_to_disk(temporary)
     temporary.replace(path)
     _flush_to_disk(path.parent)
+
+
+def _refuse_place(path: Path) -> None:
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise LokiError(f"{path} cannot be written, because {above} is a file: choose another --output")
+
+
+def _refuse_occupied(path: Path, occupied: bool) -> None:
+    if occupied:
+        raise LokiError(f"{path} exists already: choose another --output, or pass --overwrite to replace it")
 
 
 def _flush_to_disk(path: Path) -> None:

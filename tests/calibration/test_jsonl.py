@@ -79,6 +79,14 @@ def test_not_json_names_the_line(tmp_path: Path) -> None:
         read_jsonl(path)
 
 
+@pytest.mark.parametrize("number", ["1" * 5000, "[" * 200_000])
+def test_json_that_python_cannot_hold(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"prompt": "fine", "target": {number}}}')
+    with pytest.raises(LokiError, match="line 1: not JSON"):
+        read_jsonl(path)
+
+
 @pytest.mark.parametrize("text", ["", "\n  \n"])
 def test_empty_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "data.jsonl"

@@ -1,10 +1,13 @@
 """A full disk, forbidden places and too little memory: one line with advice, nothing half written."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -90,6 +93,43 @@ def test_forbidden_place() -> None:
     assert explain(PermissionError(13, "Permission denied", "/out")) == (
         "Permission denied: /out: check its permissions or choose another path"
     )
+
+
+@pytest.mark.parametrize("name", ["ENOTDIR", "EISDIR", "EEXIST", "EBUSY", "EROFS", "ENOENT"])
+def test_unusable_place(name: str) -> None:
+    number = getattr(errno, name)
+    line = str(explain(OSError(number, os.strerror(number), "/no-such-folder/out")))
+    assert line.startswith(f"{os.strerror(number)}: /no-such-folder/out: ") and "choose another" in line
+
+
+def test_a_file_that_should_have_been_there_is_a_bug(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised:
+        (tmp_path / "absent").read_text()
+    assert explain(raised.value) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "problem"),
+    [
+        ("suppress", "file/x", "file is a file"),
+        ("suppress", "file/x/y", "file is a file"),
+        ("select", "file/x", "file is a file"),
+        ("select", "empty", "is a directory"),
+        ("select", "to-empty", "is a directory"),
+    ],
+)
+def test_outputs_that_cannot_be(
+    shell: Shell, llama_dir: Path, positions: Path, tmp_path: Path, command: str, place: str, problem: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "to-empty").symlink_to(tmp_path / "empty")
+    with h5py.File(tmp_path / "scores.h5", "w") as file:
+        file.create_dataset("dataset", data=np.random.default_rng(0).normal(size=(4, 3, 32)).astype(np.float32))
+    given = {"suppress": (llama_dir, "--positions", positions), "select": (tmp_path / "scores.h5", "--quota", 10)}
+    outcome = shell(command, *given[command], "--output", tmp_path / place)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert problem in outcome.err
 
 
 def test_out_of_memory_names_what_helps() -> None:

@@ -58,7 +58,7 @@ def read_jsonl(path: Path) -> list[Record]:
 def _parse(line: str, default_id: str) -> Record:
     try:
         fields = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
         raise LokiError(f"not JSON ({error}): one JSON object per line is expected") from error
     if not isinstance(fields, dict):
         raise LokiError(f"a JSON {type(fields).__name__} instead of an object: one object per line is expected")

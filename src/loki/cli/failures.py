@@ -1,8 +1,23 @@
 """Failures of the machine, not of the program: what went wrong, as one line with advice."""
 
 import errno
+from pathlib import Path
 
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_SPACE = "free some space or choose another --output"
+_NO_PERMISSION = "check its permissions or choose another path"
+_NO_PLACE = "choose another --output"
+_STORAGE = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EROFS: _NO_PERMISSION,
+    errno.ENOTDIR: _NO_PLACE,
+    errno.EISDIR: _NO_PLACE,
+    errno.EEXIST: _NO_PLACE,
+    errno.ENOENT: _NO_PLACE,
+    errno.EBUSY: _NO_PLACE,
+}
 # safetensors and h5py only quote the system's message; torch.save only notices that its file stopped growing.
 _FULL_DISK_SIGNS = ("os error 28", "errno = 28", "No space left on device", "unexpected pos", "PytorchStreamWriter")
 _NO_MEMORY_SIGNS = ("out of memory", "can't allocate memory")
@@ -24,13 +39,8 @@ def explain(error: BaseException) -> str | None:
 
 def _explain_one(error: BaseException) -> str | None:
     text = str(error)
-    if isinstance(error, OSError) and error.errno in _STORAGE:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        place = error.filename or "while writing"
-        advice = (
-            "free some space or choose another --output" if full else "check its permissions or choose another path"
-        )
-        return f"{error.strerror}: {place}: {advice}"
+    if isinstance(error, OSError) and error.errno in _STORAGE and not _was_missing(error):
+        return f"{error.strerror}: {error.filename or 'while writing'}: {_STORAGE[error.errno]}"
     if any(sign in text for sign in _FULL_DISK_SIGNS):
         return "No space left on device: while writing: free some space or choose another --output"
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _NO_MEMORY_SIGNS):
@@ -39,3 +49,13 @@ def _explain_one(error: BaseException) -> str | None:
             "--max-length, or an adapter with a rank; when analysing, also a smaller --memory-budget"
         )
     return None
+
+
+def _was_missing(error: OSError) -> bool:
+    """Whether a file was to be read that does not exist: that should have been noticed, so it is a bug.
+
+    A file that is to be written fails with the same error only where its folder does not exist.
+    """
+    return error.errno == errno.ENOENT and not (
+        isinstance(error.filename, str) and not Path(error.filename).parent.is_dir()
+    )

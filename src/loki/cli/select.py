@@ -37,13 +37,13 @@ def select(
         loki select scores.h5 --quota 10 --output positions.json
     """
     from loki.cli.progress import progress_bar
-    from loki.files import protect_inputs, refuse_existing
+    from loki.files import protect_inputs, refuse_existing_file
     from loki.selection.positions import merge_positions, read_positions, write_positions
     from loki.selection.strategies import default_positions_path
     from loki.selection.strategies import select as select_rows
 
     output = output or default_positions_path(scores, quota)
-    refuse_existing(output, overwrite=overwrite)
+    refuse_existing_file(output, overwrite=overwrite)
     protect_inputs(output, scores, *(exclude or []))
     excluded = merge_positions([read_positions(path) for path in exclude]) if exclude else None
     with progress_bar() as progress:
