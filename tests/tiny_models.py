@@ -64,6 +64,14 @@ HYBRID_FAMILIES: dict[str, dict[str, Any]] = {
         "mamba_n_groups": 1,
         "attn_layer_indices": [1],
     },
+    # Attention and a state space in each layer, the latter too weak to be seen beside bfloat16's rounding.
+    "falcon_h1": {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "ssm_out_multiplier": 0.3,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "qwen3_next": {
         "head_dim": 8,

@@ -1,9 +1,13 @@
 import warnings
+from typing import Any
 
 import pytest
+import torch
 
 from loki.errors import LokiError
 from loki.kva import AttributionSettings, make_attributor
+from loki.kva.engine import FastAttributor
+from loki.kva.exactness import NotExactError
 from tests.kva import published
 from tests.tiny_models import HYBRID_FAMILIES, tiny_model
 from tests.tolerances import assert_close
@@ -11,13 +15,15 @@ from tests.tolerances import assert_close
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [21, 22, 23]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", HYBRID_FAMILIES)
-def test_fast_engine_refuses_what_it_cannot_compute(family: str) -> None:
+@pytest.mark.parametrize("first", [PROMPTS[0], [5]], ids=["prompt", "one token"])
+def test_fast_engine_refuses_what_it_cannot_compute(family: str, dtype: torch.dtype, first: list[int]) -> None:
     with (
-        make_attributor(tiny_model(family), AttributionSettings(engine="fast")) as attributor,
+        make_attributor(tiny_model(family, dtype=dtype), AttributionSettings(engine="fast")) as attributor,
         pytest.raises(LokiError, match="the fast engine is not exact on this model"),
     ):
-        attributor.attribute(PROMPTS, [None, None])
+        attributor.attribute([first], [None])
 
 
 @pytest.mark.parametrize("family", HYBRID_FAMILIES)
@@ -31,6 +37,24 @@ def test_auto_goes_on_with_captum_and_says_so_once(family: str) -> None:
             attributor.attribute(PROMPTS[:1], [None])
     for attribution, prompt in zip(found, PROMPTS, strict=True):
         assert_close(attribution.scores, published.captum_scores(model, prompt))
+
+
+def test_auto_turns_to_captum_for_single_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch gets does not depend on the batches before it."""
+    model = tiny_model()
+    fast = FastAttributor.attribute
+
+    def refuse_long(self: FastAttributor, batch: Any, targets: Any) -> Any:
+        if len(batch[0]) > 3:
+            raise NotExactError("its prompt is long")
+        return [*fast(self, batch, targets), "fast"]
+
+    monkeypatch.setattr(FastAttributor, "attribute", refuse_long)
+    with make_attributor(model, AttributionSettings(engine="auto")) as attributor:
+        with pytest.warns(UserWarning, match="going on with Captum where it must") as warned:
+            results = [attributor.attribute([prompt], [None]) for prompt in (*PROMPTS, *PROMPTS)]
+    assert [result[-1] == "fast" for result in results] == [False, True, False, True]
+    assert len(warned) == 1
 
 
 def test_auto_is_fast_and_silent_where_it_can_be() -> None:
@@ -73,7 +97,6 @@ def test_two_engines_take_turns_on_one_model() -> None:
         ("gpt_bigcode", {}, "rows cannot be added"),
         ("bloom", {}, "its attention implementation cannot be chosen"),
         ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, "an MLP does not put out"),
-        ("falcon_h1", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}, "differ by"),
     ],
 )
 def test_refusals_name_the_reason(family: str, changes: dict[str, int], reason: str) -> None:

@@ -2,11 +2,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loki.kva.integration import integration_rule
-from loki.kva.plan import Path, PathRow, groups_within
+from loki.kva.plan import IntegrationPath, PathRow, groups_within
 
 
 def test_unperturbed_run_serves_all_layers() -> None:
-    path = Path.of(integration_rule("riemann_trapezoid", 7), 3, closed=False)
+    path = IntegrationPath.of(integration_rule("riemann_trapezoid", 7), 3, closed=False)
     assert len(path.rows) == 3 * 6
     assert path.real_weight == 1 / 14
     assert path.complete_layers == [2]
@@ -14,7 +14,7 @@ def test_unperturbed_run_serves_all_layers() -> None:
 
 def test_rule_without_end_points_gets_a_row_for_the_baseline() -> None:
     rule = integration_rule("riemann_middle", 2)
-    whole, closed = (Path.of(rule, 3, closed=closed) for closed in (False, True))
+    whole, closed = (IntegrationPath.of(rule, 3, closed=closed) for closed in (False, True))
     assert whole.rows[-1] == PathRow(2, 0.0, 0.0) and len(whole.rows) == 3 * 2 + 1
     assert len(closed.rows) == 3 * 3
     assert whole.real_weight == closed.real_weight == 0

@@ -38,7 +38,9 @@ def make_attributor(
 
 
 class AutoAttributor:
-    """The fast engine, and Captum from the first prompt on which the fast engine finds itself not exact.
+    """The fast engine, and Captum for a model, or a batch, that the fast engine finds itself not exact on.
+
+    Which engine serves a batch depends on the model and the batch alone, not on what came before.
 
     Args:
         model: a causal language model.
@@ -47,12 +49,14 @@ class AutoAttributor:
     """
 
     def __init__(self, model: PreTrainedModel, settings: AttributionSettings, memory_budget: int | None = None) -> None:
-        self._engine: Attributor = FastAttributor(model, settings, memory_budget)
+        self._fast = FastAttributor(model, settings, memory_budget)
         self._reference = CaptumAttributor(model, settings)
         self._entered = ExitStack()
+        self._refused: bool | None = None
+        self._warned = False
 
     def __enter__(self) -> Self:
-        self._entered.enter_context(self._engine)
+        self._entered.enter_context(self._fast)
         return self
 
     def __exit__(
@@ -61,10 +65,26 @@ class AutoAttributor:
         self._entered.close()
 
     def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
-        """Attribute prompts; see `Attributor.attribute`. Warns once when it turns to Captum."""
+        """Attribute prompts; see `Attributor.attribute`. Warns the first time that it turns to Captum."""
+        if self._refused is None:
+            self._refused = self._refuses_model()
+        if not self._refused:
+            try:
+                return self._fast.attribute(batch, targets)
+            except NotExactError as error:
+                self._warn(f"{error}; going on with Captum where it must, which is slow")
+        with self._reference:
+            return self._reference.attribute(batch, targets)
+
+    def _refuses_model(self) -> bool:
         try:
-            return self._engine.attribute(batch, targets)
+            self._fast.examine()
         except NotExactError as error:
-            warnings.warn(f"{error}; going on with Captum, which is slow", stacklevel=2)
-            self._engine = self._entered.enter_context(self._reference)
-            return self._engine.attribute(batch, targets)
+            self._warn(f"{error}; going on with Captum, which is slow")
+            return True
+        return False
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            warnings.warn(text, stacklevel=4)
+        self._warned = True

@@ -30,16 +30,19 @@ from loki.kva.integration import integration_rule
 from loki.kva.last_sweep import LastSweepResult, sweep_last_token
 from loki.kva.layers import Layers, find_layers
 from loki.kva.memory import MemoryCost, free_memory
-from loki.kva.plan import Path, PathRow, groups_within
+from loki.kva.mixing import check_attention_alone_mixes
+from loki.kva.plan import IntegrationPath, PathRow, groups_within
 from loki.kva.prefix_sweep import sweep_prefix
 from loki.kva.prompt_batch import PromptBatch
 from loki.kva.prompts import attributed_prompts, checked_targets
 from loki.kva.recording import Recording, last_logits, record
 from loki.kva.settings import AttributionSettings
+from loki.models.architectures import text_config
 
 # Tokens that go through a layer together in the prefix sweep: on a CPU they should stay in its caches.
 _TOKENS_PER_PASS = {"cpu": 1024}
 _TOKENS_PER_PASS_ELSEWHERE = 16384
+_EXAMINED_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class FastAttributor:
         wanted = checked_targets(targets, len(prompts), vocab_size)
         if not prompts:
             return []
-        layers = self._layers or self._examine(prompts[0])
+        layers = self.examine()
         attributions: dict[int, Attribution] = {}
         budget = free_memory(self._model) if self._budget is None else self._budget
         with seam_installed(self._model):
@@ -108,17 +111,29 @@ class FastAttributor:
                 attributions |= dict(zip(part, found, strict=True))
         return [attributions[index] for index in range(len(prompts))]
 
-    def _examine(self, prompt: list[int]) -> Layers:
-        """Find the layers, and check once that the seam computes what the model's own attention does."""
-        batch = PromptBatch.of([prompt], input_device(self._model))
-        with torch.no_grad():
-            own = last_logits(self._model, batch)
-        with seam_installed(self._model):
-            layers = find_layers(self._model, batch.input_ids)
-            recorded = record(self._model, layers, batch, whole=False).logits
-        check_same_logits(recorded, own, self._model.dtype, "recorded logits and the model's own")
-        self._layers = layers
-        return layers
+    def examine(self) -> Layers:
+        """Find the layers, and check once that the engine can compute this model.
+
+        On a prompt of its own, so that what is found, to the last bit, does not depend on which prompt comes first.
+
+        Raises:
+            NotExactError: if a layer mixes tokens outside its attention, or the seam does not compute what the model's
+                own attention does.
+        """
+        if self._layers is None:
+            vocab_size = self._model.get_input_embeddings().weight.shape[0]
+            longest = getattr(text_config(self._model.config), "max_position_embeddings", None) or _EXAMINED_TOKENS
+            prompt = [(1 + 7919 * place) % vocab_size for place in range(max(2, min(_EXAMINED_TOKENS, longest)))]
+            batch = PromptBatch.of([prompt], input_device(self._model))
+            with torch.no_grad():
+                own = last_logits(self._model, batch)
+            with seam_installed(self._model):
+                layers = find_layers(self._model, batch.input_ids)
+                recorded = record(self._model, layers, batch, whole=False).logits
+                check_same_logits(recorded, own, self._model.dtype, "recorded logits and the model's own")
+                check_attention_alone_mixes(self._model, layers, prompt)
+            self._layers = layers
+        return self._layers
 
     def _parts(self, prompts: list[list[int]], budget: int) -> list[list[int]]:
         """Indices of prompts that are computed together."""
@@ -153,7 +168,7 @@ class FastAttributor:
         tokens = [own if target is None else target for own, target in zip(chosen, targets, strict=True)]
         changes = self._changes(layers, batch, recording.outputs or recording.last_outputs)
         rule = integration_rule(self._settings.ig_method, self._settings.steps)
-        path = Path.of(rule, len(layers), closed=not self._own_prefix)
+        path = IntegrationPath.of(rule, len(layers), closed=not self._own_prefix)
 
         integral = self._integrate(layers, batch, recording, changes, path, tokens, budget)
         last_changes = [change[:, -1] if self._own_prefix else change for change in changes]
@@ -182,7 +197,7 @@ class FastAttributor:
         batch: PromptBatch,
         recording: Recording,
         changes: list[Tensor],
-        path: Path,
+        path: IntegrationPath,
         tokens: list[int],
         budget: int,
     ) -> _Integral:

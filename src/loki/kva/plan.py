@@ -22,7 +22,7 @@ class PathRow:
 
 
 @dataclass(frozen=True)
-class Path:
+class IntegrationPath:
     """All rows of an attribution.
 
     Attributes:
@@ -37,7 +37,7 @@ class Path:
     complete_layers: list[int]
 
     @classmethod
-    def of(cls, rule: IntegrationRule, layers: int, *, closed: bool) -> "Path":
+    def of(cls, rule: IntegrationRule, layers: int, *, closed: bool) -> "IntegrationPath":
         """The rows that `rule` needs in a model of `layers` layers.
 
         Args:
