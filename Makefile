@@ -32,7 +32,7 @@ test: $(UV) ## The fast tests (under 10 minutes on 2 cores)
 	$(RUN) pytest -n 2 $(PYTEST_ARGS)
 
 test-slow: llamafactory ## The slow tests: several processes, killed processes, long training, LlamaFactory
-	$(RUN) pytest -m slow $(PYTEST_ARGS)
+	$(RUN) --extra deepspeed pytest -m slow $(PYTEST_ARGS)
 
 test-lowest: $(UV) ## The fast tests with the oldest supported releases, in an environment of their own
 	UV_PROJECT_ENVIRONMENT=.venv-lowest $(UV) venv --quiet --allow-existing --python 3.11 .venv-lowest

@@ -24,12 +24,6 @@ WAYS: list[Any] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _needs_deepspeed(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`: `make test-slow` installs it")
-
-
 def directories(folder: Path, dtype: torch.dtype) -> tuple[str, str]:
     base = save_tiny_model(folder / "base", "llama", dtype=dtype)
     write_positions(folder / "positions.json", POSITIONS)

@@ -86,14 +86,22 @@ def arguments(work: Work) -> TrainingArguments:
 
 def shard_on_cpus() -> None:
     """Accelerate shards on GPUs only, and falls back to DDP on CPUs without a word; torch can shard on both."""
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    join = PartialState.__init__
+
+    def join_as_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        joins_now = not PartialState._shared_state
+        join(self, *args, **kwargs)
+        if joins_now:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = join_as_gpus
 
 
 def main(work: Work) -> None:
     torch.set_num_threads(1)
-    made = arguments(work)
     if work.way == "fsdp2":
         shard_on_cpus()
+    made = arguments(work)
     tokenizer = load_tokenizer(work.model)
     model = AutoModelForCausalLM.from_pretrained(work.model)
     if work.adapter:
