@@ -1,4 +1,4 @@
-"""Work to be done right after a module is imported, by whoever imports it; and what LoKI has to do so for.
+"""Doing something right after a module is imported, whoever imports it.
 
 Plain `llamafactory-cli` meets LoKI adapters without ever importing LoKI. PyTorch calls `watch_llamafactory` at the end
 of `import torch`, through its entry point group `torch.backends` (set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to switch that
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -35,17 +35,20 @@ class Watch(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of the watched module; None for every other name."""
+        """The spec of the watched module, as the other finders find it; None for every other name."""
         if fullname != self.module:
             return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path, target)
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        # To be found is not to be imported: libraries look for each other without importing what they find.
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_act(module: ModuleType) -> None:
                 execute(module)
-                self._action(sys.modules[fullname])  # a module may replace itself, as Transformers does
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self._action(sys.modules[fullname])  # a module may replace itself, as Transformers does
 
             spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec

@@ -84,6 +84,23 @@ def test_unknown_names_are_refused() -> None:
         assert type(AutoConfig.for_model("loki_phi3")).__name__ == "LoKIPhi3Config"
         """,
         """
+        import loki, trl
+        from peft import PeftType
+        from transformers import AutoConfig
+        assert type(AutoConfig.for_model("loki_llama")) is loki.LoKILlamaConfig
+        assert "LOKI" in PeftType.__members__
+        """,
+        # Libraries look for each other without importing what they find.
+        """
+        from importlib.util import find_spec
+        import loki
+        assert find_spec("transformers") and find_spec("peft")
+        from peft import PeftType
+        from transformers import AutoConfig
+        assert type(AutoConfig.for_model("loki_llama")) is loki.LoKILlamaConfig
+        assert "LOKI" in PeftType.__members__
+        """,
+        """
         from loki import LoKIConfig
         from peft import PeftType
         assert LoKIConfig(positions=[[0]]).peft_type == PeftType.LOKI
