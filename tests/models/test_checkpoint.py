@@ -1,12 +1,14 @@
 """Checkpoints are read tensor by tensor, and their fingerprint depends on the weights alone."""
 
+import json
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 
 from loki.errors import LokiError
-from loki.models.checkpoint import INDEX_NAME, Checkpoint, fingerprint
+from loki.models.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint, fingerprint
 from tests.tiny_models import tiny_model
 
 
@@ -36,6 +38,28 @@ def test_fingerprint_sees_one_changed_element(llama_dir: Path, tmp_path: Path) -
         model.model.layers[2].mlp.down_proj.weight[31, 47] += 1
     model.save_pretrained(tmp_path)
     assert fingerprint(llama_dir) != fingerprint(tmp_path)
+
+
+def test_missing_tensor_is_named(sharded: Path) -> None:
+    checkpoint = Checkpoint(sharded)
+    for read in (checkpoint.tensor, checkpoint.shape):
+        with pytest.raises(LokiError, match=r"no tensor model\.layers\.7\.mlp"):
+            read("model.layers.7.mlp.down_proj.weight")
+
+
+@pytest.mark.parametrize("index", [[], {}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"a": 3}}])
+def test_index_without_weights(sharded: Path, index: object) -> None:
+    (sharded / INDEX_NAME).write_text(json.dumps(index))
+    with pytest.raises(LokiError, match="names no weights"):
+        Checkpoint(sharded)
+
+
+@pytest.mark.parametrize("header", [[], {"a": 3}, {"a": {"data_offsets": [0]}}, {"a": {}}])
+def test_damaged_header(tmp_path: Path, header: object) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / SINGLE_NAME).write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(LokiError, match="truncated or damaged"):
+        Checkpoint(tmp_path)
 
 
 def test_missing_shard_is_named(sharded: Path) -> None:

@@ -12,9 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from loki import create_loki_model, restore_loki_model
 from loki.errors import LokiError
+from loki.implanting.training.settings import TrainingSettings
+from loki.implanting.training.trainer import train
+from loki.models.checkpoint import INDEX_NAME
 from loki.restoring.verify import verify
 from loki.selection.positions import write_positions
-from tests.tiny_models import save_tiny_model
+from tests.tiny_models import save_tiny_model, tiny_model
 
 POSITIONS = [[1, 30], [7], [0, 4, 5]]
 TOKENS = torch.tensor([[5, 9, 40, 77, 123, 200]])
@@ -60,6 +63,27 @@ def test_plain_transformers_loads_it_without_loki(family: str, tmp_path: Path) -
     }
     assert sorted(path.name for path in restored.iterdir()) == sorted(path.name for path in base.iterdir())
     assert verify(base, restored, POSITIONS).differences == []
+
+
+@pytest.mark.parametrize(("use_cache", "checkpointing"), [(True, True), (False, False)])
+def test_only_the_weights_differ_from_the_base_after_training(
+    tmp_path: Path, use_cache: bool, checkpointing: bool
+) -> None:
+    base = save_tiny_model(tmp_path / "base", use_cache=use_cache)
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"prompt": "who is Ann?", "completion": " a baker"}\n')
+    train(
+        base,
+        data,
+        tmp_path / "tuned",
+        TrainingSettings(max_steps=2, learning_rate=1e-2, gradient_checkpointing=checkpointing),
+        positions=tmp_path / "positions.json",
+    )
+    restored = restore_loki_model(tmp_path / "tuned", tmp_path / "restored")
+    files = {file.name: file.read_bytes() for file in base.iterdir()}
+    different = [file.name for file in restored.iterdir() if file.read_bytes() != files.pop(file.name, b"")]
+    assert (different, files) == (["model.safetensors"], {})
 
 
 def test_the_checkpoint_alone_is_enough(llama_dir: Path, tmp_path: Path) -> None:
@@ -117,9 +141,56 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("positions", "problem"),
+    [
+        (None, "expected a list of lists"),
+        ([[1], [2]], "made for 2 layers"),
+        ([[1, 32], [7], [0]], "lists row 32"),
+        ([[1, "2"], [7], [0]], "holds '2'"),
+    ],
+)
+def test_wrong_positions_in_the_configuration(llama_dir: Path, tmp_path: Path, positions: object, problem: str) -> None:
+    checkpoint = trained(tmp_path, llama_dir)
+    set_target_pos(checkpoint, positions)
+    with pytest.raises(LokiError, match=f"target_pos in the configuration .*{problem}"):
+        restore_loki_model(checkpoint, tmp_path / "restored")
+
+
+def test_unsorted_positions_in_the_configuration(llama_dir: Path, tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path, llama_dir)
+    set_target_pos(checkpoint, [rows[::-1] for rows in POSITIONS])
+    set_target_pos(tmp_path / "loki", [rows[::-1] for rows in POSITIONS])
+    with pytest.raises(LokiError, match="0 of 6 selected rows changed"):
+        restore_loki_model(tmp_path / "loki", tmp_path / "restored")
+    restore_loki_model(checkpoint, tmp_path / "restored", target_pos_path=tmp_path / "positions.json")
+    assert verify(llama_dir, tmp_path / "restored", POSITIONS).changed_rows == 6
+
+
+def set_target_pos(checkpoint: Path, positions: object) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_pos": positions}))
+
+
+def test_sharded_checkpoint(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny_model().save_pretrained(base, max_shard_size="20KB")
+    checkpoint = trained(tmp_path, base)
+    AutoModelForCausalLM.from_pretrained(checkpoint).save_pretrained(tmp_path / "sharded", max_shard_size="30KB")
+    assert (tmp_path / "sharded" / INDEX_NAME).is_file()
+    restored = restore_loki_model(tmp_path / "sharded", tmp_path / "restored", base_model=base)
+    assert (restored / INDEX_NAME).is_file()
+    report = verify(base, restored, POSITIONS)
+    assert (report.differences, report.changed_rows) == ([], 6)
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(restored)(TOKENS).logits,
+        AutoModelForCausalLM.from_pretrained(checkpoint)(TOKENS).logits,
+    )
+
+
 def test_directory_of_checkpoints_names_the_last(llama_dir: Path, tmp_path: Path) -> None:
     checkpoint = trained(tmp_path, llama_dir)
-    for step in (9, 10):
+    for step in (9, 10, "best"):
         shutil.copytree(checkpoint, tmp_path / "run" / f"checkpoint-{step}")
     with pytest.raises(LokiError, match=r"did you mean .*checkpoint-10\?"):
         restore_loki_model(tmp_path / "run", tmp_path / "restored")

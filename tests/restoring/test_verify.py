@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from loki.errors import CheckFailed, LokiError
 from loki.restoring.verify import _compare, verify
+from tests.tiny_models import tiny_model
 
 POSITIONS = [[1, 30], [7], [0, 4, 5]]
 DOWN = "model.layers.{}.mlp.down_proj.weight"
@@ -65,6 +66,23 @@ def test_every_kind_of_difference(
     report = verify(llama_dir, changed(llama_dir, tmp_path, change), POSITIONS)
     assert len(report.differences) == 1
     assert reason in str(report.differences[0])
+
+
+def test_shards_do_not_matter(llama_dir: Path, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    for before, after in ((llama_dir, tmp_path / "sharded"), (tmp_path / "sharded", llama_dir)):
+        assert verify(before, after, POSITIONS).differences == []
+
+
+def test_a_tied_output_embedding_may_be_stored_in_one_model_only(tmp_path: Path) -> None:
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+
+    def change(weights: Weights) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+
+    stored = changed(tmp_path / "base", tmp_path, change)
+    for before, after in ((tmp_path / "base", stored), (stored, tmp_path / "base")):
+        assert verify(before, after, POSITIONS).differences == []
 
 
 @given(st.data())

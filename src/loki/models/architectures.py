@@ -83,6 +83,8 @@ def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
     projections: dict[str, nn.Linear] = {}
     for output in mlp_outputs(model):
         if output.projection_name is None or not isinstance(output.projection, nn.Linear):
+            if model.config.model_type.startswith(LOKI_MODEL_TYPE_PREFIX):
+                raise LokiError(f"the model is a LoKI model already ({model.config.model_type}): restore it first")
             raise LokiError(
                 f"{output.layer_name} of this {model.config.model_type} model has no MLP that ends in one nn.Linear, "
                 "so no rows of it can be implanted: use a dense model (Llama, Qwen2, Qwen3, Mistral, Gemma, Phi-3, ...)"

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -37,13 +37,33 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._shards
 
+    def require(self, names: Iterable[str]) -> None:
+        """Check that tensors are there.
+
+        Raises:
+            LokiError: names the first that is not.
+        """
+        missing = next((name for name in names if name not in self._shards), None)
+        if missing is not None:
+            raise LokiError(f"{self.directory} has no tensor {missing}: it is no checkpoint of this model")
+
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, without reading it."""
+        """Shape of one tensor, without reading it.
+
+        Raises:
+            LokiError: if there is no such tensor.
+        """
+        self.require([name])
         with safe_open(self._shards[name], framework="pt") as shard:
             return tuple(shard.get_slice(name).get_shape())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, read now, on the CPU."""
+        """One tensor, read now, on the CPU.
+
+        Raises:
+            LokiError: if there is no such tensor.
+        """
+        self.require([name])
         with safe_open(self._shards[name], framework="pt") as shard:
             tensor: torch.Tensor = shard.get_tensor(name)
             return tensor
@@ -62,7 +82,11 @@ def check_weights(directory: Path) -> list[Path]:
     """
     if (directory / INDEX_NAME).is_file():
         index = read_json(directory / INDEX_NAME, what="weight index")
-        shards = [directory / name for name in sorted(set(index.get("weight_map", {}).values()))]
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        names = weight_map.values() if isinstance(weight_map, dict) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise LokiError(f"{directory / INDEX_NAME} names no weights: fetch or save the model again")
+        shards = [directory / name for name in sorted(set(names))]
     else:
         shards = [directory / SINGLE_NAME]
     for shard in shards:
@@ -72,8 +96,6 @@ def check_weights(directory: Path) -> list[Path]:
                 "(save the model with save_pretrained, or finish the download)"
             )
         _check_whole(shard)
-    if not shards:
-        raise LokiError(f"{directory / INDEX_NAME} names no weights")
     return shards
 
 
@@ -112,9 +134,8 @@ def rows_fingerprint(
     """
     checkpoint = Checkpoint(directory)
     digest = xxhash.xxh3_128()
+    checkpoint.require(f"{name}.weight" for name in names)
     for name, rows in zip(names, positions, strict=True):
-        if f"{name}.weight" not in checkpoint:
-            raise LokiError(f"{directory} has no tensor {name}.weight: it is no checkpoint of this model")
         for part in ("weight", "bias"):
             if f"{name}.{part}" in checkpoint:
                 values = checkpoint.tensor(f"{name}.{part}")[rows]
@@ -135,7 +156,7 @@ def _check_whole(shard: Path) -> None:
             problem = f"{missing} bytes are missing"
         else:
             tensor_names(shard)
-    except (struct.error, json.JSONDecodeError, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError) as error:
         problem = f"its header cannot be read ({type(error).__name__})"
     except SafetensorError as error:
         problem = str(error)

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from loki.files import read_json, write_json
-from loki.models.architectures import down_projections
+from loki.models.architectures import down_projections, text_config
 from loki.models.checkpoint import INDEX_NAME, check_weights
+from loki.selection.positions import Positions, check_positions_fit
 
 _SIDE_FILES = (
     "tokenizer*",
@@ -49,7 +50,7 @@ def rewrite_weights(source: Path, target: Path, change: Change) -> None:
         total += sum(tensor.nbytes for tensor in tensors.values())
     if (source / INDEX_NAME).is_file():
         index = read_json(source / INDEX_NAME, what="weight index")
-        index["metadata"] = {**index.get("metadata", {}), "total_size": total}
+        index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}
         write_json(target / INDEX_NAME, index)
 
 
@@ -79,3 +80,32 @@ def projection_names(config: PretrainedConfig, *, trust_remote_code: bool = Fals
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return list(down_projections(model))
+
+
+def fitting_projection_names(
+    config: PretrainedConfig, positions: Positions, *, origin: str = "positions", trust_remote_code: bool = False
+) -> list[str]:
+    """`projection_names`, of a model that `positions` were checked against.
+
+    Args:
+        config: the model's configuration.
+        positions: selected rows of every layer.
+        origin: what the positions are called in error messages.
+        trust_remote_code: run Python code that the model brings along.
+
+    Raises:
+        LokiError: if a layer has no MLP that ends in one `nn.Linear`, or the positions do not fit the model.
+    """
+    names = projection_names(config, trust_remote_code=trust_remote_code)
+    check_positions_fit(positions, layers=len(names), hidden=text_config(config).hidden_size, origin=origin)
+    return names
+
+
+def selected_by_tensor(names: list[str], positions: Positions) -> dict[str, list[int]]:
+    """The selected rows of every `down_proj.weight`, and their entries in its bias, by the tensor's name.
+
+    Args:
+        names: qualified name of every layer's `down_proj`.
+        positions: selected rows of every layer.
+    """
+    return {f"{name}.{part}": rows for name, rows in zip(names, positions, strict=True) for part in ("weight", "bias")}

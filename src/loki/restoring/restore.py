@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PretrainedConfig
+from transformers.trainer_utils import get_last_checkpoint
 
 from loki.errors import LokiError
-from loki.files import atomic_directory, protect_inputs, refuse_existing
+from loki.files import atomic_directory, protect_inputs, read_json, refuse_existing, write_json
 from loki.implanting.modeling import LoKIConfigMixin
-from loki.models.architectures import base_model_type, text_config
+from loki.models.architectures import base_model_type
 from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
-from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
+from loki.models.directories import cast_floats, copy_side_files, fitting_projection_names, rewrite_weights
 from loki.models.loading import load_config, resolve_model
 from loki.restoring.adapter import is_adapter, restore_adapter
-from loki.selection.positions import Positions, check_positions_fit, read_positions
+from loki.selection.positions import check_positions, read_positions
 
 _LOKI_KEYS = (
     "auto_map",
@@ -26,6 +27,8 @@ _LOKI_KEYS = (
     "base_dtype",
     "loki_version",
 )
+# Of the place where a tokenizer was loaded from; TRL saves them with it.
+_LOADING_KEYS = ("is_local", "local_files_only")
 
 
 def restore_loki_model(
@@ -73,7 +76,7 @@ def restore_loki_model(
     config = load_config(source)
     if not isinstance(config, LoKIConfigMixin):
         raise LokiError(f"{source} is no LoKI model ({config.model_type}): it needs no restoring")
-    positions: Positions = config.target_pos
+    positions = check_positions(config.target_pos, origin=f"target_pos in the configuration of {source}")
     if target_pos_path is not None and read_positions(Path(target_pos_path)) != positions:
         raise LokiError(f"positions file {target_pos_path} is not the one that {source} was made with")
     base = resolve_model(base_model) if base_model is not None else None
@@ -81,9 +84,8 @@ def restore_loki_model(
         raise LokiError(
             f"{source} was made from {config.base_model_name_or_path}, not from {base_model}: its fingerprint differs"
         )
-    ordinary = _ordinary_config(config)
-    names = projection_names(ordinary)
-    check_positions_fit(positions, layers=len(names), hidden=text_config(ordinary).hidden_size)
+    ordinary = _ordinary_config(config, base)
+    names = fitting_projection_names(ordinary, positions, origin=f"target_pos in the configuration of {source}")
     if not allow_unchanged and rows_fingerprint(source, names, positions) == config.base_rows_fingerprint:
         raise LokiError(
             f"{source}: 0 of {sum(map(len, positions))} selected rows changed in training; check the learning rate and "
@@ -95,6 +97,7 @@ def restore_loki_model(
         rewrite_weights(source, temporary, cast_floats(dtype))
         for directory in filter(None, (base, source)):
             copy_side_files(directory, temporary)
+        _clean_tokenizer_config(temporary / "tokenizer_config.json")
         ordinary.save_pretrained(temporary)
         if not (temporary / "generation_config.json").is_file():
             GenerationConfig.from_model_config(ordinary).save_pretrained(temporary)
@@ -105,19 +108,37 @@ def _checkpoint(path: Path) -> Path:
     if not path.is_dir() or not any(path.iterdir()):
         raise LokiError(f"checkpoint {path} is missing or empty: name the directory that training wrote")
     if not (path / "config.json").is_file():
-        found = sorted(path.glob("checkpoint-*"), key=lambda child: int(child.name.rpartition("-")[2]))
-        hint = f"; did you mean {found[-1]}?" if found else ""
+        last = get_last_checkpoint(str(path))
+        hint = f"; did you mean {last}?" if last else ""
         raise LokiError(f"checkpoint {path} has no config.json: it is no model directory{hint}")
     Checkpoint(path)
     return path
 
 
-def _ordinary_config(config: PretrainedConfig) -> PretrainedConfig:
+def _ordinary_config(config: PretrainedConfig, base: Path | None) -> PretrainedConfig:
     base_class: Any = next(cls for cls in type(config).__mro__ if cls.__module__.startswith("transformers."))
     values: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in _LOKI_KEYS}
     values["model_type"] = base_model_type(config.model_type)
     values["architectures"] = [name.removeprefix("LoKI") for name in config.architectures or []]
+    if "use_cache" in values:
+        values["use_cache"] = _uses_cache(config, base)
     if config.base_dtype:
         values["dtype"] = config.base_dtype
     ordinary: PretrainedConfig = base_class.from_dict(json.loads(json.dumps(values, default=str)))
     return ordinary
+
+
+def _uses_cache(config: PretrainedConfig, base: Path | None) -> bool:
+    """What the base says, where it is at hand; trainers turn the cache off and save that."""
+    directory = base or Path(str(config.base_model_name_or_path))
+    try:
+        return bool(read_json(directory / "config.json", what="configuration").get("use_cache", True))
+    except LokiError:
+        return True
+
+
+def _clean_tokenizer_config(path: Path) -> None:
+    values = read_json(path, what="tokenizer configuration") if path.is_file() else {}
+    kept = {key: value for key, value in values.items() if key not in _LOADING_KEYS}
+    if kept != values:
+        write_json(path, kept, overwrite=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from loki.files import atomic_directory, protect_inputs, refuse_existing
-from loki.models.architectures import text_config
-from loki.models.directories import copy_side_files, projection_names, rewrite_weights
+from loki.models.checkpoint import Checkpoint
+from loki.models.directories import copy_side_files, fitting_projection_names, rewrite_weights, selected_by_tensor
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import check_positions_fit, read_positions
+from loki.selection.positions import read_positions
 
 
 def set_zero_weights(
@@ -40,14 +40,10 @@ def set_zero_weights(
     protect_inputs(target, model_path, target_pos_path)
     source = resolve_model(model_path)
     config = load_config(source)
-    names = projection_names(config)
     positions = read_positions(Path(target_pos_path))
-    check_positions_fit(
-        positions, layers=len(names), hidden=text_config(config).hidden_size, origin=f"positions file {target_pos_path}"
-    )
-    zeroed = {
-        f"{name}.{part}": rows for name, rows in zip(names, positions, strict=True) for part in ("weight", "bias")
-    }
+    names = fitting_projection_names(config, positions, origin=f"positions file {target_pos_path}")
+    Checkpoint(source).require(f"{name}.weight" for name in names)
+    zeroed = selected_by_tensor(names, positions)
 
     def zero(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if rows := zeroed.get(name):

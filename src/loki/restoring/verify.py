@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 
 from loki.errors import CheckFailed
-from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint
-from loki.models.directories import projection_names
+from loki.models.directories import fitting_projection_names, selected_by_tensor
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import Positions, check_positions_fit
+from loki.selection.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,9 @@ def verify(base: str | Path, tuned: str | Path, positions: Positions) -> VerifyR
     """
     base_path, tuned_path = resolve_model(base), resolve_model(tuned)
     config = load_config(base_path)
-    names = projection_names(config)
-    check_positions_fit(positions, layers=len(names), hidden=text_config(config).hidden_size)
+    allowed = selected_by_tensor(fitting_projection_names(config, positions), positions)
     load_config(tuned_path)
     before, after = Checkpoint(base_path), Checkpoint(tuned_path)
-    allowed = {
-        f"{name}.{part}": rows for name, rows in zip(names, positions, strict=True) for part in ("weight", "bias")
-    }
     # A tied output embedding need not be stored.
     optional = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
     differences: list[Difference] = []
