@@ -1,6 +1,8 @@
 """The processes of a data-parallel run, as `accelerate launch` or `torchrun` starts them."""
 
 import os
+import pickle
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,51 +58,53 @@ class Ranks:
         """Call `function` in the main process and return its result in every process.
 
         Raises:
-            LokiError: in the main process, if `function` raises it; the other processes exit quietly with its code.
+            Exception: in the main process, whatever `function` raises; the other processes exit quietly.
         """
         if self.count == 1:
             return function()
-        outcome: list[Result | LokiError | None] = [None]
+        outcome: list[tuple[Result | None, Exception | None]] = [(None, None)]
         if self.main:
             try:
-                outcome = [function()]
-            except LokiError as error:
-                outcome = [error]
+                outcome = [(function(), None)]
+            except Exception as error:  # the others wait for the outcome, whatever it is
+                outcome = [(None, _portable(error, self.index))]
+                broadcast_object_list(outcome)
+                raise
         broadcast_object_list(outcome)
-        result = outcome[0]
-        if isinstance(result, LokiError):
-            self.raise_once(result)
+        result, failed = outcome[0]
+        if failed is not None:
+            self.raise_once(failed)
         return result  # type: ignore[return-value]
 
     def together(self, function: Callable[[], Result]) -> Result:
         """Call `function` in every process and return this process's result, unless it failed in one.
 
         Raises:
-            LokiError: in the main process, the first that `function` raised in any; the other processes exit quietly
-                with its code.
+            Exception: in the main process, the first that `function` raised in any; the other processes exit quietly.
         """
         if self.count == 1:
             return function()
         result: Result | None = None
-        failed: LokiError | None = None
+        failed: Exception | None = None
         try:
             result = function()
-        except LokiError as error:
+        except Exception as error:  # the others wait for the outcome, whatever it is
             failed = error
-        failures = [failure for failure in gather_object([failed]) if failure is not None]
+        portable = _portable(failed, self.index) if failed else None
+        failures = [failure for failure in gather_object([portable]) if failure is not None]
         if failures:
-            self.raise_once(failures[0])
+            self.raise_once(failed or failures[0])
         return result  # type: ignore[return-value]
 
-    def raise_once(self, error: LokiError) -> NoReturn:
+    def raise_once(self, error: Exception) -> NoReturn:
         """Raise an error that every process has, or knows of, in the main one.
 
         Raises:
-            LokiError: in the main process; the others exit quietly with its code.
+            Exception: in the main process; the others exit quietly, with the code of a `LokiError`.
         """
         if self.main:
             raise error
-        raise SystemExit(error.exit_code)
+        raise SystemExit(getattr(error, "exit_code", LokiError.exit_code))
 
     def device(self, name: str) -> torch.device:
         """The device of this process for `--device`: `auto` and `cuda` mean one GPU per process.
@@ -125,3 +129,15 @@ def started_alone() -> bool:
     That is what it does without GPUs, unless `--multi_gpu` is given (which needs none).
     """
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ
+
+
+def _portable(error: Exception, rank: int) -> Exception:
+    """`error` as another process can receive it; with its traceback, unless it is one line for the user."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        copy: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever goes wrong, the text is what counts
+        return RuntimeError(f"process {rank} failed:\n{text}")
+    if not isinstance(error, LokiError):
+        copy.add_note(f"in process {rank}:\n{text}")
+    return copy

@@ -1,15 +1,19 @@
 """`loki analyse`, `loki merge` and `loki inspect` with a real model."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
+from loki.kva.engine import FastAttributor
+from loki.kva.exactness import NotExactError
 from loki.selection.positions import read_positions
 from tests.cli.running import Shell
 from tests.kva.calibration_files import write_prompts
 from tests.kva.scores_files import write_scores
+from tests.tiny_models import save_tiny_model
 
 
 @pytest.fixture
@@ -96,6 +100,33 @@ def test_write_mode_a_adds(shell: Shell, llama_dir: Path, data: Path) -> None:
     assert "--write-mode a" in refused.err
     done = shell.done("analyse", llama_dir, "--data", data, "--output", "scores.h5", "--write-mode", "a")
     assert done.out.startswith("12 samples")
+
+
+def test_a_model_for_captum_is_one_line_and_survives_an_interruption(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the fast engine refuses on some batches only does not depend on where a run stopped."""
+    model = save_tiny_model(tmp_path / "model")
+    write_prompts(tmp_path / "prompts.jsonl", 12)
+    words = ("analyse", model, "--data", tmp_path / "prompts.jsonl", "--batch-size", 1, "--check", 2, "--output")
+    fast, done = FastAttributor.attribute, []
+
+    def refuse_some(self: FastAttributor, batch: Any, targets: Any) -> Any:
+        done.append(batch)
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        if len(batch[0]) % 2:
+            raise NotExactError("its length is odd")
+        return fast(self, batch, targets)
+
+    monkeypatch.setattr(FastAttributor, "attribute", refuse_some)
+    assert shell(*words, tmp_path / "scores.h5").code == 130
+    for name in ("scores.h5", "undisturbed.h5"):
+        said = shell.done(*words, tmp_path / name).err
+        assert said.startswith("warning: the fast engine is not exact on one of the batches (its length is odd)")
+        assert said.count("\n") == 1
+    with h5py.File(tmp_path / "scores.h5") as file, h5py.File(tmp_path / "undisturbed.h5") as undisturbed:
+        np.testing.assert_array_equal(file["dataset"][:], undisturbed["dataset"][:])
 
 
 def test_few_steps_are_called_few(shell: Shell, llama_dir: Path, data: Path) -> None:

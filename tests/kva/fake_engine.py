@@ -21,6 +21,7 @@ class FakeAttributor:
 
     def __init__(self) -> None:
         self.prompts: list[tuple[int, ...]] = []
+        self.checked: list[tuple[int, ...]] = []
         self.engines: list[str] = []
         self.budgets: set[int | None] = set()
         self.error: BaseException | None = None
@@ -28,7 +29,6 @@ class FakeAttributor:
         self.largest_batch = 10**9
         self.seconds = 0.0
         self.captum_factor = 1.0
-        self._engine = "fast"
 
     def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
         time.sleep(self.seconds)
@@ -37,8 +37,6 @@ class FakeAttributor:
         if self.error and len(self.prompts) >= self.error_after:
             raise self.error
         pairs = zip(batch, targets, strict=True)
-        if self._engine == "captum":
-            return [fake_attribution(prompt, 1, target, self.captum_factor) for prompt, target in pairs]
         self.prompts += [tuple(prompt) for prompt in batch]
         return [fake_attribution(prompt, len(batch), target) for prompt, target in pairs]
 
@@ -48,12 +46,29 @@ class FakeAttributor:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def made(self, _model: None, settings: AttributionSettings, *, memory_budget: int | None) -> Self:
+    def made(self, _model: None, settings: AttributionSettings, *, memory_budget: int | None) -> "Self | FakeCaptum":
         """Stands in for `make_attributor`."""
-        self._engine = settings.engine
         self.engines.append(settings.engine)
         self.budgets.add(memory_budget)
+        return FakeCaptum(self) if settings.engine == "captum" else self
+
+
+class FakeCaptum:
+    """The reference that belongs to a fake engine."""
+
+    def __init__(self, fake: FakeAttributor) -> None:
+        self._fake = fake
+
+    def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
+        self._fake.checked += [tuple(prompt) for prompt in batch]
+        pairs = zip(batch, targets, strict=True)
+        return [fake_attribution(prompt, 1, target, self._fake.captum_factor) for prompt, target in pairs]
+
+    def __enter__(self) -> Self:
         return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def fake_attribution(

@@ -367,6 +367,34 @@ def test_check_fails_before_anything_wrong_is_stored(analyst: Analyst, engine: F
     assert not list((analyst.partial / "batches").iterdir())
 
 
+def test_check_looks_at_batches_of_an_interrupted_run_too(interrupted: Analyst, engine: FakeAttributor) -> None:
+    interrupted(check=COUNT)
+    assert sorted(engine.checked) == sorted(map(tuple, interrupted.prompts))
+    assert len(engine.prompts) <= COUNT - 20  # what was stored is not computed again
+
+
+def test_check_of_a_finished_file_looks_at_what_it_holds(analyst: Analyst, engine: FakeAttributor) -> None:
+    analyst()
+    engine.prompts.clear()
+    assert analyst(check=5).computed == 0
+    assert len(set(engine.checked)) == 5
+    assert set(engine.checked) <= set(map(tuple, analyst.prompts))
+    assert not engine.prompts
+    with h5py.File(analyst.output, "a") as file:
+        file["dataset"][7] *= 2
+    with pytest.raises(CheckFailed, match=r":8: the scores differ from Captum's by 1 .*--engine captum --overwrite"):
+        analyst(check=COUNT)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 0.0])
+def test_check_fails_where_captum_gives_nothing_to_compare_with(
+    analyst: Analyst, engine: FakeAttributor, factor: float
+) -> None:
+    engine.captum_factor = factor
+    with pytest.raises(CheckFailed, match="the scores differ from Captum's"):
+        analyst(check=1)
+
+
 def test_a_batch_that_does_not_fit_is_split(analyst: Analyst, engine: FakeAttributor) -> None:
     engine.largest_batch = 2
     analyst()
@@ -376,7 +404,7 @@ def test_a_batch_that_does_not_fit_is_split(analyst: Analyst, engine: FakeAttrib
 
 def test_a_prompt_that_does_not_fit_is_named(analyst: Analyst, engine: FakeAttributor) -> None:
     engine.largest_batch = 0
-    with pytest.raises(LokiError, match=r"out of memory on a prompt of \d tokens: lower --memory-budget"):
+    with pytest.raises(LokiError, match=r"sample .*: out of memory on a prompt of \d tokens: lower --memory-budget"):
         analyst()
 
 

@@ -7,7 +7,7 @@ import torch
 from loki.errors import LokiError
 from loki.kva import AttributionSettings, make_attributor
 from loki.kva.engine import FastAttributor
-from loki.kva.exactness import NotExactError
+from loki.kva.exactness import NotExactError, NotExactWarning
 from tests.kva import published
 from tests.tiny_models import HYBRID_FAMILIES, tiny_model
 from tests.tolerances import assert_close
@@ -30,7 +30,7 @@ def test_fast_engine_refuses_what_it_cannot_compute(family: str, dtype: torch.dt
 def test_auto_goes_on_with_captum_and_says_so_once(family: str) -> None:
     model = tiny_model(family)
     with make_attributor(model, AttributionSettings(engine="auto")) as attributor:
-        with pytest.warns(UserWarning, match="going on with Captum"):
+        with pytest.warns(NotExactWarning, match="going on there with Captum"):
             found = attributor.attribute(PROMPTS, [None, None])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -50,9 +50,13 @@ def test_auto_turns_to_captum_for_single_batches(monkeypatch: pytest.MonkeyPatch
         return [*fast(self, batch, targets), "fast"]
 
     monkeypatch.setattr(FastAttributor, "attribute", refuse_long)
-    with make_attributor(model, AttributionSettings(engine="auto")) as attributor:
-        with pytest.warns(UserWarning, match="going on with Captum where it must") as warned:
-            results = [attributor.attribute([prompt], [None]) for prompt in (*PROMPTS, *PROMPTS)]
+    with (
+        make_attributor(model, AttributionSettings(engine="auto")) as attributor,
+        pytest.warns(
+            NotExactWarning, match=r"on one of the batches \(its prompt is long\): going on there with Captum"
+        ) as warned,
+    ):
+        results = [attributor.attribute([prompt], [None]) for prompt in (*PROMPTS, *PROMPTS)]
     assert [result[-1] == "fast" for result in results] == [False, True, False, True]
     assert len(warned) == 1
 

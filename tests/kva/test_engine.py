@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from loki.errors import LokiError
+from loki.kva.exactness import NotExactWarning
 from loki.kva.last_sweep import sweep_last_token
+from loki.kva.prompts import PromptError
 from loki.kva.settings import IG_METHODS
 from tests.kva import published
 from tests.kva.attributing import PROMPT, attribute
@@ -154,8 +157,24 @@ def test_memory_budget_changes_nothing(definition: str, budget: int, monkeypatch
 
 
 def test_too_small_a_memory_budget_is_refused() -> None:
-    with pytest.raises(LokiError, match="raise the memory budget"):
+    needs = (
+        r"prompt 0 of the batch: its 11 tokens need 66.62 KiB beside the model, but 1000 bytes may be used: raise the"
+    )
+    with pytest.raises(PromptError, match=needs):
         attribute(tiny_model(), [PROMPT], memory_budget=1000)
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_sizes_that_differ_from_layer_to_layer(shared: int) -> None:
+    """Layers of Gemma 4 differ in their head width, and may share keys and values, which the fast engine refuses."""
+    pytest.importorskip("transformers.models.gemma4")
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    heads = {"head_dim": 8, "global_head_dim": 16, "num_kv_shared_layers": shared}
+    inputs = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 320}
+    model = tiny_model("gemma4_text", layer_types=kinds, sliding_window=6, **heads, **inputs)
+    with pytest.warns(NotExactWarning) if shared else nullcontext():
+        (found,) = attribute(model, [PROMPT], engine="auto")
+    assert_close(found.scores, published.captum_scores(model, PROMPT))
 
 
 @pytest.mark.parametrize("definition", ["captum", "paper"])

@@ -1,6 +1,8 @@
 """Analyses killed at random moments, and shared between processes: programs of their own, hence slow."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +10,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from loki.kva.batches import processing_order
 from loki.selection.positions import read_positions
 from tests.kva.calibration_files import write_prompts
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
+BAD_TOKEN = 10  # not among those of the engine's own prompt
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,6 +46,22 @@ def test_killed_at_random_moments(
 def launch(processes: int, *words: object) -> str:
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--main_process_port", 0]
     return run(*(launcher if processes > 1 else []), *(["-m"] if processes > 1 else []), "loki", *words)
+
+
+def side_by_side(processes: int, *words: object) -> list[tuple[int, str]]:
+    """Exit code and standard error of `loki` in processes that work together, without a launcher around them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank in range(processes):
+        own = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        command = [sys.executable, "-m", "loki", *map(str, words)]
+        environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    texts = [process.communicate(timeout=300)[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, texts, strict=True)]
 
 
 def test_two_processes_give_what_one_gives(llama_dir: Path, tmp_path: Path) -> None:
@@ -78,6 +100,24 @@ def test_bad_input_in_two_processes_is_one_line(llama_dir: Path, tmp_path: Path)
     assert done.returncode != 0
     assert done.stderr.count("error:") == 1
     assert (tmp_path / "scores.h5").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("rank", "mode"), [(0, []), (1, []), (1, ["--no-log", "--until-stable", 0.9])])
+def test_a_sample_that_fails_in_either_process_is_one_line(tmp_path: Path, rank: int, mode: list[object]) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[BAD_TOKEN] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    prompts = [[20 + number, 30] for number in range(6)]
+    prompts[processing_order(6, 0)[rank + 2]].append(BAD_TOKEN)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in prompts))
+    words = ("analyse", tmp_path / "model", "--data", tmp_path / "prompts.jsonl", "--output", tmp_path / "out")
+    outcomes = side_by_side(2, *words, "--batch-size", 1, *mode)
+    assert [code for code, _ in outcomes] == [2, 2]
+    assert [text.count("error:") for _, text in outcomes] == [1, 0]
+    assert "a score is NaN or infinite" in outcomes[0][1]
+    assert not any("Traceback" in text for _, text in outcomes)
 
 
 @pytest.mark.parametrize("script", ["analyse_mmlu_llama.py", "analyse_mmlu_qwen2.py"])

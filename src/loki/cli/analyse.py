@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console, error_console
+from loki.cli.app import app, console, error_console, warnings_as_lines
 
 
 @app.command()
@@ -108,6 +108,7 @@ def analyse(
     from loki.kva.analyse import default_scores_path
     from loki.kva.completeness import FEW_STEPS
     from loki.kva.counting import count_selections, default_positions_folder
+    from loki.kva.exactness import NotExactWarning
     from loki.kva.job import JobOptions
     from loki.kva.settings import AttributionSettings
     from loki.ranks import is_main_process, started_alone
@@ -133,7 +134,7 @@ def analyse(
     if started_alone():
         error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
     quiet_libraries()
-    with progress_bar() as progress:
+    with progress_bar() as progress, warnings_as_lines(NotExactWarning):
         if no_log:
             counted = count_selections(
                 model,

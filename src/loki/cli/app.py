@@ -1,9 +1,13 @@
 """The Typer application. Every command lives in a file of its own in this folder and registers itself here."""
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     name="loki",
@@ -18,3 +22,23 @@ app = typer.Typer(
 _silent = os.environ.get("RANK", "0") != "0"
 console = Console(quiet=_silent)
 error_console = Console(stderr=True, quiet=_silent)
+
+
+@contextmanager
+def warnings_as_lines(category: type[Warning]) -> Iterator[None]:
+    """Show the first warning of a category in the block as one line, and those after it not at all."""
+    said = False
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_once(message: Warning | str, kind: type[Warning], *place: object) -> None:
+            nonlocal said
+            if not issubclass(kind, category):
+                show(message, kind, *place)  # type: ignore[arg-type]
+            elif not said:
+                said = True
+                error_console.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+
+        warnings.showwarning = show_once  # type: ignore[assignment]
+        warnings.simplefilter("always", category)
+        yield

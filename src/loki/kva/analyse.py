@@ -11,6 +11,8 @@ from rich.progress import Progress
 
 from loki.errors import LokiError
 from loki.kva.assembling import assemble
+from loki.kva.checking import drawn
+from loki.kva.computing import BatchComputer
 from loki.kva.job import Job, JobOptions, begin, digest_of_sample, prepare
 from loki.kva.provenance import SCORE_FIELDS, Provenance, combined_provenance
 from loki.kva.running import run
@@ -90,6 +92,7 @@ def analyse(
         missing = ranks.on_main(lambda: _missing(full, output, append, overwrite, stops_early=rule is not None))
         if not missing:
             ranks.on_main(work.remove)
+            ranks.together(lambda: _check_file(full, output, ranks))
             return _summary(output, 0)
         existing = output if append and output.exists() else None
         job = full if len(missing) == len(full.samples) else full.with_samples([full.samples[i] for i in missing])
@@ -152,6 +155,16 @@ def _not_in(job: Job, records: SampleRecords, different: list[str], output: Path
                 "choose another --output"
             )
     return [index for index, sample in enumerate(job.samples) if sample.id not in known]
+
+
+def _check_file(job: Job, output: Path, ranks: Ranks) -> None:
+    """Check samples of a finished file against Captum: this process's share of those drawn."""
+    samples = {sample.id: sample for sample in job.samples}
+    with ScoresReader(output) as reader, BatchComputer(job, []) as computer:
+        ids, targets = reader.records.sample_ids, reader.records.target_token_ids
+        rows = drawn([row for row, name in enumerate(ids) if name in samples], job.check, job.seed)
+        for row in rows[ranks.index :: ranks.count]:
+            computer.check(samples[ids[row]], int(targets[row]), reader.scores(row, row + 1)[0])
 
 
 def _provenance(full: Job, job: Job, existing: Path | None) -> Provenance:

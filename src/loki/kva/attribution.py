@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from loki.kva.attributor import Attribution, Attributor
 from loki.kva.engine import FastAttributor
-from loki.kva.exactness import NotExactError
+from loki.kva.exactness import NotExactError, NotExactWarning
 from loki.kva.reference import CaptumAttributor
 from loki.kva.settings import AttributionSettings
 
@@ -72,7 +72,7 @@ class AutoAttributor:
             try:
                 return self._fast.attribute(batch, targets)
             except NotExactError as error:
-                self._warn(f"{error}; going on with Captum where it must, which is slow")
+                self._warn(error, "one of the batches")
         with self._reference:
             return self._reference.attribute(batch, targets)
 
@@ -80,11 +80,14 @@ class AutoAttributor:
         try:
             self._fast.examine()
         except NotExactError as error:
-            self._warn(f"{error}; going on with Captum, which is slow")
+            self._warn(error, "this model")
             return True
         return False
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, error: NotExactError, subject: str) -> None:
         if not self._warned:
-            warnings.warn(text, stacklevel=4)
+            text = (
+                f"the fast engine is not exact on {subject} ({error.reason}): going on there with Captum, which is slow"
+            )
+            warnings.warn(text, NotExactWarning, stacklevel=4)
         self._warned = True

@@ -1,28 +1,32 @@
 """Computing batches with a model of this process, and checking some of the samples with Captum."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from loki.errors import CheckFailed, LokiError
+from loki.calibration.samples import Sample
+from loki.errors import LokiError
 from loki.kva.attribution import Attribution, Attributor, make_attributor
 from loki.kva.batches import Batch
+from loki.kva.checking import check_sample, drawn
 from loki.kva.job import Job
 from loki.kva.memory import free_memory
+from loki.kva.prompts import PromptError
 from loki.kva.scores import check_finite
 from loki.kva.work_folder import BatchResults, WorkFolder
 from loki.models.loading import load_model
 from loki.ranks import Ranks
 
-CHECK_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.1}
-"""Largest accepted relative error of a sample's whole `[L, D]` scores against Captum, by the type computed in."""
-
 
 class BatchComputer:
-    """Computes batches of a job; the model is loaded when the first one is.
+    """Computes batches of a job; a context manager. The model is loaded when it is needed first.
 
     Args:
         job: what is computed.
@@ -34,9 +38,17 @@ class BatchComputer:
         self._batches = batches
         self._model: PreTrainedModel | None = None
         self._memory_budget = job.memory_budget
-        count = min(job.check, len(job.samples))
-        chosen = np.random.default_rng(job.seed).choice(len(job.samples), size=count, replace=False)
-        self._to_check = {int(index) for index in chosen}
+        self._to_check = set(drawn(range(len(job.samples)), job.check, job.seed))
+        self._engines: dict[str, Attributor] = {}
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered.close()
 
     def results(self, numbers: Sequence[int]) -> Iterator[tuple[int, BatchResults]]:
         """The results of the batches `numbers`, those with samples to check first.
@@ -45,18 +57,29 @@ class BatchComputer:
             LokiError: if a sample cannot be attributed, or its scores are not finite.
             CheckFailed: if the scores of a sample that was to be checked are not those of Captum.
         """
-        if not numbers:
-            return
-        checked = [number for number in numbers if not self._to_check.isdisjoint(self._batches[number])]
-        for number in checked:
-            with self._attributor(self._job.settings.engine) as attributor:
-                results = self._compute(attributor, number)
-            self._check(results)
+        for number in sorted(numbers, key=lambda number: not self._has_samples_to_check(number)):
+            results = self._compute(number)
+            self._check_batch(results)
             yield number, results
-        with self._attributor(self._job.settings.engine) as attributor:
-            for number in numbers:
-                if number not in checked:
-                    yield number, self._compute(attributor, number)
+
+    def check_done(self, numbers: Sequence[int], work: WorkFolder) -> None:
+        """Check the samples that are to be checked in batches that an interrupted run has finished.
+
+        Raises:
+            CheckFailed: see `results`.
+        """
+        stored = work.stored_batches()
+        for number in filter(self._has_samples_to_check, numbers):
+            # A batch that has been counted and removed is computed once more.
+            self._check_batch(work.read_batch(number) if number in stored else self._compute(number))
+
+    def check(self, sample: Sample, target: int, scores: NDArray[np.float32]) -> None:
+        """Check the scores `[L, D]` of one sample.
+
+        Raises:
+            CheckFailed: see `results`.
+        """
+        check_sample(self._engine("captum"), sample, target, scores, self._job.provenance.dtype)
 
     def settle_memory_budget(self, work: WorkFolder, ranks: Ranks) -> None:
         """Let all processes, and all that may continue this run, use the same budget: what is free in the main one now.
@@ -83,16 +106,17 @@ class BatchComputer:
             )
         return self._model
 
-    def _attributor(self, engine: str) -> Attributor:
-        settings = replace(self._job.settings, engine=engine)
-        return make_attributor(self._loaded(), settings, memory_budget=self._memory_budget)
+    def _engine(self, name: str) -> Attributor:
+        if name not in self._engines:
+            settings = replace(self._job.settings, engine=name)
+            engine = make_attributor(self._loaded(), settings, memory_budget=self._memory_budget)
+            self._engines[name] = self._entered.enter_context(engine)
+        return self._engines[name]
 
-    def _compute(self, attributor: Attributor, number: int) -> BatchResults:
+    def _compute(self, number: int) -> BatchResults:
         indices = self._batches[number]
         samples = [self._job.samples[index] for index in indices]
-        attributions = _attribute(
-            attributor, [sample.input_ids for sample in samples], [sample.target for sample in samples]
-        )
+        attributions = _attribute(self._engine(self._job.settings.engine), samples)
         scores = torch.stack([attribution.scores for attribution in attributions]).numpy()
         check_finite(scores, [sample.id for sample in samples], origin="computed")
         return BatchResults(
@@ -103,40 +127,34 @@ class BatchComputer:
             completeness=np.array([attribution.completeness for attribution in attributions]),
         )
 
-    def _check(self, results: BatchResults) -> None:
-        tolerance = CHECK_TOLERANCE[self._job.provenance.dtype]
-        with self._attributor("captum") as reference:
-            for place, index in enumerate(results.indices):
-                if int(index) not in self._to_check:
-                    continue
-                sample = self._job.samples[index]
-                (expected,) = reference.attribute([sample.input_ids], [int(results.targets[place])])
-                expected_norm = float(expected.scores.norm())
-                error = float((torch.from_numpy(results.scores[place]) - expected.scores).norm())
-                if error > tolerance * expected_norm:
-                    raise CheckFailed(
-                        f"sample {sample.id}: the scores differ from Captum's by {error / expected_norm:.2g} "
-                        f"(relative; at most {tolerance:g} is accepted): use --engine captum, and report this model"
-                    )
+    def _has_samples_to_check(self, number: int) -> bool:
+        return not self._to_check.isdisjoint(self._batches[number])
+
+    def _check_batch(self, results: BatchResults) -> None:
+        for place, index in enumerate(results.indices):
+            if int(index) in self._to_check:
+                self.check(self._job.samples[index], int(results.targets[place]), results.scores[place])
 
 
-def _attribute(attributor: Attributor, prompts: list[list[int]], targets: Sequence[int | None]) -> list[Attribution]:
+def _attribute(attributor: Attributor, samples: Sequence[Sample]) -> list[Attribution]:
     """Attribute a batch, in halves where it does not fit into memory."""
     try:
-        return attributor.attribute(prompts, targets)
+        return attributor.attribute([sample.input_ids for sample in samples], [sample.target for sample in samples])
+    except PromptError as error:
+        raise LokiError(f"sample {samples[error.index].id}: {error.problem}") from error
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
-        if len(prompts) == 1:
+        if len(samples) == 1:
             raise LokiError(
-                f"out of memory on a prompt of {len(prompts[0])} tokens: lower --memory-budget, use --dtype bfloat16, "
-                "or spread the model with --device-map auto; what is finished is kept"
+                f"sample {samples[0].id}: out of memory on a prompt of {len(samples[0].input_ids)} tokens: lower "
+                "--memory-budget, use --dtype bfloat16, or spread the model with --device-map auto; what is finished "
+                "is kept"
             ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    half = len(prompts) // 2
-    first = _attribute(attributor, prompts[:half], targets[:half])
-    return first + _attribute(attributor, prompts[half:], targets[half:])
+    half = len(samples) // 2
+    return _attribute(attributor, samples[:half]) + _attribute(attributor, samples[half:])
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

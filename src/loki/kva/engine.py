@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loki.errors import LokiError
 from loki.kva.attention import seam_installed
 from loki.kva.attributor import Attribution
 from loki.kva.baseline import ZeroTokenBaseline, depends_on_length
@@ -29,12 +28,12 @@ from loki.kva.exactness import check_same_logits
 from loki.kva.integration import integration_rule
 from loki.kva.last_sweep import LastSweepResult, sweep_last_token
 from loki.kva.layers import Layers, find_layers
-from loki.kva.memory import MemoryCost, free_memory
+from loki.kva.memory import MemoryCost, free_memory, shown_bytes
 from loki.kva.mixing import check_attention_alone_mixes
 from loki.kva.plan import IntegrationPath, PathRow, groups_within
 from loki.kva.prefix_sweep import sweep_prefix
 from loki.kva.prompt_batch import PromptBatch
-from loki.kva.prompts import attributed_prompts, checked_targets
+from loki.kva.prompts import PromptError, attributed_prompts, checked_targets
 from loki.kva.recording import Recording, last_logits, record
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import text_config
@@ -146,9 +145,10 @@ class FastAttributor:
                 parts[-1] = together
                 continue
             if (least := self._least([index], prompts)) > budget:
-                raise LokiError(
-                    f"a prompt of {len(prompt)} tokens needs {least / 2**20:.0f} MiB beside the model, but "
-                    f"{budget / 2**20:.0f} MiB may be used: raise the memory budget or shorten the prompt"
+                raise PromptError(
+                    index,
+                    f"its {len(prompt)} tokens need {shown_bytes(least)} beside the model, but {shown_bytes(budget)} "
+                    "may be used: raise the memory budget or shorten the prompt",
                 )
             parts.append([index])
         return parts

@@ -13,10 +13,22 @@ _LOW_PRECISION_UNMOVED_TOLERANCE = 2e-3
 
 
 class NotExactError(LokiError):
-    """The fast engine cannot compute this model exactly."""
+    """The fast engine cannot compute this model exactly.
+
+    Args:
+        reason: why not.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the fast engine is not exact on this model ({reason}): use the engine captum or auto")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.reason,)
+
+
+class NotExactWarning(UserWarning):
+    """Captum does what the fast engine cannot."""
 
 
 def check_same_logits(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> None:

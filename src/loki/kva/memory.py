@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from loki.kva.plan import PathRow
 from loki.models.architectures import text_config
 
 # Of what is free, for allocators' fragmentation and temporaries that are not counted.
 _SHARE_OF_FREE = 0.7
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 # Numbers kept per token and layer for the backward pass, in multiples of the hidden and the intermediate size.
 _HIDDEN_TENSORS, _INTERMEDIATE_TENSORS = 16, 4
 
@@ -28,6 +29,12 @@ def _free_on(device: torch.device) -> int:
         return int(psutil.virtual_memory().available)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def shown_bytes(size: int) -> str:
+    """A number of bytes for people: `66.62 KiB`, `1.5 GiB`."""
+    unit, name = next((unit, name) for unit, name in _UNITS if size >= unit or name == "bytes")
+    return f"{size / unit:.4g} {name}"
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,12 @@ class MemoryCost:
         """
         config = text_config(model.config)
         size = model.dtype.itemsize
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        query_heads = _largest(config, "num_attention_heads") or 1
+        heads = _largest(config, "num_key_value_heads") or query_heads
+        head_width = _largest(config, "head_dim") or config.hidden_size // query_heads
         cached = 2 * heads * head_width * length * size
         kept_states = 2 * config.hidden_size * length * size if own_prefix else 0
-        intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        intermediate = _largest(config, "intermediate_size") or 4 * config.hidden_size
         return cls(
             prompt=config.num_hidden_layers * (cached + kept_states),
             activations=size * (_HIDDEN_TENSORS * config.hidden_size + _INTERMEDIATE_TENSORS * intermediate),
@@ -76,3 +84,12 @@ class MemoryCost:
         """What one row of one prompt takes from its prefix sweep to the end of its last sweep."""
         above = self.layers - 1 - row.layer
         return above * (self.cached + self.activations) + self.logits
+
+
+def _largest(config: PretrainedConfig, name: str) -> int:
+    """The largest value of a size that may differ from layer to layer; 0 where the configuration has none."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # Transformers does not give one value for all layers where they differ
+        value = [getattr(layer, name, None) for layer in config.per_layer_config[:]]
+    return max((int(size) for size in (value if isinstance(value, list | tuple) else [value]) if size), default=0)

@@ -5,6 +5,23 @@ from collections.abc import Sequence
 from loki.errors import LokiError
 
 
+class PromptError(LokiError):
+    """One prompt of a batch cannot be used.
+
+    Args:
+        index: which one.
+        problem: why, and what to do.
+    """
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"prompt {index} of the batch: {problem}")
+        self.index = index
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return type(self), (self.index, self.problem)
+
+
 def attributed_prompts(batch: Sequence[Sequence[int]], position: int, vocab_size: int) -> list[list[int]]:
     """The prompts up to and including the attributed position.
 
@@ -18,13 +35,23 @@ def attributed_prompts(batch: Sequence[Sequence[int]], position: int, vocab_size
     """
     prompts = []
     for index, ids in enumerate(batch):
-        end = position + len(ids) if position < 0 else position
-        if not 0 <= end < len(ids):
-            raise LokiError(f"prompt {index} of the batch has {len(ids)} tokens: position {position} is not in it")
-        for token in ids:
+        prompt = up_to(ids, position, f"prompt {index} of the batch")
+        for token in prompt:
             check_token(token, vocab_size, f"prompt {index} of the batch")
-        prompts.append(list(ids[: end + 1]))
+        prompts.append(prompt)
     return prompts
+
+
+def up_to(ids: Sequence[int], position: int, origin: str) -> list[int]:
+    """The token ids up to and including `position`, counted like a Python index.
+
+    Raises:
+        LokiError: if there is no such position.
+    """
+    end = position + len(ids) if position < 0 else position
+    if not 0 <= end < len(ids):
+        raise LokiError(f"{origin} has {len(ids)} tokens: position {position} is not in it")
+    return list(ids[: end + 1])
 
 
 def check_token(token: int, vocab_size: int, origin: str) -> None:

@@ -62,25 +62,36 @@ def run(
     done = ranks.on_main(log.resume if log else work.stored_batches)
     bar = _Bar(progress if ranks.main else None, ranks, total=len(job.samples))
     bar.start(sum(len(batches[number]) for number in done))
-    computer = BatchComputer(job, batches)
-    if len(done) < len(batches):
-        computer.settle_memory_budget(work, ranks)
     completeness: list[float] = []
-    start = 0
-    for checkpoint, end in enumerate(checkpoints(batches, order) if rule else [len(order)]):
-        todo = [number for number in order[start:end] if number not in done]
-        for number, results in computer.results(todo[ranks.index :: ranks.count]):
-            work.write_batch(number, results)
+
+    def compute(computer: BatchComputer, numbers: Sequence[int]) -> None:
+        """This process's share of the batches `numbers`, or less if another process fails."""
+        try:
+            for number, results in computer.results(numbers[ranks.index :: ranks.count]):
+                work.write_batch(number, results)
+                if log:
+                    log.add(number, results)
+                completeness.extend(results.completeness.tolist())
+                bar.advance(len(results.indices))
+                if work.stopped:
+                    break
             if log:
-                log.add(number, results)
-            completeness += results.completeness.tolist()
-            bar.advance(len(results.indices))
-        if log:
-            log.flush()
-        ranks.wait()
-        if rule and log and ranks.on_main(partial(_stable, rule, log, checkpoint)):
-            return Outcome(set(order[:end]), completeness)
-        start = end
+                log.flush()
+        except Exception:
+            work.stop()
+            raise
+
+    with BatchComputer(job, batches) as computer:
+        if len(done) < len(batches) or job.check:
+            computer.settle_memory_budget(work, ranks)
+        ranks.together(lambda: computer.check_done(sorted(done)[ranks.index :: ranks.count], work))
+        start = 0
+        for checkpoint, end in enumerate(checkpoints(batches, order) if rule else [len(order)]):
+            todo = [number for number in order[start:end] if number not in done]
+            ranks.together(partial(compute, computer, todo))
+            if rule and log and ranks.on_main(partial(_stable, rule, log, checkpoint)):
+                return Outcome(set(order[:end]), completeness)
+            start = end
     return Outcome(set(order), completeness)
 
 

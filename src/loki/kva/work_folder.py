@@ -58,6 +58,7 @@ class WorkFolder:
         self.path = path
         self._run = path / "run.json"
         self._lock = path / "lock"
+        self._stop = path / "stop"
         self._batches = path / "batches"
         self.counts = path / "counts"
         self.stability = path / "stability.json"
@@ -114,6 +115,7 @@ class WorkFolder:
             found = {}
         if not found:
             self.clear()
+        self._stop.unlink(missing_ok=True)
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
         self._batches.mkdir(exist_ok=True)
@@ -123,6 +125,16 @@ class WorkFolder:
     def record(self, values: Mapping[str, Any]) -> None:
         """Add to the record of what the run computes. Without a record the folder counts as empty."""
         write_json(self._run, {**self._recorded(), **values}, overwrite=True)
+
+    def stop(self) -> None:
+        """Tell all processes of this run to leave it after the batch in hand."""
+        with suppress(OSError):  # a full disk; they learn of it when they are done
+            self._stop.touch()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one of them has told so since the run was begun or continued."""
+        return self._stop.exists()
 
     def write_batch(self, number: int, results: BatchResults) -> None:
         """Store a finished batch; when this returns, not even a power cut loses it."""
@@ -155,7 +167,7 @@ class WorkFolder:
 
     def clear(self) -> None:
         """Remove all results. The record goes first: what is left without it counts for nothing."""
-        for path in (self._run, self.stability, self.assembled):
+        for path in (self._run, self._stop, self.stability, self.assembled):
             path.unlink(missing_ok=True)
         for folder in (self._batches, self.counts):
             shutil.rmtree(folder, ignore_errors=True)

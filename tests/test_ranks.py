@@ -1,0 +1,100 @@
+"""What one process tells the others, with the messages between them replaced."""
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from loki.errors import CheckFailed, LokiError
+from loki.kva.exactness import NotExactError
+from loki.kva.prompts import PromptError
+from loki.ranks import Ranks
+
+
+class UnpicklableError(Exception):
+    def __reduce__(self) -> str:
+        raise TypeError("not this one")
+
+
+class Messages:
+    """Stands in for the broadcasts and gathers between two processes that run one after the other: 1 first, or 0."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def broadcast(self, objects: list[Any]) -> None:
+        if self.sent:
+            objects[:] = self.sent
+        else:
+            self.sent = list(objects)
+
+    def gather(self, objects: list[Any]) -> list[Any]:
+        self.sent += objects
+        return self.sent
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> Messages:
+    found = Messages()
+    monkeypatch.setattr("loki.ranks.broadcast_object_list", found.broadcast)
+    monkeypatch.setattr("loki.ranks.gather_object", found.gather)
+    return found
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+ERRORS = [
+    (LokiError("one line"), 2),
+    (CheckFailed("differs"), 1),
+    (NotExactError("it shifts"), 2),
+    (PromptError(3, "too long"), 2),
+    (OSError(errno.ENOSPC, "No space left on device", "batch.npz"), 2),
+    (torch.OutOfMemoryError("out of memory"), 2),
+    (UnpicklableError("odd"), 2),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: type(value).__name__)
+def test_a_failure_of_the_main_process_reaches_all(messages: Messages, error: Exception, code: int) -> None:
+    with pytest.raises(type(error)) as raised:
+        Ranks(0, 2).on_main(failing(error))
+    assert raised.value is error
+    with pytest.raises(SystemExit) as left:
+        Ranks(1, 2).on_main(failing(AssertionError("only the main process calls it")))
+    assert left.value.code == code
+
+
+@pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: type(value).__name__)
+def test_a_failure_of_another_process_is_raised_in_the_main_one(
+    messages: Messages, error: Exception, code: int
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        Ranks(1, 2).together(failing(error))
+    assert left.value.code == code
+    with pytest.raises(RuntimeError if isinstance(error, UnpicklableError) else type(error)) as raised:
+        Ranks(0, 2).together(lambda: "done")
+    assert str(error) in str(raised.value)
+    notes = "".join(getattr(raised.value, "__notes__", []))
+    assert ("in process 1:" in notes) == (not isinstance(error, LokiError | UnpicklableError))
+
+
+def test_results(messages: Messages) -> None:
+    assert Ranks(0, 2).on_main(lambda: "of the main") == "of the main"
+    assert Ranks(1, 2).on_main(lambda: "of another") == "of the main"
+    messages.sent = []
+    assert [Ranks(rank, 2).together(lambda: "own") for rank in (1, 0)] == ["own", "own"]
+
+
+def test_one_process_alone_sends_nothing() -> None:
+    alone = Ranks(0, 1)
+    assert (alone.on_main(lambda: 1), alone.together(lambda: 2)) == (1, 2)
+    for call in (alone.on_main, alone.together):
+        with pytest.raises(OSError, match="any"):
+            call(failing(OSError("any")))
