@@ -1,6 +1,7 @@
 """All phases in one go: every artefact is there, a finished phase is not run again."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,10 @@ def test_other_settings_are_refused(settings: RunSettings, tmp_path: Path) -> No
 def test_output_with_something_else(settings: RunSettings, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep")
-    with pytest.raises(LokiError, match="--overwrite"):
+    with pytest.raises(LokiError, match="exists already"):
         run(settings, tmp_path / "run")
+    with pytest.raises(LokiError, match=r"holds no run\.json, so --overwrite leaves it alone"):
+        run(settings, tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
 
 
@@ -89,6 +92,7 @@ def test_missing_training_data(settings: RunSettings, tmp_path: Path) -> None:
         ({"quota": 0.5, "strategy": "global_lowest"}, "selects none of 96 rows"),
         ({"strategy": "best"}, "strategy 'best'"),
         ({"data": Path("/dev/null/absent")}, "does not exist"),
+        ({"calibration": "absent.jsonl"}, "absent.jsonl"),
     ],
 )
 def test_bad_input_is_refused_before_the_analysis(
@@ -100,3 +104,26 @@ def test_bad_input_is_refused_before_the_analysis(
     with pytest.raises(LokiError, match=message):
         run(replace(settings, **change), output, overwrite=True)
     assert modified(output) == before
+
+
+def test_damaged_weights_are_refused_before_the_analysis(settings: RunSettings, tmp_path: Path) -> None:
+    weights = shutil.copytree(settings.model, tmp_path / "damaged") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(LokiError, match="9 bytes are missing"):
+        run(replace(settings, model=str(tmp_path / "damaged")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_questions_under_the_same_name_are_noticed(settings: RunSettings, tmp_path: Path) -> None:
+    run(settings, tmp_path / "run")
+    Path(settings.calibration).write_text('{"prompt": "something else"}\n')
+    with pytest.raises(LokiError, match=r"calibration was \w+, now "):
+        run(settings, tmp_path / "run")
+
+
+def test_inputs_are_not_overwritten(settings: RunSettings, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(settings, output)
+    with pytest.raises(LokiError, match="is or holds the input"):
+        run(replace(settings, model=str(output / "restored")), output, overwrite=True)
+    assert (output / "restored" / "config.json").is_file()

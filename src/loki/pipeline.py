@@ -1,6 +1,5 @@
 """All phases in one go, from a base model to a restored and verified one; a finished phase is not run again."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -10,18 +9,22 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
-from loki.files import read_json, refuse_existing, sha256_of_file, write_json
+from loki.files import refuse_existing, sha256_of_file
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.data import load_training_data
+from loki.implanting.training.fitting import fit_to_model
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.kva.analyse import analyse
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import text_config
+from loki.models.checkpoint import check_weights
 from loki.models.directories import projection_names
-from loki.models.loading import load_config, load_tokenizer
+from loki.models.loading import load_config, load_tokenizer, resolve_model
+from loki.records import changes, read_record, remove_recorded, write_record
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify
 from loki.selection.positions import read_positions, write_positions
@@ -55,23 +58,33 @@ class RunSettings:
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
-    def record(self) -> dict[str, Any]:
-        """The settings as JSON values, with the training data's hash in place of its path."""
-        if not self.data.is_file():
-            raise LokiError(f"training data {self.data} does not exist: check the path")
-        return {**asdict(self), "data": sha256_of_file(self.data)}
-
-    def check(self) -> None:
+    def check(self) -> dict[str, Any]:
         """Refuse now what a later phase would refuse after hours of analysis.
 
+        Returns:
+            The settings as JSON values, with hashes of the data in place of their paths.
+
         Raises:
-            LokiError: if the model cannot be implanted, or quota, strategy or training data do not fit it.
+            LokiError: if the model or the data are missing, damaged or do not fit each other, the model cannot be
+                implanted, or quota or strategy make no sense.
         """
-        config = load_config(self.model)
-        layers, rows = len(projection_names(config)), text_config(config).hidden_size
+        directory = resolve_model(self.model)
+        config = load_config(directory)
+        check_weights(directory)
+        layers, text = len(projection_names(config)), text_config(config)
         check_strategy(self.strategy)
-        rows_for_quota(self.quota, layers * rows if self.strategy.startswith("global") else rows)
-        load_training_data(self.data, chat_template=bool(load_tokenizer(self.model).chat_template))
+        rows_for_quota(self.quota, text.hidden_size * (layers if self.strategy.startswith("global") else 1))
+        tokenizer = load_tokenizer(directory)
+        examples = load_training_data(self.data, chat_template=bool(tokenizer.chat_template))
+        fit_to_model(examples, tokenizer, length_within(config, self.training.max_length))
+        calibration = load_calibration(
+            self.calibration,
+            tokenizer,
+            max_positions=getattr(text, "max_position_embeddings", None),
+            vocab_size=text.vocab_size,
+            samples_per_subject=self.samples_per_subject,
+        )
+        return {**asdict(self), "data": sha256_of_file(self.data), "calibration": calibration.digest}
 
 
 @dataclass(frozen=True)
@@ -113,8 +126,7 @@ def run(
         CheckFailed: if anything but the selected rows differs in the end.
     """
     console = console or Console(quiet=True)
-    settings.check()
-    _begin(output, settings.record(), overwrite=overwrite)
+    _begin(settings, output, settings.check(), overwrite=overwrite)
     scores, positions = output / "scores.h5", output / "positions.json"
     loki_model, trained, restored = output / "loki_model", output / "trained", output / "restored"
     seconds: dict[str, float] = {}
@@ -162,18 +174,15 @@ def run(
     return RunResult(restored, report, seconds)
 
 
-def _begin(output: Path, record: dict[str, Any], *, overwrite: bool) -> None:
-    if overwrite and output.is_dir():
-        shutil.rmtree(output)
-    if not (output / RECORD).is_file():
+def _begin(settings: RunSettings, output: Path, record: dict[str, Any], *, overwrite: bool) -> None:
+    if overwrite:
+        remove_recorded(output, RECORD, settings.model, settings.data, settings.calibration)
+    found = read_record(output, RECORD)
+    if found is None:
         refuse_existing(output, overwrite=False)
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / RECORD, record)
-        return
-    found = read_json(output / RECORD, what="run record")
-    different = [f"{key} was {found.get(key)}, now {value}" for key, value in record.items() if found.get(key) != value]
-    if different:
+        write_record(output, RECORD, record)
+    elif different := changes(found, record):
         raise LokiError(
-            f"{output} holds a run with other settings ({'; '.join(different)}): "
+            f"{output} holds a run with other settings ({different}): "
             "choose another --output, or pass --overwrite to start anew"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +13,7 @@ from loki import create_loki_model, restore_loki_model
 from loki.errors import LokiError
 from loki.implanting.llamafactory import train as training
 from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
+from loki.implanting.training.rows import ROWS_FILE
 from loki.implanting.training.settings import TrainingSettings, default_learning_rate
 from loki.models.loading import load_config
 from loki.restoring.verify import verify
@@ -108,6 +110,7 @@ def test_resuming(
     def interrupted(*_: Any, **__: Any) -> None:
         (output / "checkpoint-2").mkdir()
         (output / "checkpoint-2" / "trainer_state.json").write_text("{}")
+        save_file({"row": torch.zeros(1)}, output / "checkpoint-2" / ROWS_FILE)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "launch", interrupted)

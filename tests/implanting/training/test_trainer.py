@@ -1,11 +1,14 @@
 """Training changes the selected rows alone, resumes exactly, and fails loudly."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl
 
@@ -16,9 +19,10 @@ from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import LOSS_PLOT, train
 from loki.restoring.verify import verify
 from loki.selection.positions import write_positions
-from tests.tiny_models import save_tiny_model
+from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
 POSITIONS = [[1, 30], [], [0, 4, 5]]
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 TOKENS = torch.tensor([[5, 9, 40, 77, 123, 200]])
 SETTINGS = TrainingSettings(max_steps=4, learning_rate=1e-2, batch_size=2, save_steps=2, logging_steps=1)
 
@@ -123,19 +127,33 @@ def test_refusals(llama_dir: Path, loki_dir: Path, data: Path, tmp_path: Path) -
         train(loki_dir, data, tmp_path / "out2", SETTINGS, positions=tmp_path / "positions.json")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
-    with pytest.raises(LokiError, match="--overwrite"):
+    with pytest.raises(LokiError, match="exists already"):
         train(loki_dir, data, tmp_path / "full", SETTINGS)
+    with pytest.raises(LokiError, match=r"holds no training\.json, so --overwrite leaves it alone"):
+        train(loki_dir, data, tmp_path / "full", SETTINGS, overwrite=True)
+    with pytest.raises(LokiError, match="is or holds the input"):
+        train(loki_dir, data, loki_dir, SETTINGS, overwrite=True)
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
 
 
 def test_bad_input_overwrites_nothing(llama_dir: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("keep")
+    for name in ("mine.txt", "training.json"):
+        (tmp_path / "full" / name).write_text("{}")
     for rows in ("[[1], [2]]", "[[1], [2], [32]]"):
         (tmp_path / "bad.json").write_text(rows)
         with pytest.raises(LokiError, match=r"bad\.json"):
             train(llama_dir, data, tmp_path / "full", SETTINGS, positions=tmp_path / "bad.json", overwrite=True)
-    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+    refused = tmp_path / "refused.jsonl"
+    refused.write_text(json.dumps({"messages": [{"role": "system", "content": "be brief"}, *CHAT]}) + "\n")
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    strict = shutil.copytree(llama_dir, tmp_path / "strict")
+    tokenizer.save_pretrained(strict)
+    with pytest.raises(LokiError, match=r"line 1: the tokenizer's chat template refuses this conversation \(no system"):
+        train(strict, refused, tmp_path / "full", SETTINGS, positions=tmp_path / "positions.json", overwrite=True)
+    assert (tmp_path / "full" / "mine.txt").is_file()
 
 
 def test_a_loss_that_is_no_number_stops_training(loki_dir: Path, data: Path, tmp_path: Path) -> None:
@@ -167,3 +185,72 @@ def test_ways_to_train(llama_dir: Path, loki_dir: Path, data: Path, tmp_path: Pa
     settings = TrainingSettings(**{**SETTINGS.to_dict(), "max_steps": 2, "max_length": 32, **change})
     train(loki_dir, data, tmp_path / "out", settings, eval_data=data)
     assert verify(llama_dir, tmp_path / "out", POSITIONS).differences == []
+    assert any("eval_loss" in entry for entry in state_of(tmp_path / "out")["log_history"])
+
+
+def state_of(output: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((output / "trainer_state.json").read_text())
+    return state
+
+
+def best(**changes: Any) -> TrainingSettings:
+    return TrainingSettings(**{**SETTINGS.to_dict(), "max_steps": 12, **changes})
+
+
+def test_the_best_checkpoint_is_kept(loki_dir: Path, data: Path, tmp_path: Path) -> None:
+    train(loki_dir, data, tmp_path / "last", best(), eval_data=data)
+    train(loki_dir, data, tmp_path / "best", best(load_best=True, learning_rate=30.0), eval_data=data)
+    state = state_of(tmp_path / "best")
+    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert len(losses) == 6
+    assert state["best_metric"] == min(losses)
+    kept = load_file(Path(state["best_model_checkpoint"]) / "model.safetensors")
+    found = load_file(tmp_path / "best" / "model.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in kept.items())
+    with pytest.raises(LokiError, match="give --eval-data"):
+        train(loki_dir, data, tmp_path / "none", best(load_best=True))
+
+
+def test_early_stopping_waits_as_long_after_an_interruption(loki_dir: Path, data: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"  # of something else: its loss rises from the first checkpoint on
+    held_out.write_text(json.dumps({"prompt": "What is this?", "completion": "zebra"}) + "\n")
+    settings = best(early_stopping=2, learning_rate=0.03)
+    assert train(loki_dir, data, tmp_path / "whole", settings, eval_data=held_out).steps == 6
+    with pytest.raises(KeyboardInterrupt):
+        train(loki_dir, data, tmp_path / "parts", settings, eval_data=held_out, callbacks=[StopAt(5)])
+    assert train(loki_dir, data, tmp_path / "parts", settings, eval_data=held_out).steps == 6
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_resumed_from(loki_dir: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(loki_dir, data, tmp_path / "out", best(max_steps=6), callbacks=[StopAt(5)])
+    (tmp_path / "out" / "checkpoint-4" / ROWS_FILE).unlink()  # killed between the trainer's state and the rows
+    said = io.StringIO()
+    console = Console(file=said, width=300)
+    assert train(loki_dir, data, tmp_path / "out", best(max_steps=6), console=console).steps == 6
+    assert "resuming from checkpoint-2" in said.getvalue()
+    assert "learning rate 0.01" in said.getvalue()
+
+
+def test_what_is_dropped_and_cut_is_said(loki_dir: Path, tmp_path: Path) -> None:
+    records = [{"prompt": "a" * 300, "completion": "b"}, {"prompt": "a", "completion": "b" * 300}]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    said = io.StringIO()
+    train(loki_dir, tmp_path / "long.jsonl", tmp_path / "out", SETTINGS, console=Console(file=said, width=300))
+    assert "1 training examples; dropped 1 (whose answer begins beyond --max-length 256)" in said.getvalue()
+    assert "256 tokens per example, as the model has no more positions" in said.getvalue()
+    settings = TrainingSettings(**{**SETTINGS.to_dict(), "max_length": 1})
+    with pytest.raises(LokiError, match="every one of the 2 training examples"):
+        train(loki_dir, tmp_path / "long.jsonl", tmp_path / "none", settings)
+    assert not (tmp_path / "none").exists()
+
+
+def test_too_little_memory_is_one_line_with_advice(loki_dir: Path, data: Path, tmp_path: Path) -> None:
+    class Exhaust(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    with pytest.raises(LokiError, match=r"(?s)20 GiB.*--batch-size.*--rank.*checkpoint-2 is intact"):
+        train(loki_dir, data, tmp_path / "out", SETTINGS, callbacks=[Exhaust()])
+    assert train(loki_dir, data, tmp_path / "out", SETTINGS).steps == 4

@@ -104,6 +104,7 @@ def configuration(
         values |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     if settings.early_stopping is not None:
         values["early_stopping_steps"] = settings.early_stopping
+        values["restore_callback_states_from_checkpoint"] = True  # how long it has waited
     if resume_from is not None:
         values["resume_from_checkpoint"] = str(resume_from.resolve())
     if deepspeed is not None:

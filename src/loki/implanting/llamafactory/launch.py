@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 from rich.progress import Progress, TaskID
-from transformers.trainer_utils import get_last_checkpoint
 
 from loki.errors import LokiError
 from loki.implanting.llamafactory.run_directory import RunDirectory
+from loki.implanting.training.memory import resume_advice
 
 WORKER = "loki.implanting.llamafactory.worker"
 _POLL_SECONDS = 0.5
@@ -61,9 +61,7 @@ def launch(words: list[str], run: RunDirectory, output: Path, *, progress: Progr
             if progress is not None and task is not None:
                 progress.remove_task(task)
     if process.returncode:
-        last = get_last_checkpoint(str(output))
-        resume = f"; {Path(last).name} is intact, and the same command continues from it" if last else ""
-        raise LokiError(f"{_error(run)} (log: {run.log}{resume})")
+        raise LokiError(f"{_error(run)} (log: {run.log}{resume_advice(output)})")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from transformers import AutoModelForCausalLM
 
 from loki.errors import LokiError
-from loki.files import read_json, sha256_of_file, write_json
+from loki.files import read_json
 from loki.implanting.create import create_loki_model
 from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2, configuration
 from loki.implanting.llamafactory.dataset import write_dataset
@@ -21,12 +21,12 @@ from loki.implanting.llamafactory.run_directory import NAME, RunDirectory
 from loki.implanting.splitting import active_parameters, loki_linears
 from loki.implanting.training.data import load_training_data
 from loki.implanting.training.model import quota_of, training_configuration
-from loki.implanting.training.output import RECORD, prepare_output
+from loki.implanting.training.output import finish_record, prepare_output, training_record
 from loki.implanting.training.result import TrainingResult
+from loki.implanting.training.rows import NOTHING_CHANGED
 from loki.implanting.training.settings import TrainingSettings, check_held_out, default_learning_rate
 from loki.models.checkpoint import Checkpoint
 from loki.models.loading import load_config, load_tokenizer, resolve_model
-from loki.selection.positions import read_positions
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,23 @@ def train_with_llamafactory(
     chat_template = bool(own.template or tokenizer.chat_template)
     files = {"train": data} | ({"held_out": eval_data} if eval_data else {})
     examples = {name: load_training_data(path, chat_template=chat_template) for name, path in files.items()}
-    record = {
-        "backend": "llamafactory",
-        "model": str(model),
-        "data": sha256_of_file(data),
-        "positions": read_positions(positions) if positions else None,
-        **settings.to_dict(),
-        "template": own.template,
-        "deepspeed": own.deepspeed,
-    }
+    # DeepSpeed wants torchrun for one process too, and so does LlamaFactory where it sees several GPUs.
+    torchrun = own.deepspeed or max(own.processes or 1, torch.cuda.device_count()) > 1
+    processes = own.processes or max(1, torch.cuda.device_count())
+    record = training_record(
+        "llamafactory",
+        model,
+        settings,
+        data=data,
+        eval_data=eval_data,
+        positions=positions,
+        template=own.template,
+        deepspeed=own.deepspeed,
+        processes=processes,
+    )
     training_configuration(model, positions)
-    resume_from = prepare_output(output, record, overwrite=overwrite)
+    inputs = (model, data, eval_data, positions)
+    resume_from = prepare_output(output, record, *inputs, overwrite=overwrite, rows_kept_beside=not own.deepspeed)
     run = RunDirectory(output / NAME)
     loki_model = _loki_model(model, positions, run, resume=resume_from is not None)
     config = load_config(loki_model)
@@ -144,14 +150,11 @@ def train_with_llamafactory(
         highlight=False,
     )
     console.print(f"Its log: {run.log}", soft_wrap=True, highlight=False)
-    # DeepSpeed wants torchrun for one process too, and so does LlamaFactory where it sees several GPUs.
-    torchrun = own.deepspeed or max(own.processes or 1, torch.cuda.device_count()) > 1
-    processes = own.processes or max(1, torch.cuda.device_count())
     words = command(python, run.configuration, processes=processes if torchrun else None)
     launch(words, run, output, progress=progress)
     rows = dict(zip(loki_linears(skeleton), filter(None, config.target_pos), strict=True))
     changed = _changed_rows(Checkpoint(loki_model), Checkpoint(output), rows)
-    write_json(output / RECORD, {**record, "finished": True}, overwrite=True)
+    finish_record(output, record)
     state = read_json(output / "trainer_state.json", what="state of the trainer")
     loss = next(entry["train_loss"] for entry in reversed(state["log_history"]) if "train_loss" in entry)
     return TrainingResult(output, state["global_step"], loss, trainable, changed, time.monotonic() - started)
@@ -171,5 +174,5 @@ def _changed_rows(before: Checkpoint, after: Checkpoint, positions: dict[str, li
         old, new = (checkpoint.tensor(f"{name}.weight")[rows] for checkpoint in (before, after))
         changed += int((old != new.to(old.dtype)).any(dim=1).sum())
     if not changed:
-        raise LokiError("training changed none of the selected rows: check the learning rate and the data")
+        raise LokiError(NOTHING_CHANGED)
     return changed

@@ -14,9 +14,9 @@ from llamafactory.train.tuner import run_exp
 
 from loki.errors import LokiError
 from loki.implanting.llamafactory.patch import patch_llamafactory
+from loki.implanting.llamafactory.run_directory import RunDirectory
+from loki.implanting.training.memory import memory_advice, out_of_memory
 from loki.models.loading import one_line
-
-ERROR_FILE = "error.txt"
 
 
 def main(configuration: Path) -> int:
@@ -30,7 +30,7 @@ def main(configuration: Path) -> int:
         run_exp(yaml.safe_load(configuration.read_text(encoding="utf-8")))
     except Exception as error:
         traceback.print_exc()
-        (configuration.parent / ERROR_FILE).write_text(_message(error), encoding="utf-8")
+        RunDirectory(configuration.parent).error.write_text(_message(error), encoding="utf-8")
         return error.exit_code if isinstance(error, LokiError) else LokiError.exit_code
     return 0
 
@@ -49,10 +49,8 @@ def stop_with_parent() -> None:
 def _message(error: Exception) -> str:
     if isinstance(error, LokiError):
         return str(error)
-    if type(error).__name__ == "OutOfMemoryError":
-        return (
-            f"out of memory ({one_line(error)}): lower --batch-size or --max-length, or pass --gradient-checkpointing"
-        )
+    if out_of_memory(error):
+        return memory_advice(error)
     return f"LlamaFactory stopped with {type(error).__name__}: {one_line(error)}"
 
 

@@ -22,6 +22,7 @@ def sft_arguments(
     output: Path,
     *,
     learning_rate: float,
+    max_length: int,
     dtype: torch.dtype,
     evaluate: bool,
     progress_bar: bool,
@@ -32,6 +33,7 @@ def sft_arguments(
         settings: how to train.
         output: where checkpoints go.
         learning_rate: peak learning rate.
+        max_length: tokens per example; no more than the model has positions for.
         dtype: type of the frozen weights.
         evaluate: whether there is held-out data.
         progress_bar: whether to show one.
@@ -52,7 +54,7 @@ def sft_arguments(
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
-        max_length=settings.max_length,
+        max_length=max_length,
         packing=settings.packing,
         eval_packing=False,
         warmup_steps=settings.warmup,  # below 1: a fraction of the steps
@@ -65,6 +67,7 @@ def sft_arguments(
         eval_steps=settings.save_steps,
         load_best_model_at_end=settings.keeps_best,
         metric_for_best_model="eval_loss" if settings.keeps_best else None,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,  # a loss of NaN would be logged as 0
         seed=settings.seed,

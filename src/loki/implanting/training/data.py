@@ -33,10 +33,12 @@ class TrainingData:
 
     Attributes:
         dataset: columns `prompt` and `completion`, both texts or both lists of messages. Loss is taken on completions.
+        lines: which line of the file each example comes from.
         dropped: number of records left out, by reason.
     """
 
     dataset: Dataset
+    lines: list[int]
     dropped: dict[str, int]
 
     def __str__(self) -> str:
@@ -65,6 +67,7 @@ def load_training_data(path: Path, *, chat_template: bool) -> TrainingData:
     if not path.is_file():
         raise LokiError(f"training data {path} does not exist: check the path")
     examples: list[dict[str, Any]] = []
+    lines: list[int] = []
     dropped: Counter[str] = Counter()
     kinds: dict[bool, int] = {}
     for number, record in _records(path):
@@ -74,6 +77,7 @@ def load_training_data(path: Path, *, chat_template: bool) -> TrainingData:
         for example in made:
             kinds.setdefault(isinstance(example["prompt"], str), number)
         examples += made
+        lines += [number] * len(made)
     if not examples:
         why = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
         raise LokiError(f"training data {path} has no usable record ({why})")
@@ -86,18 +90,20 @@ def load_training_data(path: Path, *, chat_template: bool) -> TrainingData:
             f"training data {path} holds conversations, but the tokenizer has no chat template: "
             'give it one, or write the records as "prompt" and "completion"'
         )
-    return TrainingData(Dataset.from_list(examples), dict(dropped))
+    return TrainingData(Dataset.from_list(examples), lines, dict(dropped))
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError as error:
+                except UnicodeDecodeError:
+                    raise
+                except ValueError as error:  # not JSON, or a number that Python will not read
                     raise LokiError(f"{path}, line {number} is not JSON ({error})") from error
                 if not isinstance(record, dict):
                     raise LokiError(f"{path}, line {number} is no JSON object: expected one with {_SHAPES}")

@@ -10,7 +10,7 @@ from loki.implanting.modeling import LoKIConfigMixin
 from loki.models.architectures import text_config
 from loki.models.checkpoint import check_weights
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import Positions, read_positions
+from loki.selection.positions import Positions, check_positions, check_positions_fit, read_positions
 
 
 def training_configuration(model: str | Path, positions: Path | None) -> PretrainedConfig:
@@ -30,6 +30,15 @@ def training_configuration(model: str | Path, positions: Path | None) -> Pretrai
     if isinstance(config, LoKIConfigMixin):
         if positions is not None:
             raise LokiError(f"{model} is a LoKI model, which holds its positions: leave out --positions")
+        if config.target_pos is None:
+            raise LokiError(f"{model} is a LoKI model without target_pos: make it anew with `loki create`")
+        text = text_config(config)
+        check_positions_fit(
+            check_positions(config.target_pos),
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            origin=f"target_pos of {model}",
+        )
         return config
     if positions is None:
         raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")

@@ -9,10 +9,15 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from loki.errors import LokiError
+from loki.files import atomic_file
 from loki.implanting.sharding import is_sharded, refuse_zero_3, whole
 from loki.implanting.splitting import active_parameters, check_trainable
 
 ROWS_FILE = "active_rows.safetensors"
+NOTHING_CHANGED = (
+    "training changed none of the selected rows: check the learning rate (0 at the first step of a warm-up), the data "
+    "and, for a model in half precision, whether the rate is large enough"
+)
 
 
 class SelectedRows(TrainerCallback):  # type: ignore[misc]
@@ -69,7 +74,8 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero and not self._kept_by_trainer:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             rows = {name: parameter.detach().cpu() for name, parameter in active_parameters(kwargs["model"]).items()}
-            save_file(rows, folder / ROWS_FILE)
+            with atomic_file(folder / ROWS_FILE, overwrite=True) as temporary:
+                save_file(rows, temporary)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop at a loss that is no number."""
@@ -97,7 +103,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
             elif name.endswith("active_weight"):
                 changed += int((after != before.to(after)).any(dim=1).sum())
         if not changed and not unknown:
-            raise LokiError("training changed none of the selected rows: check the learning rate and the data")
+            raise LokiError(NOTHING_CHANGED)
         return changed
 
 

@@ -5,9 +5,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import SchedulerType
-
 from loki.errors import LokiError
+
+# Transformers' schedules that need no settings of their own.
+SCHEDULERS = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class TrainingSettings:
         max_length: tokens per example; longer ones are cut off.
         packing: put several short examples into one sequence.
         warmup: fraction of the steps over which the learning rate rises.
-        scheduler: how it falls afterwards.
+        scheduler: how it falls afterwards, one of `SCHEDULERS`.
         weight_decay: of AdamW, on the active rows alone.
         gradient_checkpointing: compute activations twice to save memory.
         save_steps: optimiser steps between checkpoints; None saves after every epoch. The loss on held-out data is
@@ -57,15 +66,15 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation", "max_length", "logging_steps"):
-            self._require(name, getattr(self, name) > 0, "above 0")
+            self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
         self._require("max_steps", self.max_steps == -1 or self.max_steps > 0, "above 0")
         rate = self.learning_rate
         self._require("learning_rate", rate is None or (math.isfinite(rate) and rate > 0), "above 0")
         self._require("warmup", 0 <= self.warmup < 1, "from 0 to below 1, a fraction of the steps")
         self._require("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above")
-        known = [schedule.value for schedule in SchedulerType]
-        if self.scheduler not in known:
-            raise LokiError(f"--scheduler {self.scheduler} is not known: use {', '.join(known)}")
+        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
+        if self.scheduler not in SCHEDULERS:
+            raise LokiError(f"--scheduler {self.scheduler} is not known: use {', '.join(SCHEDULERS)}")
         for name in ("save_steps", "early_stopping"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
 from transformers import (
     EarlyStoppingCallback,
     PretrainedConfig,
@@ -20,22 +19,23 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from loki.errors import LokiError, RankError
-from loki.files import sha256_of_file, write_json
 from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.splitting import active_parameters
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
 from loki.implanting.training.data import TrainingData, load_training_data
+from loki.implanting.training.fitting import fit_to_model, length_within
+from loki.implanting.training.memory import memory_advice, out_of_memory, resume_advice
 from loki.implanting.training.model import quota_of, training_configuration
-from loki.implanting.training.output import RECORD, prepare_output
+from loki.implanting.training.output import finish_record, prepare_output, training_record
 from loki.implanting.training.plot import plot_loss
 from loki.implanting.training.result import TrainingResult
 from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.settings import TrainingSettings, check_held_out, default_learning_rate
 from loki.models.architectures import base_model_type
-from loki.models.loading import load_tokenizer, one_line, resolve_model
+from loki.models.directories import copy_side_files
+from loki.models.loading import load_tokenizer, load_weights, resolve_model
 from loki.ranks import Ranks
-from loki.selection.positions import read_positions
 
 LOSS_PLOT = "training_loss.png"
 _PATIENCE = timedelta(hours=1)  # for the main process to prepare the data, or for one that has died
@@ -80,28 +80,40 @@ def train(
     ranks = Ranks.current(_PATIENCE)
     console = console if console and ranks.main else Console(quiet=True)
     check_held_out(settings, eval_data)
-    tokenizer, examples, held_out = ranks.together(lambda: _read_data(model, data, eval_data))
     config = ranks.together(lambda: training_configuration(model, positions))
-    record = {
-        "backend": "trl",
-        "model": str(model),
-        "data": sha256_of_file(data),
-        "positions": read_positions(positions) if positions else None,
-        **settings.to_dict(),
-        "processes": ranks.count,
-        "sharding": sharding_of_this_run(),
-    }
+    length = length_within(config, settings.max_length)
+    tokenizer, examples, held_out = ranks.together(lambda: _read_data(model, data, eval_data, length))
+    sharding = sharding_of_this_run()
+    record = training_record(
+        "trl",
+        model,
+        settings,
+        data=data,
+        eval_data=eval_data,
+        positions=positions,
+        processes=ranks.count,
+        sharding=sharding,
+    )
     rate = settings.learning_rate or default_learning_rate(quota_of(config))
     arguments = sft_arguments(
         settings,
         output,
         learning_rate=rate,
+        max_length=length,
         dtype=config.dtype or torch.float32,
         evaluate=held_out is not None,
         progress_bar=console.is_terminal and not console.quiet,
     )
     ranks.together(refuse_zero_3)  # DeepSpeed's settings are known since the arguments are made
-    resume_from = ranks.on_main(lambda: prepare_output(output, record, overwrite=overwrite))
+    resume_from = ranks.on_main(
+        lambda: prepare_output(
+            output,
+            record,
+            *(model, data, eval_data, positions),
+            overwrite=overwrite,
+            rows_kept_beside=sharding is None,
+        )
+    )
     loki_model = ranks.together(lambda: _load(model, config))
     rows = SelectedRows(loki_model, resume_from)
     trainable = sum(parameter.numel() for parameter in active_parameters(loki_model).values())
@@ -109,6 +121,7 @@ def train(
     console.print(
         f"{trainable:,} of {loki_model.num_parameters():,} parameters are trained, learning rate {rate:.3g}"
         + (f", {ranks.count} processes" if ranks.count > 1 else "")
+        + (f", {length} tokens per example, as the model has no more positions" if length < settings.max_length else "")
         + (f", resuming from {resume_from.name}" if resume_from else ""),
         highlight=False,
     )
@@ -125,48 +138,51 @@ def train(
         trainer.remove_callback(PrinterCallback)
     try:
         outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    except torch.cuda.OutOfMemoryError as error:
-        raise RankError(
-            f"out of memory ({one_line(error)}): lower --batch-size or --max-length, or pass --gradient-checkpointing"
-        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise RankError(memory_advice(error) + resume_advice(output)) from error
     except LokiError as error:  # of a callback, which every process called
         ranks.raise_once(error)
     changed = ranks.together(lambda: rows.changed_rows(loki_model))
-    _finish(trainer, output, ranks)
+    loki_model.config.use_cache = config.use_cache  # which the trainer switches off
+    _finish(trainer, resolve_model(model), output, ranks)
     if ranks.main:
-        write_json(output / RECORD, {**record, "finished": True}, overwrite=True)
+        finish_record(output, record)
     return TrainingResult(
         output, trainer.state.global_step, outcome.training_loss, trainable, changed, time.monotonic() - started
     )
 
 
 def _read_data(
-    model: str | Path, data: Path, eval_data: Path | None
+    model: str | Path, data: Path, eval_data: Path | None, max_length: int
 ) -> tuple[PreTrainedTokenizerBase, TrainingData, TrainingData | None]:
     tokenizer = load_tokenizer(model)
-    chat_template = bool(tokenizer.chat_template)
-    held_out = load_training_data(eval_data, chat_template=chat_template) if eval_data else None
-    return tokenizer, load_training_data(data, chat_template=chat_template), held_out
+
+    def read(path: Path) -> TrainingData:
+        data = load_training_data(path, chat_template=bool(tokenizer.chat_template))
+        return fit_to_model(data, tokenizer, max_length)
+
+    return tokenizer, read(data), read(eval_data) if eval_data else None
 
 
 def _load(model: str | Path, config: PretrainedConfig) -> PreTrainedModel:
     """Not by `load_model`: under FSDP2 with loading on rank 0, the other processes have no weights to move yet."""
-    path = resolve_model(model)
     model_class = loki_classes(base_model_type(config.model_type))[1]
-    try:
-        loaded: PreTrainedModel = model_class.from_pretrained(path, config=config, dtype="auto", use_safetensors=True)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise LokiError(f"the weights in {path} cannot be loaded ({one_line(error)})") from error
-    return loaded
+    return load_weights(model_class, resolve_model(model), config=config, dtype="auto")
 
 
-def _finish(trainer: SFTTrainer, output: Path, ranks: Ranks) -> None:
-    """Save the trained model beside, then move its files into `output`. All processes call this; one writes."""
+def _finish(trainer: SFTTrainer, source: Path, output: Path, ranks: Ranks) -> None:
+    """Save the trained model beside, then move its files into `output`. All processes call this; one writes.
+
+    Tokenizer and other side files are those of `source`, to the last bit.
+    """
     folder = output / ".final"
     if ranks.main:
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
     trainer.save_model(str(folder))
     if ranks.main:
+        copy_side_files(source, folder)
         for file in sorted(folder.iterdir()):
             file.replace(output / file.name)
         folder.rmdir()

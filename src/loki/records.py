@@ -1,0 +1,48 @@
+"""Records that a run leaves in its output directory, to know its own work when it is started again."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loki.errors import LokiError
+from loki.files import protect_inputs, read_json, write_json
+
+
+def changes(found: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The entries of `now` that were different, as a text `seed was 42, now 7; ...`; empty if there are none."""
+    different = (key for key, value in now.items() if found.get(key) != value)
+    return "; ".join(f"{key} was {found.get(key)}, now {now[key]}" for key in different)
+
+
+def remove_recorded(output: Path, record: str, *inputs: str | Path | None) -> None:
+    """Remove an output directory, if it is one that the same kind of run has made.
+
+    Args:
+        output: the directory; nothing is done if there is none, or an empty one.
+        record: name of the record file in it.
+        inputs: what the new run reads, which must not lie in it.
+
+    Raises:
+        LokiError: if it holds an input, or anything but such a run.
+    """
+    protect_inputs(output, *inputs)
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not (output / record).is_file():
+        raise LokiError(
+            f"{output} holds no {record}, so --overwrite leaves it alone: remove it yourself, or choose another"
+        )
+    shutil.rmtree(output)
+
+
+def read_record(output: Path, record: str) -> dict[str, Any] | None:
+    """The record in an output directory; None if there is none."""
+    path = output / record
+    return dict(read_json(path, what="record")) if path.is_file() else None
+
+
+def write_record(output: Path, record: str, values: Mapping[str, Any]) -> None:
+    """Write the record of an output directory, which is made if it is missing."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / record, dict(values), overwrite=True)
