@@ -24,6 +24,7 @@ def make_provenance(**changes: Any) -> Provenance:
         "source": "q.jsonl",
         "source_digest": "cafe",
         "versions": {},
+        "config_digest": "c0de",
     }
     return Provenance(**{**fields, **changes})
 

@@ -1,4 +1,7 @@
 import errno
+import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +16,18 @@ from rich.progress import Progress
 from loki.errors import CheckFailed, LokiError
 from loki.kva.analyse import analyse, default_scores_path
 from loki.kva.batches import plan_batches
+from loki.kva.job import prepare
 from loki.kva.scores import ScoresReader
 from loki.kva.settings import AttributionSettings
 from loki.kva.work_folder import work_folder_of
 from loki.models.checkpoint import fingerprint
+from loki.ranks import Ranks
 from loki.selection.overlap import overlap
 from loki.selection.strategies import select
 from tests.kva.calibration_files import write_prompts
 from tests.kva.fake_engine import HIDDEN, LAYERS, FakeAttributor, fake_attribution
 from tests.kva.scores_files import write_scores
+from tests.tiny_models import save_tiny_model
 
 COUNT = 37
 BATCH = 4
@@ -241,6 +247,40 @@ def test_continuing_with_another_model_or_other_data_is_refused(interrupted: Ana
         interrupted()
 
 
+def test_continuing_with_another_configuration_is_refused(interrupted: Analyst, tmp_path: Path) -> None:
+    """What is said of the model without changing what it computes does not matter, nor how the data is named."""
+    copy = shutil.copytree(interrupted.model, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    renamed = {**config, "_name_or_path": "other", "transformers_version": "0.0", "use_cache": False}
+    (copy / "config.json").write_text(json.dumps({**renamed, "rms_norm_eps": 0.1}))
+    with pytest.raises(LokiError, match="config_digest"):
+        interrupted(model=copy)
+    (copy / "config.json").write_text(json.dumps(renamed))
+    interrupted(model=copy, data=os.path.relpath(interrupted.data))
+    np.testing.assert_array_equal(interrupted.dataset(), interrupted.expected())
+
+
+@pytest.mark.parametrize("field", ["id", "subject"])
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"], ids=["null", "surrogate"])
+def test_what_a_scores_file_cannot_hold_is_refused_first(analyst: Analyst, field: str, text: str) -> None:
+    analyst.data.write_text(json.dumps({"input_ids": [9, 10], field: text}))
+    with pytest.raises(LokiError, match=rf"its {field} 'a.*b' holds a null character or half a surrogate pair"):
+        analyst()
+    assert not analyst.output.parent.exists()
+
+
+def test_a_checkpoint_in_a_type_of_its_own_needs_a_choice(analyst: Analyst, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "double", dtype=torch.float64)
+    with pytest.raises(LokiError, match="was saved in float64, in which LoKI does not compute: pass --dtype float32"):
+        analyst(model=model)
+    analyst(model=model, dtype="float32")
+
+
+def test_a_model_is_not_spread_by_several_processes(llama_dir: Path) -> None:
+    with pytest.raises(LokiError, match="--device-map auto spreads one model over all devices, but 2 processes"):
+        prepare(llama_dir, "any.jsonl", AttributionSettings(), Ranks(0, 2), device_map="auto")
+
+
 def test_overwrite_discards_an_interrupted_run_with_other_settings_only(
     interrupted: Analyst, engine: FakeAttributor
 ) -> None:
@@ -439,6 +479,18 @@ def test_until_stable_stops_early_and_where_it_would_have_without_an_interruptio
     assert len(engine.prompts) == analysis.samples
     assert stable.read_bytes() == before
     assert analyst(output=stable, until_stable=0.9, quotas=[20.0]).computed == 0
+    for changes, named in (
+        ({"until_stable": 0.8, "quotas": [20.0]}, r"until_stable 0\.9 and 0\.8"),
+        ({"until_stable": 0.9, "quotas": [20.0, 30.0]}, r"quotas \[20\.0\] and \[20\.0, 30\.0\]"),
+        ({}, r"until_stable 0\.9 and None"),
+    ):
+        with pytest.raises(LokiError, match=rf"exists already \({named}"):
+            analyst(output=stable, **changes)
+    with ScoresReader(stable) as reader:
+        assert reader.provenance is not None
+        assert len(reader.provenance.stopping["overlaps"]) >= 3
+    assert analyst(output=stable, append=True).samples == 600
+    assert analyst(output=stable, append=True).computed == 0
 
 
 @pytest.mark.parametrize(
@@ -446,7 +498,9 @@ def test_until_stable_stops_early_and_where_it_would_have_without_an_interruptio
     [
         ({"batch_size": 0}, "batch size 0 makes no sense"),
         ({"batch_size": "many"}, "batch size many makes no sense"),
-        ({"dtype": "float8"}, "dtype 'float8' is not known: use one of auto, float32"),
+        ({"dtype": "float8"}, "--dtype float8 is not known: use auto, float32"),
+        ({"append": True, "until_stable": 0.9}, "--write-mode a adds all .* leave out one of them"),
+        ({"settings": AttributionSettings(position=-4)}, r"sample .* has 3 tokens: position -4 is not in it: choose"),
         ({"check": -1}, "cannot check -1 samples"),
         ({"until_stable": 1.5}, "--until-stable 1.5 is out of range"),
         ({"until_stable": 0.9, "quotas": [0.0]}, "quota 0.0 is out of range"),

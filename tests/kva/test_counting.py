@@ -151,6 +151,14 @@ def test_bad_input_leaves_nothing_behind(
     assert not counter.partial.exists()
 
 
+def test_a_file_is_no_folder(counter: Counter, engine: FakeAttributor) -> None:
+    counter.output.write_text("mine")
+    with pytest.raises(LokiError, match="is a file: name a folder"):
+        counter()
+    assert not engine.prompts
+    assert not counter.partial.exists()
+
+
 def test_no_quota(counter: Counter) -> None:
     with pytest.raises(LokiError, match="no quota is given"):
         count_selections(counter.model, str(counter.data), counter.output, [])

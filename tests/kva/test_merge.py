@@ -37,6 +37,7 @@ def test_parts_come_one_after_the_other(tmp_path: Path) -> None:
         ({"steps": 9}, "steps 7 and 9"),
         ({"ig_method": "riemann_left"}, "ig_method riemann_trapezoid and riemann_left"),
         ({"model_fingerprint": "beef"}, "model_fingerprint f00d and beef"),
+        ({"config_digest": "dead"}, "config_digest c0de and dead"),
         ({"dtype": "bfloat16"}, "dtype float32 and bfloat16"),
         ({"absolute": True}, "absolute False and True"),
         ({"quantity": "logit"}, "quantity probability and logit"),
@@ -49,6 +50,17 @@ def test_parts_that_do_not_belong_together(tmp_path: Path, changes: dict[str, An
     with pytest.raises(LokiError, match=rf"differ in {named}: analyse all parts"):
         merge_scores([first, second], tmp_path / "all.h5")
     assert not (tmp_path / "all.h5").exists()
+
+
+def test_files_of_older_releases_have_no_digest_of_the_configuration(tmp_path: Path) -> None:
+    parts = [write_scores(tmp_path / "a.h5", SCORES[:4]), write_scores(tmp_path / "b.h5", SCORES[4:], first=4)]
+    with h5py.File(parts[0], "a") as file:
+        for name in ("config_digest", "stopping"):
+            del file.attrs[name]
+    merge_scores(parts, tmp_path / "all.h5")
+    with ScoresReader(tmp_path / "all.h5") as reader:
+        assert reader.provenance is not None
+        assert (reader.provenance.config_digest, reader.provenance.stopping) == ("c0de", {})
 
 
 def test_other_shapes(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ class CalibrationSet:
     samples: list[Sample]
 
 
+def digest_of_sample(sample: Sample) -> str:
+    """Hash over what is attributed of a sample: token ids and target. Equal digests mean equal scores."""
+    return hashlib.sha256(json.dumps([sample.input_ids, sample.target]).encode()).hexdigest()[:32]
+
+
 def digest_of(samples: list[Sample]) -> str:
     """SHA-256 (hex) over ids, subjects, token ids and targets, in order."""
     digest = hashlib.sha256()

@@ -42,7 +42,9 @@ def _origin(found: "Inspection") -> "Table":
         table.add_row("unknown", "a file of the published project")
         return table
     for name, value in vars(found.provenance).items():
-        shown = ", ".join(f"{library} {number}" for library, number in value.items()) if name == "versions" else value
+        if value in ("", {}):
+            continue
+        shown = ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else value
         table.add_row(name.replace("_", " "), str(shown))
     table.add_row("completeness (median)", f"{found.completeness:.3g}")
     return table

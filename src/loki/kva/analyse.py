@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from rich.progress import Progress
 
+from loki.calibration.samples import digest_of_sample
 from loki.errors import LokiError
 from loki.kva.assembling import assemble
 from loki.kva.checking import drawn
 from loki.kva.computing import BatchComputer
-from loki.kva.job import Job, JobOptions, begin, digest_of_sample, prepare
-from loki.kva.provenance import SCORE_FIELDS, Provenance, combined_provenance
+from loki.kva.job import Job, JobOptions, begin, prepare
+from loki.kva.provenance import SCORE_FIELDS, Provenance, combined_provenance, differences
 from loki.kva.running import run
 from loki.kva.scores import SampleRecords, ScoresReader
 from loki.kva.selection_counts import CountingLog, SelectionCounts
@@ -83,13 +84,19 @@ def analyse(
     if output.is_dir():
         raise LokiError(f"{output} is a directory: name a file for the scores")
     rule = StabilityRule(until_stable) if until_stable is not None else None
+    if append and rule:
+        raise LokiError(
+            "--write-mode a adds all samples that the file lacks, and --until-stable leaves some out: "
+            "leave out one of them"
+        )
     ranks = Ranks.current()
     full = prepare(model, source, settings or AttributionSettings(), ranks, **options)
     work = work_folder_of(output)
+    stopping = rule.record(quotas) if rule else {}
     counts = SelectionCounts("layer_balanced", quotas, full.layers, full.hidden) if rule else None
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(work.hold()))
-        missing = ranks.on_main(lambda: _missing(full, output, append, overwrite, stops_early=rule is not None))
+        missing = ranks.on_main(lambda: _missing(full, output, append, overwrite, stopping))
         if not missing:
             ranks.on_main(work.remove)
             ranks.together(lambda: _check_file(full, output, ranks))
@@ -107,7 +114,13 @@ def analyse(
         outcome = run(job, batches, work, ranks, log=log, rule=rule, progress=progress)
         ranks.on_main(
             lambda: assemble(
-                job, batches, outcome.batches, work, output, after=existing, provenance=_provenance(full, job, existing)
+                job,
+                batches,
+                outcome.batches,
+                work,
+                output,
+                after=existing,
+                provenance=replace(_provenance(full, job, existing), stopping=rule.record(quotas) if rule else {}),
             )
         )
         ranks.on_main(work.remove)
@@ -119,7 +132,7 @@ def default_scores_path(model: str | Path) -> Path:
     return Path("kva_result", "hdf5", Path(model).resolve().name, "kva_mmlu.h5")
 
 
-def _missing(job: Job, output: Path, append: bool, overwrite: bool, *, stops_early: bool) -> list[int]:
+def _missing(job: Job, output: Path, append: bool, overwrite: bool, stopping: dict[str, Any]) -> list[int]:
     """Which samples have to be computed, given what stands at `output`."""
     everything = list(range(len(job.samples)))
     if not output.exists() or (overwrite and not append):
@@ -133,7 +146,10 @@ def _missing(job: Job, output: Path, append: bool, overwrite: bool, *, stops_ear
         if append:
             return _not_in(job, reader.records, reader.provenance.differences(job.provenance), output)
         different = reader.provenance.differences(job.provenance, (*SCORE_FIELDS, "engine", "source_digest"))
-        if not different and (reader.samples == len(everything) or stops_early):
+        whole = reader.samples == len(everything)
+        if stopping or not whole:
+            different += differences(reader.provenance.stopping, stopping, ("until_stable", "quotas"))
+        if not different and (whole or stopping):
             return []
     raise LokiError(
         f"{output} exists already ({'; '.join(different) or f'{reader.samples} samples'}): choose another --output, "

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from loki.calibration.samples import digest_of_sample
 from loki.errors import LokiError
 from loki.files import replace_durably
 from loki.kva.batches import Batch, windows
-from loki.kva.job import Job, digest_of_sample
+from loki.kva.job import Job
 from loki.kva.provenance import Provenance
 from loki.kva.scores import SampleRecords, ScoresReader, ScoresWriter
 from loki.kva.work_folder import WorkFolder

@@ -75,6 +75,8 @@ def count_selections(
     """
     if not quotas:
         raise LokiError("no quota is given: pass --quota, for example --quota 10 or --quota 5,10,20,30")
+    if output.exists() and not output.is_dir():
+        raise LokiError(f"{output} is a file: name a folder for the positions files")
     paths = {quota: output / f"{quota:.12g}.json" for quota in quotas}
     work = work_folder_of(output)
     rule = StabilityRule(until_stable) if until_stable is not None else None

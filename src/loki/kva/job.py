@@ -1,7 +1,5 @@
 """What an analysis has to do: the samples, how they are scored, and what the scores will be called."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +11,17 @@ from loki.calibration.samples import Sample, digest_of
 from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
 from loki.kva.batches import Batch, auto_batch_size, plan_batches
-from loki.kva.provenance import Provenance, library_versions
+from loki.kva.prompts import up_to
+from loki.kva.provenance import Provenance, config_digest, library_versions
 from loki.kva.settings import AttributionSettings
 from loki.kva.work_folder import AUTO, WorkFolder
 from loki.models.architectures import text_config
 from loki.models.checkpoint import fingerprint
-from loki.models.loading import DTYPES, load_config, load_tokenizer, resolve_model
+from loki.models.loading import DTYPES, load_config, load_tokenizer, pick_dtype, resolve_model
 from loki.ranks import Ranks
+
+# Names given by the user, and what is told apart in other ways.
+_NO_IDENTITY = ("model", "source", "versions", "stopping")
 
 
 class JobOptions(TypedDict, total=False):
@@ -87,7 +89,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """All that decides the results to the last bit; equal identities can continue each other's work."""
         return {
-            **{name: value for name, value in vars(self.provenance).items() if name not in ("model", "versions")},
+            **{name: value for name, value in vars(self.provenance).items() if name not in _NO_IDENTITY},
             "samples": len(self.samples),
             "batch_size": self.batch_size,
             "seed": self.seed,
@@ -134,10 +136,14 @@ def prepare(
     """
     if batch_size != AUTO and (isinstance(batch_size, str) or batch_size < 1):
         raise LokiError(f"batch size {batch_size} makes no sense: give a positive number, or auto")
-    if dtype not in DTYPES:
-        raise LokiError(f"dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}")
+    pick_dtype(dtype)
     if check < 0:
         raise LokiError(f"cannot check {check} samples: give a number of samples, or 0 for none")
+    if device_map is not None and ranks.count > 1:
+        raise LokiError(
+            f"--device-map {device_map} spreads one model over all devices, but {ranks.count} processes were started: "
+            "start one, or leave it out"
+        )
     own_device = ranks.device(device)
 
     def read() -> Job:
@@ -153,7 +159,10 @@ def prepare(
             samples_per_subject=samples_per_subject,
             seed=seed,
         )
+        _check_samples(calibration.samples, settings.position)
         saved = str(config.dtype or torch.float32).removeprefix("torch.")
+        if dtype == AUTO and saved not in DTYPES:
+            raise LokiError(f"model {model} was saved in {saved}, in which LoKI does not compute: pass --dtype float32")
         provenance = Provenance(
             model=str(model),
             model_fingerprint=fingerprint(directory),
@@ -168,6 +177,7 @@ def prepare(
             source=calibration.source,
             source_digest=calibration.digest,
             versions=library_versions(),
+            config_digest=config_digest(directory),
         )
         return Job(
             directory=directory,
@@ -214,6 +224,24 @@ def begin(job: Job, work: WorkFolder, identity: Mapping[str, Any], *, overwrite:
     return job
 
 
-def digest_of_sample(sample: Sample) -> str:
-    """Hash over what is attributed of a sample: token ids and target. Equal digests mean equal scores."""
-    return hashlib.sha256(json.dumps([sample.input_ids, sample.target]).encode()).hexdigest()[:32]
+def _check_samples(samples: Sequence[Sample], position: int) -> None:
+    """Refuse before anything is computed what could not be attributed or written afterwards."""
+    for sample in samples:
+        try:
+            up_to(sample.input_ids, position, f"sample {sample.id}")
+        except LokiError as error:
+            raise LokiError(f"{error}: choose another --position, or leave the sample out") from error
+        for name, text in (("id", sample.id), ("subject", sample.subject)):
+            if "\0" in text or not _is_unicode(text):
+                raise LokiError(
+                    f"sample {sample.id!r}: its {name} {text!r} holds a null character or half a surrogate pair, which "
+                    "a scores file cannot hold: change it in the data"
+                )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

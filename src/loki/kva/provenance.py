@@ -3,14 +3,19 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Self
 
+from loki.files import read_json
+
+_AS_JSON = ("versions", "stopping")
 _LIBRARIES = ("loki-llm", "torch", "transformers", "captum", "numpy", "h5py")
 
 SCORE_FIELDS = (
     "model_fingerprint",
+    "config_digest",
     "definition",
     "steps",
     "ig_method",
@@ -20,6 +25,14 @@ SCORE_FIELDS = (
     "dtype",
 )
 """The fields that decide what a score means. Scores that differ in one of them cannot be compared."""
+
+# Entries of config.json that do not change what a model computes in evaluation mode; `_` stands for private ones.
+_IRRELEVANT = {
+    *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "initializer_range", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "tokenizer_class"),
+    *("output_attentions", "output_hidden_states", "return_dict"),
+    *("id2label", "label2id", "problem_type", "task_specific_params"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,9 @@ class Provenance:
         source: the calibration data as the user named it.
         source_digest: SHA-256 over the encoded samples.
         versions: of the libraries involved, by name.
+        config_digest: hash of the model's configuration, see `config_digest`; empty in files of older releases.
+        stopping: where the analysis stopped early: `until_stable`, `quotas`, and the `overlaps` seen at its
+            checkpoints. Empty if all samples were wanted.
     """
 
     model: str
@@ -55,23 +71,29 @@ class Provenance:
     source: str
     source_digest: str
     versions: dict[str, str]
+    config_digest: str = ""
+    stopping: dict[str, Any] = field(default_factory=dict)
 
     def attributes(self) -> dict[str, Any]:
-        """The fields as HDF5 attributes; `versions` as JSON text."""
-        return {**asdict(self), "versions": json.dumps(self.versions)}
+        """The fields as HDF5 attributes; those that are dictionaries as JSON text."""
+        return {name: json.dumps(value) if name in _AS_JSON else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Self | None:
         """The provenance that HDF5 attributes hold; None if there is none (files of the published project)."""
-        names = [field.name for field in fields(cls)]
-        if any(name not in attributes for name in names):
+        needed = [own.name for own in fields(cls) if own.default is own.default_factory is MISSING]
+        if any(name not in attributes for name in needed):
             return None
-        plain = {name: _plain(attributes[name]) for name in names}
-        return cls(**{**plain, "versions": json.loads(plain["versions"])})
+        plain = {own.name: _plain(attributes[own.name]) for own in fields(cls) if own.name in attributes}
+        return cls(**{name: json.loads(value) if name in _AS_JSON else value for name, value in plain.items()})
 
     def differences(self, other: Self, names: Iterable[str] = SCORE_FIELDS) -> list[str]:
-        """The named fields in which `other` is different, as texts `steps 7 and 9`, own value first."""
-        return differences(asdict(self), asdict(other), names)
+        """The named fields in which `other` is different, as texts `steps 7 and 9`, own value first.
+
+        An unknown digest of the configuration agrees with any.
+        """
+        known = [name for name in names if name != "config_digest" or (self.config_digest and other.config_digest)]
+        return differences(asdict(self), asdict(other), known)
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], names: Iterable[str]) -> list[str]:
@@ -82,12 +104,33 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], names: Iter
 def combined_provenance(parts: Sequence[Provenance]) -> Provenance:
     """Provenance of the samples of several files together; the parts must agree in `SCORE_FIELDS`.
 
-    The sources' names are joined, and the digest becomes one over the parts' digests.
+    The sources' names are joined, and the digest becomes one over the parts' digests. That one stopped early is no
+    longer said.
     """
     sources = list(dict.fromkeys(part.source for part in parts))
     digest = hashlib.sha256(" ".join(part.source_digest for part in parts).encode())
     engines = sorted({part.engine for part in parts})
-    return replace(parts[0], source=" + ".join(sources), source_digest=digest.hexdigest(), engine=" + ".join(engines))
+    return replace(
+        parts[0],
+        source=" + ".join(sources),
+        source_digest=digest.hexdigest(),
+        engine=" + ".join(engines),
+        config_digest=next((part.config_digest for part in parts if part.config_digest), ""),
+        stopping={},
+    )
+
+
+def config_digest(directory: Path) -> str:
+    """Hash of all in a model directory's config.json that decides what the model computes."""
+    relevant = _relevant(read_json(directory / "config.json", what="model configuration"))
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _relevant(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = (name for name in value if name not in _IRRELEVANT and not name.startswith("_"))
+        return {name: _relevant(value[name]) for name in kept}
+    return value
 
 
 def library_versions() -> dict[str, str]:

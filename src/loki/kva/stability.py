@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from loki.errors import LokiError
 from loki.files import read_json, write_json
@@ -41,6 +42,10 @@ class StabilityRule:
         if path.exists():
             state = read_json(path, what="record of the stopping rule")
             self._overlaps, self._positions = state["overlaps"], state["positions"]
+
+    def record(self, quotas: Sequence[float]) -> dict[str, Any]:
+        """What a scores file says of the rule: `until_stable`, `quotas`, and the `overlaps` observed."""
+        return {"until_stable": self._threshold, "quotas": [*map(float, quotas)], "overlaps": [*self._overlaps]}
 
     @property
     def observed(self) -> int:
