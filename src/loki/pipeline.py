@@ -14,7 +14,7 @@ from loki.errors import LokiError
 from loki.files import refuse_existing, sha256_of_file
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.data import load_training_data
-from loki.implanting.training.fitting import fit_to_model
+from loki.implanting.training.fitting import fit_to_model, length_within
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train

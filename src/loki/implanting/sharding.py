@@ -13,8 +13,8 @@ from loki.errors import LokiError
 ACTIVE = "active_"
 
 _ZERO_3 = (
-    "DeepSpeed ZeRO-3 spreads the weights that LoKI splits into rows: use ZeRO-2, which shards the gradients and the "
-    "optimiser (distributed_config/accelerate_zero2.yaml), or FSDP2, which shards the weights too"
+    "DeepSpeed ZeRO-3 spreads the weights that LoKI splits into rows: use ZeRO-2 (zero_stage: 2), which shards the "
+    "gradients and the optimiser, or FSDP2, which shards the weights too"
 )
 
 

@@ -76,6 +76,17 @@ def test_weights_that_do_not_agree_with_the_positions_are_refused(tmp_path, chan
         read_adapter(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("base_fingerprint", "abc", "base_fingerprint 'abc' is damaged"), ("rank", 3, "positions and rank 3")],
+)
+def test_damaged_configurations_are_refused(tmp_path, name, value, message):
+    path = save_adapter(tmp_path, rank=2) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(LokiError, match=message):
+        read_adapter(tmp_path)
+
+
 def test_an_existing_directory_is_not_replaced_without_asking(tmp_path):
     save_adapter(tmp_path / "adapter")
     adapter = read_adapter(tmp_path / "adapter")

@@ -78,15 +78,15 @@ def test_the_best_checkpoint_is_reloaded_at_the_end(tmp_path, llama_dir):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", ["bfd", "wrapped", None])
 def test_packing_and_gradient_checkpointing_train_only_the_rows(tmp_path, llama_dir, packing, use_reentrant):
     run = trainer(
         llama_dir,
         tmp_path,
         None,
         save_strategy="no",
-        packing=packing,
-        packing_strategy="wrapped",
+        packing=packing is not None,
+        packing_strategy=packing or "bfd",
         gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": use_reentrant},
     )

@@ -129,8 +129,19 @@ def _layers(path: Path, config: LoKIConfig, tensors: dict[str, torch.Tensor]) ->
     layers: list[LayerDelta | None] = [None] * len(config.row_lists)
     for index, module in zip(selected, modules, strict=True):
         rows, found = config.row_lists[index], by_module[module]
-        up = found.get("loki_delta", found.get("loki_B"))
-        if set(found) != kinds or up is None or len(up) != len(rows):
-            raise LokiError(f"adapter {path}: the weights of {module} do not fit its {len(rows)} positions")
+        if set(found) != kinds or not _shapes_fit(found, len(rows), config.rank):
+            raise LokiError(
+                f"adapter {path}: the weights of {module} do not fit its {len(rows)} positions"
+                + (f" and rank {config.rank}" if config.rank else "")
+                + ": save or fetch the adapter again"
+            )
         layers[index] = LayerDelta(module, rows, found)
     return layers
+
+
+def _shapes_fit(tensors: dict[str, torch.Tensor], rows: int, rank: int | None) -> bool:
+    if any(tensor.ndim != 2 for tensor in tensors.values()):
+        return False
+    if rank is None:
+        return len(tensors["loki_delta"]) == rows
+    return tensors["loki_B"].shape == (rows, rank) and len(tensors["loki_A"]) == rank

@@ -1,5 +1,6 @@
 """The base model's weight under an adapter: whether its rows can be read, and what identifies them."""
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -43,6 +44,11 @@ def fingerprint_rows(selected: Iterable[tuple[int, list[int], torch.Tensor]]) ->
         for row, row_values in zip(rows, values, strict=True):
             total += xxhash.xxh3_64_intdigest(f"{layer}|{row}|".encode() + row_values.tobytes())
     return f"{str(dtype).removeprefix('torch.')}:{total % 2**64:016x}"
+
+
+def is_fingerprint(value: str) -> bool:
+    """Whether `value` has the form of what `fingerprint_rows` returns."""
+    return re.fullmatch(r"(float64|float32|bfloat16|float16):[0-9a-f]{16}", value) is not None
 
 
 def same_base(first: str, second: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from peft import PeftConfig, PeftType, TaskType
 
 from loki.errors import LokiError
+from loki.implanting.peft.base_weight import is_fingerprint
 from loki.implanting.peft.positions_codec import PositionsMask, decode_positions, encode_positions
 from loki.selection.positions import Positions, check_positions, read_positions
 
@@ -55,6 +56,10 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
             raise LokiError("LoKIConfig needs positions: a positions file (loki select writes one) or a list per layer")
         else:
             self.positions = check_positions(self.positions)
+        if self.base_fingerprint is not None and not is_fingerprint(self.base_fingerprint):
+            raise LokiError(
+                f"LoKIConfig: base_fingerprint {self.base_fingerprint!r} is damaged: save or fetch the adapter again"
+            )
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise LokiError(f"LoKIConfig: rank {self.rank!r} is not a positive number; None trains the full rows")
         # What the model at hand has, as opposed to what a saved adapter demands: written out by `to_dict`, so that one

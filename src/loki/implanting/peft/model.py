@@ -12,6 +12,7 @@ from loki.implanting.peft.base_weight import fingerprint_rows, plain_weight, sam
 from loki.implanting.peft.combine import add_weighted_rows
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import RowAdapter
+from loki.implanting.sharding import refuse_zero_3
 from loki.models.architectures import mlp_outputs
 from loki.selection.positions import check_positions_fit
 
@@ -28,6 +29,7 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
 
     def _prepare_adapter_config(self, peft_config: LoKIConfig, model_config: dict[str, Any]) -> LoKIConfig:
         del model_config
+        refuse_zero_3()
         projections = find_projections(self.model, peft_config.target_modules)
         check_adapter_fits(peft_config, projections)
         self._rows_by_module = dict(zip(projections, peft_config.row_lists, strict=True))
