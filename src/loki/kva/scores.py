@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loki.errors import LokiError
+from loki.kva.packing import packed
 from loki.kva.provenance import Provenance
 
 _CHUNK_BYTES = 2**20
 _READ_BYTES = 2**24
-_RESERVED_BYTES = 2**20  # for what HDF5 writes beside the values
+_RESERVED_BYTES = 2**22  # for what HDF5 writes beside the values
 _TEXT_COLUMNS = ("sample_ids", "sample_digests", "subjects")
 _NUMBER_COLUMNS = {"target_token_ids": np.int64, "target_probabilities": np.float64, "completeness": np.float64}
 _UNKNOWN: dict[str, Any] = {"target_token_ids": -1, "target_probabilities": np.nan, "completeness": np.nan}
@@ -77,18 +78,16 @@ class ScoresWriter:
     def __init__(self, path: Path, layers: int, hidden: int, provenance: Provenance) -> None:
         self._path = path
         self._file = h5py.File(path, "w")
-        samples_per_chunk = max(1, _CHUNK_BYTES // (4 * layers * hidden))
-        self._file.create_dataset(
+        self._dataset = self._file.create_dataset(
             "dataset",
             shape=(0, layers, hidden),
             maxshape=(None, layers, hidden),
-            chunks=(samples_per_chunk, layers, hidden),
+            chunks=(max(1, _CHUNK_BYTES // (4 * layers * hidden)), layers, hidden),
             dtype=np.float32,
             shuffle=True,
             compression="gzip",
-            compression_opts=1,
-            fletcher32=True,
         )
+        self._unwritten: NDArray[np.float32] = np.empty((0, layers, hidden), np.float32)  # less than a chunk
         for name in _TEXT_COLUMNS:
             self._file.create_dataset(name, shape=(0,), maxshape=(None,), dtype=h5py.string_dtype())
         for name, dtype in _NUMBER_COLUMNS.items():
@@ -104,14 +103,22 @@ class ScoresWriter:
         # Once a write has failed, HDF5 crashes the process when it closes the file: so do not let it come to that.
         if shutil.disk_usage(self._path.parent).free < scores.nbytes + _RESERVED_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        columns = {"dataset": scores, **{name: getattr(records, name) for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS)}}
         start = int(self._file.attrs["samples_done"])
         stop = start + len(records)
-        for name, values in columns.items():
+        self._dataset.resize(stop, axis=0)
+        size = self._dataset.chunks[0]
+        self._unwritten = np.concatenate([self._unwritten, scores])
+        while len(self._unwritten) >= size:
+            self._write_chunk(self._unwritten[:size], stop - len(self._unwritten))
+            self._unwritten = self._unwritten[size:]
+        for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS):
             column = self._file[name]
             column.resize(stop, axis=0)
-            column[start:stop] = values
+            column[start:stop] = getattr(records, name)
         self._file.attrs["samples_done"] = stop
+
+    def _write_chunk(self, chunk: NDArray[np.float32], start: int) -> None:
+        self._dataset.id.write_direct_chunk((start, 0, 0), packed(chunk))
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +126,13 @@ class ScoresWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            if error is None and len(self._unwritten):
+                whole = np.zeros(self._dataset.chunks, np.float32)
+                whole[: len(self._unwritten)] = self._unwritten
+                self._write_chunk(whole, self._dataset.shape[0] - len(self._unwritten))
+        finally:
+            self._file.close()
 
 
 class ScoresReader:
