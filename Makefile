@@ -46,7 +46,7 @@ lint: $(UV) ## Ruff and mypy
 
 llamafactory: $(UV) ## An environment for LlamaFactory 0.9.5 with the releases it needs, in .venv-llamafactory
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv-llamafactory
-	VIRTUAL_ENV=.venv-llamafactory $(UV) pip install --quiet --editable ".[llamafactory]"
+	VIRTUAL_ENV=.venv-llamafactory $(UV) pip install --quiet --editable ".[llamafactory,deepspeed]"
 	.venv-llamafactory/bin/llamafactory-cli version
 
 analysing_mmlu_llama: $(UV) ## The published analysis of a Llama model on MMLU (MODEL=..., OUTPUT_DIR=...)

@@ -203,6 +203,19 @@ def test_interrupted_training_resumes_exactly(
 
 
 @pytest.mark.parametrize("base", ["qwen2"], indirect=True)
-def test_two_processes(environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path) -> None:
-    run(*train_words(environment, base, data, tmp_path / "out", "--positions", positions, "--processes", 2))
-    check_restored(run, base, tmp_path / "out", positions)
+@pytest.mark.parametrize("sharding", [(), pytest.param(("--deepspeed",), marks=pytest.mark.deepspeed)])
+def test_two_processes(
+    environment: Path,
+    run: Run,
+    base: Path,
+    positions: Path,
+    data: Path,
+    tmp_path: Path,
+    sharding: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    output = tmp_path / "out"
+    run(*train_words(environment, base, data, output, "--positions", positions, "--processes", 2, *sharding))
+    assert bool(sharding) == bool([*output.glob("checkpoint-4/global_step4/zero_*")])
+    check_restored(run, base, output, positions)
