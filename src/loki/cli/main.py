@@ -1,6 +1,7 @@
 """Entry point of the command line: runs the application and turns errors into one line and an exit code."""
 
 import importlib
+import logging
 import sys
 
 from rich.markup import escape
@@ -30,6 +31,7 @@ COMMANDS = (
 
 def main() -> None:
     """Run `loki` with the arguments of this process."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of kernels it could use
     for command in COMMANDS:
         importlib.import_module(f"loki.cli.{command}")
     debug = "--debug" in sys.argv
