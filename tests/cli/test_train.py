@@ -1,9 +1,17 @@
 """`loki train`: which backend takes which option."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from loki.implanting.training.rows import ROWS_FILE
+from loki.selection.positions import write_positions
 from tests.cli.running import Shell
 
 
@@ -26,3 +34,29 @@ def test_llamafactory_missing_is_one_line(shell: Shell, tmp_path: Path, llama_di
 def test_unknown_scheduler(shell: Shell, tmp_path: Path, llama_dir: Path) -> None:
     words = ("train", llama_dir, "--data", tmp_path / "d.jsonl", "--output", tmp_path / "out")
     assert "--scheduler steep is not known: use linear" in shell(*words, "--scheduler", "steep").err
+
+
+@pytest.mark.slow
+def test_interrupted_or_killed_it_goes_on(llama_dir: Path, tmp_path: Path) -> None:
+    write_positions(tmp_path / "positions.json", [[1], [], [2]])
+    (tmp_path / "d.jsonl").write_text('{"prompt": "2 + 2 =", "completion": " 4"}\n' * 8)
+    options = ("--max-steps", 3000, "--save-steps", 100, "--learning-rate", 1e-3, "--batch-size", 1)
+    shared = ("--positions", tmp_path / "positions.json", "--data", tmp_path / "d.jsonl", *options)
+    words = [*map(str, (sys.executable, "-m", "loki", "train", llama_dir, *shared, "--output"))]
+    output = tmp_path / "parts"
+    for stop, checkpoint in ((signal.SIGINT, 100), (signal.SIGKILL, 400)):
+        process = subprocess.Popen([*words, str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not (output / f"checkpoint-{checkpoint}" / ROWS_FILE).is_file() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(stop)
+        said = process.communicate(timeout=60)[1]
+        if stop is signal.SIGINT:
+            assert process.returncode == 130
+            assert said.splitlines()[-1] == "error: interrupted: run the same command again to continue"
+    finished = subprocess.run([*words, str(output)], capture_output=True, text=True, check=True)
+    assert "resuming from checkpoint-" in finished.stdout
+    subprocess.run([*words, str(tmp_path / "whole")], capture_output=True, check=True)
+    parts, whole = (load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole"))
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())

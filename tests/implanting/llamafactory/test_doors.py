@@ -165,6 +165,31 @@ def test_never_a_silent_full_fine_tuning(
 
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
+def test_without_loki_it_stops(
+    environment: Path,
+    run: Run,
+    base: Path,
+    positions: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, adapter = tmp_path / "loki_model", tmp_path / "adapter"
+    run(*loki("create", base, "--positions", positions, "--output", model))
+    run(*loki("adapter", base, "--positions", positions, "--output", adapter))
+    cli, file = environment / "llamafactory-cli", write_yaml(tmp_path, data)
+    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    lora = (f"model_name_or_path={base}", f"adapter_name_or_path={adapter}", "finetuning_type=lora")
+    assert "LOKI" in run(cli, "train", file, *lora, code=1).stderr.splitlines()[-1]
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "loki.py").write_text("raise ModuleNotFoundError(\"No module named 'loki'\")")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"))
+    full = (f"model_name_or_path={model}", "finetuning_type=full", "trust_remote_code=true")
+    assert "No module named 'loki'" in run(cli, "train", file, *full, code=1).stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
 def test_an_error_of_llamafactory_is_one_line(
     environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -94,3 +94,12 @@ def test_resuming_is_exact_in_bfloat16(tmp_path: Path) -> None:
     whole, parts = active_parameters(start), active_parameters(second)
     assert {parameter.dtype for parameter in whole.values()} == {torch.float32}
     assert all(torch.equal(parameter, parts[name]) for name, parameter in whole.items())
+
+
+@pytest.mark.parametrize("make", [loki_model, adapted])
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_loss_that_is_no_number_stops_training(make: Any, hidden: bool, tmp_path: Path) -> None:
+    model = make()
+    next(parameter for name, parameter in model.named_parameters() if "lm_head" in name).data.fill_(float("nan"))
+    with pytest.raises(LokiError, match="is nan at step 1"):
+        train(model, tmp_path, 2, logging_steps=1, logging_nan_inf_filter=hidden)

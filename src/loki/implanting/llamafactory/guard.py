@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from loki.errors import LokiError
 from loki.implanting.peft.layer import RowAdapter
 from loki.implanting.splitting import active_parameters, check_trainable, loki_linears
-from loki.implanting.training.rows import ROWS_FILE, SelectedRows
+from loki.implanting.training.rows import ROWS_FILE, SelectedRows, check_logged
 
 
 class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
@@ -23,6 +23,7 @@ class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._rows: SelectedRows | None = None
+        self._watching = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -33,7 +34,7 @@ class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
             LokiError: if it is not exactly the selected rows.
         """
         model = kwargs["model"]
-        check_selected_rows(model)
+        self._watching = check_selected_rows(model)
         dtypes = {parameter.dtype for parameter in active_parameters(model).values()}
         if dtypes == {torch.float32} and not args.deepspeed and not args.fsdp:
             resumed = args.resume_from_checkpoint
@@ -52,29 +53,32 @@ class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
         Raises:
             LokiError: if it is NaN or infinite.
         """
-        if self._rows is not None:
-            self._rows.on_log(args, state, control, **kwargs)
+        del args, control
+        if self._watching:
+            check_logged(kwargs.get("logs") or {}, state.global_step)
 
 
-def check_selected_rows(model: nn.Module) -> None:
+def check_selected_rows(model: nn.Module) -> bool:
     """Check that exactly the selected rows of a LoKI model or of a LoKI adapter are trainable.
 
-    A model that is neither passes.
+    Returns:
+        Whether the model is one of these; any other passes.
 
     Raises:
         LokiError: if anything else is trainable, or a selected row is not.
     """
     if loki_linears(model):
         check_trainable(model)
-        return
+        return True
     adapters = {name: module for name, module in model.named_modules() if isinstance(module, RowAdapter)}
     if not adapters:
-        return
+        return False
     rows = {id(parameter) for adapter in adapters.values() for parameter in _active(adapter)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad != (id(parameter) in rows):
             state = "is trainable, but is no part" if parameter.requires_grad else "is frozen, but is part"
             raise LokiError(f"{name} {state} of the active LoKI adapter: train the adapter alone")
+    return True
 
 
 def _active(adapter: RowAdapter) -> list[nn.Parameter]:

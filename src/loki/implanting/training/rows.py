@@ -1,5 +1,6 @@
 """The selected rows during training: kept in float32, guarded, and saved exactly."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop at a loss that is no number."""
         del args, control
-        loss = (kwargs.get("logs") or {}).get("loss")
-        if loss is not None and not torch.isfinite(torch.tensor(float(loss))):
-            raise LokiError(
-                f"the loss is {loss} at step {state.global_step}: lower --learning-rate; earlier checkpoints are intact"
-            )
+        check_logged(kwargs.get("logs") or {}, state.global_step)
 
     def changed_rows(self, model: PreTrainedModel) -> int:
         """Number of selected rows that training changed. Where the model is sharded, every process must call this.
@@ -105,6 +102,20 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
         if not changed and not unknown:
             raise LokiError(NOTHING_CHANGED)
         return changed
+
+
+def check_logged(logs: dict[str, Any], step: int) -> None:
+    """Check what a trainer logged: some trainers hide a loss that is no number, but not its gradient's norm.
+
+    Raises:
+        LokiError: if loss or norm are NaN or infinite.
+    """
+    for name, shown in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
+        value = float(logs.get(name) or 0.0)
+        if not math.isfinite(value):
+            raise LokiError(
+                f"the {shown} is {value} at step {step}: lower the learning rate; earlier checkpoints are intact"
+            )
 
 
 def check_optimized(optimizer: Any, active: dict[str, torch.nn.Parameter]) -> None:

@@ -3,19 +3,34 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "lf_config").glob("*/*.yaml"))
 PAPER = {
     "toolace": {"num_train_epochs": 3.0, "cutoff_len": 8192, "per_device_train_batch_size": 4, "warmup_ratio": 0.1},
     "reranker": {"num_train_epochs": 1.0, "packing": True, "per_device_train_batch_size": 1, "warmup_ratio": 0.01},
 }
+# A record of each data set as its authors publish it.
+RAW: dict[str, dict[str, Any]] = {
+    "toolace": {
+        "system": "You can call get_weather(city).",
+        "conversations": [
+            {"from": "user", "value": "Weather in Oslo?"},
+            {"from": "assistant", "value": "[get_weather(city='Oslo')]"},
+            {"from": "tool", "value": "3 degrees"},
+            {"from": "assistant", "value": "It is 3 degrees."},
+        ],
+    },
+    "reranker": {"conversations": [{"from": "human", "value": "Rate 1 to 7: ..."}, {"from": "gpt", "value": "5"}]},
+}
 PARSE = """
 import json, sys, yaml
 from pathlib import Path
+from llamafactory.data.converter import get_dataset_converter
 from llamafactory.data.parser import get_dataset_list
 from llamafactory.hparams import get_train_args
 
@@ -23,7 +38,10 @@ path = Path(sys.argv[1])
 arguments = yaml.safe_load(path.read_text()) | {"bf16": False, "use_cpu": True, "dataset_dir": str(path.parent)}
 _, data, training, finetuning, _ = get_train_args(arguments)
 (dataset,) = get_dataset_list(data.dataset, data.dataset_dir)
+converted = get_dataset_converter(dataset.formatting, dataset, data)(json.loads(sys.argv[2]))
 print("PARSED", json.dumps({
+    "turns": len(converted["_prompt"]) + len(converted["_response"]),
+
     "finetuning_type": finetuning.finetuning_type, "learning_rate": training.learning_rate,
     "epochs": training.num_train_epochs, "report_to": training.report_to, "packing": bool(data.packing),
     "formatting": dataset.formatting, "user_tag": dataset.user_tag, "observation_tag": dataset.observation_tag,
@@ -58,12 +76,12 @@ def test_train_script_refuses_a_directory_without_model(path: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_llamafactory_accepts_it(path: Path) -> None:
-    subprocess.run(["make", "llamafactory"], cwd=ROOT, check=True)
-    python = ROOT / ".venv-llamafactory" / "bin" / "python"
-    printed = subprocess.run([python, "-c", PARSE, path], capture_output=True, text=True, check=True).stdout
+def test_llamafactory_accepts_it_and_the_raw_data(path: Path, environment: Path) -> None:
+    words = [environment / "python", "-c", PARSE, path, json.dumps(RAW[path.stem])]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     parsed = json.loads(printed.partition("PARSED ")[2].splitlines()[0])
     assert parsed == {
+        "turns": len(RAW[path.stem]["conversations"]),
         "finetuning_type": "full",
         "learning_rate": 1e-5,
         "epochs": PAPER[path.stem]["num_train_epochs"],
