@@ -12,12 +12,31 @@ from typing import TYPE_CHECKING, Any
 from loki_autoload import after_import
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
     from loki.implanting.create import create_loki_model
     from loki.implanting.linear import LoKILinear
     from loki.implanting.modeling import loki_classes
     from loki.implanting.peft import LoKIConfig
     from loki.restoring.restore import restore_loki_model
     from loki.restoring.suppress import set_zero_weights
+
+    LoKILlamaConfig: type[PretrainedConfig]
+    LoKILlamaForCausalLM: type[PreTrainedModel]
+    LoKIQwenConfig: type[PretrainedConfig]
+    LoKIQwenForCausalLM: type[PreTrainedModel]
+    LoKIQwen2Config: type[PretrainedConfig]
+    LoKIQwen2ForCausalLM: type[PreTrainedModel]
+    LoKIQwen3Config: type[PretrainedConfig]
+    LoKIQwen3ForCausalLM: type[PreTrainedModel]
+    LoKIMistralConfig: type[PretrainedConfig]
+    LoKIMistralForCausalLM: type[PreTrainedModel]
+    LoKIGemma2Config: type[PretrainedConfig]
+    LoKIGemma2ForCausalLM: type[PreTrainedModel]
+    LoKIGemma3Config: type[PretrainedConfig]
+    LoKIGemma3ForCausalLM: type[PreTrainedModel]
+    LoKIPhi3Config: type[PretrainedConfig]
+    LoKIPhi3ForCausalLM: type[PreTrainedModel]
 
 __version__ = "0.1.0"
 

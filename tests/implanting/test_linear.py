@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from loki.errors import LokiError
 from loki.implanting.linear import LoKILinear
 from tests.tolerances import assert_close
 
@@ -65,9 +66,10 @@ def test_untouched_rows_stay_bit_identical(outputs: int, data: st.DataObject, bi
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_are_the_full_linears_rows(bias: bool) -> None:
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (0,)])
+def test_gradients_are_the_full_linears_rows(bias: bool, shape: tuple[int, ...]) -> None:
     original, split = make(bias=bias)
-    x = torch.randn(2, 3, 7, requires_grad=True)
+    x = torch.randn(*shape, 7, requires_grad=True)
     y = x.detach().clone().requires_grad_()
     original(x).pow(3).sum().backward()
     split(y).pow(3).sum().backward()
@@ -203,6 +205,13 @@ def test_backward_keeps_only_the_input() -> None:
     assert addresses == {x.data_ptr(), split.weight.data_ptr(), split.rows.data_ptr()}
 
 
-def test_row_out_of_range() -> None:
-    with pytest.raises(IndexError):
-        make(rows=(5,))
+@pytest.mark.parametrize(("rows", "message"), [((0, 5), "row 5, but"), ((-1,), "holds -1"), ((1, 1), "more than once")])
+def test_rows_that_are_none(rows: tuple[int, ...], message: str) -> None:
+    with pytest.raises(LokiError, match=f"target_pos: .*{message}"):
+        make(rows=rows)
+
+
+def test_no_active_row() -> None:
+    original, split = make(rows=())
+    x = torch.randn(2, 7)
+    assert torch.equal(split(x), original(x))

@@ -79,7 +79,8 @@ def test_loads_with_remote_code_and_no_import(family: str, tmp_path: Path) -> No
     command = [sys.executable, "-c", LOAD_WITHOUT_IMPORT, made, tmp_path / "again"]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout) == 5 * 48 if family == "llama" else int(finished.stdout) > 0
+    trained = int(finished.stdout.splitlines()[-1])  # DeepSpeed, where it is installed, prints before
+    assert trained == 5 * 48 if family == "llama" else trained > 0
 
 
 def test_without_trust_or_import_it_is_an_error_not_a_full_fine_tune(tmp_path: Path) -> None:

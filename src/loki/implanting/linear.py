@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from loki.implanting.sharding import ACTIVE, rows_are_kept_apart, shard_like, whole
+from loki.selection.positions import check_positions, check_positions_fit
 
 
 class LoKILinear(nn.Module):
@@ -24,7 +25,7 @@ class LoKILinear(nn.Module):
 
     Args:
         original_linear: the Linear to take over; its weight is used, not copied.
-        target_pos: indices of the active rows.
+        target_pos: distinct indices of the active rows, in any order.
 
     Attributes:
         weight: `[out_features, in_features]`, frozen.
@@ -33,7 +34,7 @@ class LoKILinear(nn.Module):
         active_bias: `[k]`, trainable, or None.
 
     Raises:
-        IndexError: if an index of `target_pos` is out of range.
+        LokiError: if an index of `target_pos` is no row, or is there twice.
     """
 
     rows: torch.Tensor
@@ -42,26 +43,28 @@ class LoKILinear(nn.Module):
         super().__init__()
         self.in_features = original_linear.in_features
         self.out_features = original_linear.out_features
+        rows = check_positions([list(target_pos)], origin="target_pos") if len(target_pos) else [[]]
+        check_positions_fit(rows, layers=1, hidden=self.out_features, origin="target_pos")
         self.weight = original_linear.weight.requires_grad_(False)
         self.bias = None if original_linear.bias is None else original_linear.bias.requires_grad_(False)
         # Not persistent: the configuration holds the positions, and FSDP2 cannot load integer buffers from rank 0.
         # Not on the meta device, where FSDP2's other ranks have their weights while rank 0 loads: it would lose them.
         device = "cpu" if self.weight.is_meta else self.weight.device
-        self.register_buffer("rows", torch.tensor(sorted(target_pos), device=device), persistent=False)
+        self.register_buffer("rows", torch.tensor(rows[0], dtype=torch.long, device=device), persistent=False)
         self.active_weight = nn.Parameter(self.weight.detach()[self.rows])
         self.active_bias = None if self.bias is None else nn.Parameter(self.bias.detach()[self.rows])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
-        whole = self._weight_is_ours()
-        if whole:
+        in_place = self._weight_is_ours()
+        if in_place:
             self._copy_active_rows()
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        if whole:
+        if in_place:
             output: torch.Tensor = _RowLinear.apply(x, weight, bias, self.active_weight, self.active_bias, self.rows)
             return output
         active_bias = None if self.active_bias is None else self.active_bias.to(x.dtype)
@@ -169,13 +172,13 @@ class _RowLinear(torch.autograd.Function):
         if needs_x:
             grad_x = grad_output @ weight
         if needs_weight or needs_bias:
-            grad_active = grad_output.index_select(-1, rows).flatten(0, -2)
+            grad_active = grad_output.index_select(-1, rows).reshape(-1, len(rows))
             if needs_weight:
-                grad_weight = (grad_active.T @ x.flatten(0, -2)).to(ctx.active_dtype)
+                grad_weight = (grad_active.T @ x.reshape(-1, x.shape[-1])).to(ctx.active_dtype)
             if needs_bias:
                 grad_bias = grad_active.sum(dim=0).to(ctx.bias_dtype)
         return grad_x, None, None, grad_weight, grad_bias, None
 
 
-def _with_rows(whole: torch.Tensor, rows: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    return whole.detach().index_copy(0, rows, active.detach().to(whole.dtype))
+def _with_rows(full: torch.Tensor, rows: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    return full.detach().index_copy(0, rows, active.detach().to(full.dtype))
