@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from loki.calibration import mmlu
 from loki.calibration.mmlu import read_mmlu_copy, read_mmlu_hub
 from loki.calibration.prompts import question_prompt
 from loki.calibration.records import Conversation, Record
 from loki.errors import LokiError
+from loki.models import hub
 from tests.calibration.mmlu_copies import LAYOUTS, QUESTIONS, hub_clone, original_tar, saved_splits
 
 EXPECTED = [
@@ -35,14 +35,14 @@ def test_the_hub_gives_the_same_as_a_copy(tmp_path: Path, monkeypatch: pytest.Mo
         asked.update(options, repository=repository)
         return str(hub_clone(tmp_path))
 
-    monkeypatch.setattr(mmlu, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     assert read_mmlu_hub() == EXPECTED
     assert asked == {"repository": "cais/mmlu", "repo_type": "dataset", "allow_patterns": "all/test-*.parquet"}
 
 
 def test_without_a_network_the_local_alternatives_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = mmlu.snapshot_download
-    monkeypatch.setattr(mmlu, "snapshot_download", lambda *args, **options: real(*args, **options, cache_dir=tmp_path))
+    real = hub.snapshot_download
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **options: real(*args, **options, cache_dir=tmp_path))
     with pytest.raises(LokiError, match=r"cais/mmlu cannot be fetched .* local copy .*save_to_disk.* JSONL") as caught:
         read_mmlu_hub()
     assert "\n" not in str(caught.value)

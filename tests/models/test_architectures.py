@@ -1,6 +1,7 @@
 """The MLP output projections are found in every family, by entry or by structure."""
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from loki.errors import LokiError
 from loki.models.architectures import LOKI_FAMILIES, down_projections, mlp_outputs
@@ -11,6 +12,8 @@ BY_STRUCTURE = {
     "gpt_neox": "gpt_neox.layers.0.mlp.dense_4h_to_h",
     "phi": "model.layers.0.mlp.fc2",
     "opt": "model.decoder.layers.0.fc2",
+    "recurrent_gemma": "model.layers.0.mlp_block.down_proj",
+    "ctrl": "transformer.h.0.ffn.2",
 }
 
 
@@ -27,6 +30,12 @@ def test_listed_families(family: str) -> None:
 @pytest.mark.parametrize(("family", "first"), BY_STRUCTURE.items())
 def test_other_families_are_found_by_structure(family: str, first: str) -> None:
     assert next(iter(down_projections(tiny_model(family)))) == first
+
+
+def test_an_output_that_another_linear_gates_is_attributed_as_a_block() -> None:
+    config = AutoConfig.for_model("rwkv", vocab_size=8, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2)
+    outputs = mlp_outputs(AutoModelForCausalLM.from_config(config))
+    assert [output.projection_name for output in outputs] == [None, None]
 
 
 def test_gpt2_has_a_projection_but_no_linear_rows() -> None:

@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, T5Config
+from transformers import AutoConfig, BertConfig, BertModel, T5Config
 
 from loki.errors import LokiError
+from loki.models.directories import projection_names
 from loki.models.loading import load_config, load_model, load_tokenizer, pick_device, resolve_model
-from tests.tiny_models import tiny_model
+from tests.tiny_models import ATTENTION_FAMILIES, FAMILIES, tiny_config, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
 def copy_of_llama(llama_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(llama_dir, tmp_path / "copy"))
+
+
+def change_config(directory: Path, changes: dict[str, object]) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_loads_model_tokenizer_and_config(llama_dir: Path) -> None:
@@ -50,17 +56,53 @@ def test_damaged_config(copy_of_llama: Path) -> None:
 
 
 def test_unknown_model_type(copy_of_llama: Path) -> None:
-    config = json.loads((copy_of_llama / "config.json").read_text())
-    (copy_of_llama / "config.json").write_text(json.dumps(config | {"model_type": "no_such_family"}))
+    change_config(copy_of_llama, {"model_type": "no_such_family"})
     with pytest.raises(LokiError, match="no_such_family"):
         load_config(copy_of_llama)
 
 
-def test_directory_without_tokenizer(copy_of_llama: Path) -> None:
-    for file in copy_of_llama.glob("*token*"):
-        file.unlink()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "abc"},
+        {"num_attention_heads": 5},
+        {"vocab_size": None},
+        {"rope_scaling": "x"},
+        {"dtype": "float31"},
+        {"architectures": 3},
+    ],
+    ids=str,
+)
+def test_impossible_values_in_the_configuration(copy_of_llama: Path, changes: dict[str, object]) -> None:
+    change_config(copy_of_llama, changes)
+    with pytest.raises(LokiError, match="cannot be read as a model configuration") as raised:
+        load_config(copy_of_llama)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "1" * 5000])
+def test_configuration_that_is_no_object(copy_of_llama: Path, text: str) -> None:
+    (copy_of_llama / "config.json").write_text(text)
+    with pytest.raises(LokiError, match="cannot be read as a model configuration"):
+        load_config(copy_of_llama)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_act": "nope"}, {"intermediate_size": -1}], ids=str)
+def test_configuration_that_makes_no_model(copy_of_llama: Path, changes: dict[str, object]) -> None:
+    change_config(copy_of_llama, changes)
+    with pytest.raises(LokiError, match="cannot be made a model"):
+        projection_names(load_config(copy_of_llama))
+    with pytest.raises(LokiError, match="cannot be loaded"):
+        load_model(copy_of_llama)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *ATTENTION_FAMILIES])
+def test_directory_without_tokenizer(family: str, tmp_path: Path) -> None:
+    tiny_config(family).save_pretrained(tmp_path)
     with pytest.raises(LokiError, match="tokenizer"):
-        load_tokenizer(copy_of_llama)
+        load_tokenizer(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).get_vocab()
 
 
 def test_encoder_only(tmp_path: Path) -> None:
@@ -79,6 +121,14 @@ def test_encoder_only(tmp_path: Path) -> None:
 def test_encoder_decoder(tmp_path: Path) -> None:
     T5Config().save_pretrained(tmp_path)
     with pytest.raises(LokiError, match="encoder-decoder"):
+        load_config(tmp_path)
+
+
+def test_a_model_that_also_takes_images(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("gemma3", text_config=tiny_config("gemma3_text").to_dict())
+    config.architectures = ["Gemma3ForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(LokiError, match=r"Gemma3ForConditionalGeneration that takes more than text: .*text-only"):
         load_config(tmp_path)
 
 
@@ -122,3 +172,17 @@ def test_unknown_device() -> None:
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(LokiError, match="no device"):
         pick_device("gpu-of-mine")
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu"])
+def test_devices_that_were_never_tried(device: str) -> None:
+    with pytest.raises(LokiError, match=f"--device {device} is not supported: use auto, cpu, cuda or cuda:N"):
+        pick_device(device)
+
+
+def test_cuda_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [pick_device(name) for name in ("auto", "cuda:1")] == [torch.device("cuda"), torch.device("cuda:1")]
+    with pytest.raises(LokiError, match="cuda:2: this machine has 2 CUDA devices"):
+        pick_device("cuda:2")

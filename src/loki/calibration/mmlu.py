@@ -8,12 +8,11 @@ from typing import Any
 
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_from_disk
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 
 from loki.calibration.prompts import question_prompt
 from loki.calibration.records import Conversation, Record
 from loki.errors import LokiError
+from loki.models.hub import fetch
 from loki.models.loading import one_line
 
 HUB_ID = "cais/mmlu"
@@ -28,14 +27,15 @@ def read_mmlu_hub() -> list[Record]:
     Raises:
         LokiError: if the hub cannot be reached and nothing is cached; names the local alternatives.
     """
-    try:
-        folder = snapshot_download(HUB_ID, repo_type="dataset", allow_patterns=f"{_ALL_SUBJECTS}/test-*.parquet")
-    except (OSError, HfHubHTTPError) as error:
-        raise LokiError(
-            f"{HUB_ID} cannot be fetched from the hub now ({type(error).__name__}): instead of mmlu, give a local copy "
-            "of it (parquet or CSV files per subject, or a save_to_disk folder) or a JSONL file of prompts"
-        ) from error
-    return read_mmlu_copy(Path(folder, _ALL_SUBJECTS))
+    folder = fetch(
+        HUB_ID,
+        "cannot be fetched from the hub now",
+        "instead of mmlu, give a local copy of it (parquet or CSV files per subject, or a save_to_disk folder) or a "
+        "JSONL file of prompts",
+        repo_type="dataset",
+        allow_patterns=f"{_ALL_SUBJECTS}/test-*.parquet",
+    )
+    return read_mmlu_copy(folder / _ALL_SUBJECTS)
 
 
 def read_mmlu_copy(path: Path) -> list[Record]:

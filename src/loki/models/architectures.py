@@ -120,15 +120,35 @@ def _mlp_output(layer: nn.Module, layer_name: str, hidden_size: int, model_type:
             qualified = f"{layer_name}.{mlp_name}.{projection_name}" if projection_name else None
             return MLPOutput(layer, layer_name, block, projection, qualified)
     # OPT-like layers hold the projections themselves.
-    projection_name = _output_projection_name(layer, hidden_size)
-    if projection_name is None:
-        raise LokiError(f"no MLP found in {layer_name} of this {model_type} model: LoKI needs one in every layer")
-    projection = getattr(layer, projection_name)
-    return MLPOutput(layer, layer_name, projection, projection, f"{layer_name}.{projection_name}")
+    projection_name = _named_projection(layer, hidden_size)
+    if projection_name is not None:
+        projection = getattr(layer, projection_name)
+        return MLPOutput(layer, layer_name, projection, projection, f"{layer_name}.{projection_name}")
+    # The MLP comes after what mixes tokens.
+    for name, block in reversed(list(layer.named_children())):
+        if "attention" not in type(block).__name__.lower() and (last := _last_linear(block, hidden_size)):
+            return MLPOutput(layer, layer_name, block, getattr(block, last), f"{layer_name}.{name}.{last}")
+    raise LokiError(f"no MLP found in {layer_name} of this {model_type} model: LoKI needs one in every layer")
 
 
 def _output_projection_name(block: nn.Module, hidden_size: int) -> str | None:
-    """Name of the child of `block` that maps to the hidden size, if there is exactly one such MLP projection."""
+    """Name of the child of the MLP `block` that makes its output, if there is exactly one such projection."""
+    return _named_projection(block, hidden_size) or _last_linear(block, hidden_size)
+
+
+def _last_linear(block: nn.Module, hidden_size: int) -> str | None:
+    """Name of the last linear child of `block`, if all else in it is linear too and it alone maps to the hidden size.
+
+    Were there another, it could gate this one's output.
+    """
+    children = {name: child for name, child in block.named_children() if any(True for _ in child.parameters())}
+    linears = {name: child for name, child in children.items() if isinstance(child, nn.Linear)}
+    to_hidden = [name for name, child in linears.items() if child.out_features == hidden_size]
+    is_mlp = len(children) == len(linears) > 1 and to_hidden == list(linears)[-1:]
+    return to_hidden[0] if is_mlp else None
+
+
+def _named_projection(block: nn.Module, hidden_size: int) -> str | None:
     if any(name in ("experts", "shared_expert", "shared_mlp") for name, _ in block.named_children()):
         return None
     for name in _PROJECTION_NAMES:

@@ -9,9 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from loki.errors import LokiError
 from loki.files import read_json, write_json
 from loki.models.architectures import down_projections, text_config
 from loki.models.checkpoint import INDEX_NAME, check_weights
+from loki.models.loading import one_line
 from loki.selection.positions import Positions, check_positions_fit
 
 _SIDE_FILES = (
@@ -75,10 +77,16 @@ def projection_names(config: PretrainedConfig, *, trust_remote_code: bool = Fals
     """Qualified names of every layer's `down_proj`, from the first layer to the last, without loading any weight.
 
     Raises:
-        LokiError: if a layer has no MLP that ends in one `nn.Linear`.
+        LokiError: if the configuration makes no model, or a layer has no MLP that ends in one `nn.Linear`.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise LokiError(
+            f"the configuration of this {config.model_type} model cannot be made a model ({one_line(error)}): "
+            "correct its config.json, or fetch or save it again"
+        ) from error
     return list(down_projections(model))
 
 

@@ -1,6 +1,5 @@
 """Loading a model, its configuration and its tokenizer, with every refusal as one clear line."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from loki.errors import LokiError
 from loki.models.architectures import base_model_type
 from loki.models.checkpoint import check_weights
+from loki.models.hub import fetch
 
 DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,
@@ -46,13 +45,12 @@ def resolve_model(model: str | Path) -> Path:
         raise LokiError(f"model {model} is a file: name the directory that holds config.json and the weights")
     if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") > 1:
         raise LokiError(f"model directory {model} does not exist: check the path")
-    try:
-        return Path(snapshot_download(str(model), ignore_patterns=["*.bin", "*.pt", "*.pth", "original/*", "*.gguf"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise LokiError(
-            f"model {model} is neither a local directory nor a hub model that can be fetched now "
-            f"({type(error).__name__}): check the name and the network, or give a local directory"
-        ) from error
+    return fetch(
+        str(model),
+        "is neither a local directory nor a hub model that can be fetched now",
+        "check the name and the network, or give a local directory",
+        ignore_patterns=["*.bin", "*.pt", "*.pth", "original/*", "*.gguf"],
+    )
 
 
 def load_config(model: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -65,13 +63,14 @@ def load_config(model: str | Path, *, trust_remote_code: bool = False) -> Pretra
     if not (path / "config.json").is_file():
         raise LokiError(f"model directory {path} has no config.json: it is not a Transformers model")
     try:
-        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        architectures = list(map(str, config.architectures or []))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
         raise LokiError(
-            f"{path / 'config.json'} cannot be read as a model configuration ({one_line(error)})"
+            f"{path / 'config.json'} cannot be read as a model configuration ({one_line(error)}): "
+            "correct it, or fetch or save the model again"
         ) from error
-    _check_causal(path, config, raw.get("architectures") or [])
+    _check_causal(path, config, architectures)
     return config
 
 
@@ -89,7 +88,8 @@ def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> Pre
             f"model directory {path} has no usable tokenizer ({one_line(error)}): "
             "copy the base model's tokenizer files into it"
         ) from error
-    if not tokenizer.get_vocab():
+    # Without any file, Transformers makes some families' tokenizers out of their special tokens.
+    if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
         raise LokiError(f"model directory {path} has no tokenizer: copy the base model's tokenizer files into it")
     return tokenizer
 
@@ -139,7 +139,7 @@ def load_weights(model_class: Any, path: Path, **options: Any) -> PreTrainedMode
             loaded, info = model_class.from_pretrained(
                 path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
         raise LokiError(f"the weights in {path} cannot be loaded ({one_line(error)})") from error
     refuse_missing_weights(info, path)
     model: PreTrainedModel = loaded
@@ -172,19 +172,23 @@ def refuse_missing_weights(loading_info: Mapping[str, Any], path: Path, shown: i
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`cuda` if there is one, else `cpu`; any other name is taken as it is.
+    """`cuda` if there is one, else `cpu`; `cpu`, `cuda` and `cuda:N` are taken as they are.
 
     Raises:
-        LokiError: if `cuda` is asked for and there is none, or the name means no device.
+        LokiError: if a CUDA device is asked for that this machine has not, or the name means no device of these.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise LokiError(f"--device {device} is no device: use auto, cpu or cuda") from error
+        raise LokiError(f"--device {device} is no device: use auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise LokiError(f"--device {device} is not supported: use auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise LokiError(f"--device {device}: this machine has no CUDA device: use auto or cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise LokiError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0")
     return chosen
 
 
@@ -221,14 +225,18 @@ def _without_reports_of_missing_weights() -> Iterator[None]:
 
 
 def _check_causal(path: Path, config: PretrainedConfig, architectures: list[str]) -> None:
+    advice = "LoKI works on decoder-only causal language models"
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder model"
     elif base_model_type(config.model_type) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(
         config, "auto_map"
     ):
         kind = "no causal language model"
+    elif hasattr(config, "vision_config") or hasattr(config, "audio_config"):
+        kind = f"a {architectures[0] if architectures else 'model'} that takes more than text"
+        advice = "save its language model as a checkpoint of its own, or choose a text-only model"
     elif architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
         kind = f"a {architectures[0]}, no causal language model"
     else:
         return
-    raise LokiError(f"model {path} ({config.model_type}) is {kind}: LoKI works on decoder-only causal language models")
+    raise LokiError(f"model {path} ({config.model_type}) is {kind}: {advice}")
