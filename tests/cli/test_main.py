@@ -1,12 +1,17 @@
 """Exit codes, and errors as one line."""
 
+import subprocess
 import sys
 
 import pytest
 
 from loki.cli import main as entry
 from loki.cli.app import app
+from loki.cli.main import COMMANDS
 from loki.errors import CheckFailed, LokiError
+from tests.cli.running import Shell
+
+entry_module = sys.modules["loki.cli.main"]  # `loki.cli.main` itself is the function
 
 
 @app.command(hidden=True)
@@ -19,6 +24,12 @@ def fail(kind: str) -> None:
         "disk": OSError(28, "No space left on device", "/out"),
         "bug": ZeroDivisionError("a bug"),
     }[kind]
+
+
+@app.command(name="run-forever", hidden=True)
+def run_forever() -> None:
+    """Be interrupted."""
+    raise KeyboardInterrupt
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -46,9 +57,39 @@ def test_errors_are_one_line(
     assert error.count("\n") == 1
 
 
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("continued", [True, False])
+def test_only_some_commands_are_continued(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], continued: bool
+) -> None:
+    assert set(entry_module.CONTINUED) == {"analyse", "train", "run"}
+    monkeypatch.setattr(entry_module, "CONTINUED", ("run-forever",) if continued else ())
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "run-forever")
+    advice = ": run the same command again to continue" if continued else ""
+    assert capsys.readouterr().err == f"error: interrupted{advice}\n"
+
+
+@pytest.mark.parametrize("words", [("--debug", "fail", "usage"), ("fail", "--debug", "usage")])
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
     with pytest.raises(LokiError):
-        run(monkeypatch, "--debug", "fail", "usage")
+        run(monkeypatch, *words)
+
+
+def test_help_shows_debug(shell: Shell) -> None:
+    assert "--debug" in shell.done("--help").out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(shell: Shell, command: str) -> None:
+    name = command.replace("_", "-")
+    shown = shell.done(name, "--help").out
+    assert f"loki {name} " in shown.partition("Example")[2]
+
+
+def test_python_m_loki() -> None:
+    finished = subprocess.run([sys.executable, "-m", "loki", "select", "--help"], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "loki select" in finished.stdout
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

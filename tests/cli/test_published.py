@@ -1,3 +1,6 @@
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,3 +34,33 @@ def test_unknown_write_mode(capsys: pytest.CaptureFixture[str]) -> None:
         analyse_arguments([*REQUIRED, "--write_mode", "x"], {})
     assert raised.value.code == 2
     assert "--write_mode" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("family", "variable"), [("llama", "MODEL"), ("qwen2", "QWEN_MODEL")])
+def test_make_targets_start_the_scripts(family: str, variable: str) -> None:
+    root = Path(__file__).parents[2]
+    command = ["make", "--dry-run", f"analysing_mmlu_{family}", f"{variable}=org/some-model", "OUTPUT_DIR=out"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    words = finished.stdout.replace("\\\n", " ").split()
+    script = words.index(f"analyse_mmlu_{family}.py")
+    assert (root / words[script]).is_file()
+    assert words[script - 5 : script] == ["run", "accelerate", "launch", "--mixed_precision", "bf16"]
+    assert analyse_arguments(words[script + 1 :], {"ACCELERATE_MIXED_PRECISION": "bf16"}) == [
+        *("analyse", "org/some-model", "--data", "mmlu", "--output", str(Path("out/some-model/kva_mmlu.h5"))),
+        *(
+            "--write-mode",
+            "w",
+            "--steps",
+            "7",
+            "--ig-method",
+            "riemann_trapezoid",
+            "--seed",
+            "0",
+            "--dtype",
+            "bfloat16",
+        ),
+        "--overwrite",
+    ]

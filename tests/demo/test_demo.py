@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from loki.demo.demo import REQUIRED_ACCURACY, DemoResult, default_output, run_demo
-from loki.demo.reporting import accuracy_table, examples_table, save_results, seconds_table
+from loki.demo.reporting import accuracy_table, examples_table, save_comparison, save_results, seconds_table
 from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, tiny_world
 from loki.errors import LokiError
 from loki.evaluation.accuracy import accuracy_by_family
@@ -87,6 +87,9 @@ def test_results_are_saved_and_not_replaced(result: DemoResult, tmp_path: Path) 
     assert accuracy_table(result).markdown() in (tmp_path / "results.md").read_text()
     with pytest.raises(LokiError, match="exists already"):
         save_results(tmp_path, result)
+    save_comparison(tmp_path, [result.outcome], REQUIRED_ACCURACY)
+    save_results(tmp_path, result, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
 
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(result: DemoResult, run_directory: Path) -> None:
@@ -102,3 +105,4 @@ def test_default_output_is_the_first_that_is_free(tmp_path: Path, monkeypatch: p
     Path("runs/demo").mkdir(parents=True)
     Path("runs/demo-2").mkdir()
     assert default_output() == Path("runs/demo-3")
+    assert default_output(overwrite=True) == Path("runs/demo")

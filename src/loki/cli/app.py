@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +23,16 @@ app = typer.Typer(
 _silent = os.environ.get("RANK", "0") != "0"
 console = Console(quiet=_silent)
 error_console = Console(stderr=True, quiet=_silent)
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere on the line.")
+    ] = False,
+) -> None:
+    """Options of every command, for `loki --help`; `loki.cli.main` takes them out of the arguments."""
+    del debug
 
 
 @contextmanager

@@ -24,7 +24,9 @@ def demo(
             metavar="RUN_DIR",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo in --output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier demo in --output, or in runs/demo.")
+    ] = False,
 ) -> None:
     """Watch a tiny model learn new facts, from analysis to a restored and verified model. Needs no GPU and no network.
 
@@ -33,14 +35,14 @@ def demo(
     """
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
-    from loki.demo.compare import best_runs, comparison_table, methods_to_compare
     from loki.demo.compare import compare as compare_methods
+    from loki.demo.compare import methods_to_compare
     from loki.demo.demo import QUOTA, REQUIRED_ACCURACY, default_output, run_demo
     from loki.demo.reporting import result_tables, save_comparison, save_results
     from loki.demo.world import tiny_world
 
     quiet_libraries()
-    output = output or default_output()
+    output = output or default_output(overwrite=overwrite)
     with progress_bar() as progress:
         result = run_demo(
             output,
@@ -57,7 +59,5 @@ def demo(
             outcomes = compare_methods(
                 output / "base", tiny_world(), methods, required_accuracy=REQUIRED_ACCURACY, progress=progress
             )
-        best = best_runs(outcomes, REQUIRED_ACCURACY)
-        save_comparison(output, outcomes, best, overwrite=overwrite)
-        console.print(comparison_table(best).rich(), "")
+        console.print(save_comparison(output, outcomes, REQUIRED_ACCURACY, overwrite=overwrite).rich(), "")
     console.print(f"Everything the phases left is in {output}", soft_wrap=True, highlight=False)

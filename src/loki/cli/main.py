@@ -11,6 +11,7 @@ from loki.cli.failures import explain
 from loki.errors import LokiError, RankError
 
 INTERRUPTED = 130
+CONTINUED = ("analyse", "train", "run")  # the commands that go on where they stopped
 COMMANDS = (
     "analyse",
     "merge",
@@ -36,6 +37,7 @@ def main() -> None:
         importlib.import_module(f"loki.cli.{command}")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    resumes = arguments[:1] and arguments[0] in CONTINUED
     try:
         app(arguments, prog_name="loki")
     except LokiError as error:
@@ -45,7 +47,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as left:
         if left.code == INTERRUPTED:  # Typer makes this of Ctrl-C
-            _print_error("interrupted: run the same command again to continue")
+            _print_error("interrupted" + (": run the same command again to continue" if resumes else ""))
         raise
     except Exception as error:
         reason = explain(error)

@@ -161,10 +161,10 @@ def run_demo(
     )
 
 
-def default_output() -> Path:
-    """`runs/demo`, or the first of `runs/demo-2`, `runs/demo-3`, ... that does not exist."""
+def default_output(*, overwrite: bool = False) -> Path:
+    """`runs/demo`, or the first of `runs/demo-2`, `runs/demo-3`, ... that does not exist unless `overwrite` is set."""
     candidates = chain([Path("runs/demo")], (Path(f"runs/demo-{number}") for number in count(2)))
-    return next(path for path in candidates if not path.exists())
+    return next(path for path in candidates if overwrite or not path.exists())
 
 
 def _accuracy(model: Path, world: World) -> dict[str, float]:

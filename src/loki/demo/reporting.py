@@ -11,6 +11,7 @@ from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, PEOPLE
 from loki.files import atomic_file, write_json
 from loki.report.table import ResultTable
 
+_COMPARISON, _COMPARISON_TABLE = "comparison.json", "comparison.md"
 _ASKED = {NEW_PEOPLE: "the implanted facts", PEOPLE: "facts trained on"}
 
 
@@ -52,7 +53,7 @@ def seconds_table(result: DemoResult) -> ResultTable:
 
 
 def save_results(output: Path, result: DemoResult, *, overwrite: bool = False) -> None:
-    """Write `results.json` and `results.md`.
+    """Write `results.json` and `results.md`, and remove the comparison of an earlier demo that this one replaces.
 
     Raises:
         LokiError: if they exist and `overwrite` is False.
@@ -66,18 +67,25 @@ def save_results(output: Path, result: DemoResult, *, overwrite: bool = False) -
     }
     write_json(output / "results.json", values, overwrite=overwrite)
     _write_markdown(output / "results.md", result_tables(result), overwrite=overwrite)
+    for stale in (_COMPARISON, _COMPARISON_TABLE) if overwrite else ():
+        (output / stale).unlink(missing_ok=True)
 
 
 def save_comparison(
-    output: Path, outcomes: Sequence[Outcome], best: Sequence[Sequence[Outcome]], *, overwrite: bool = False
-) -> None:
+    output: Path, outcomes: Sequence[Outcome], required_accuracy: float, *, overwrite: bool = False
+) -> ResultTable:
     """Write `comparison.json` (every run) and `comparison.md` (the best learning rate of each method).
+
+    Returns:
+        The table in `comparison.md`.
 
     Raises:
         LokiError: if they exist and `overwrite` is False.
     """
-    write_json(output / "comparison.json", [_outcome_values(run) for run in outcomes], overwrite=overwrite)
-    _write_markdown(output / "comparison.md", [comparison_table(best)], overwrite=overwrite)
+    write_json(output / _COMPARISON, [_outcome_values(run) for run in outcomes], overwrite=overwrite)
+    table = comparison_table(outcomes, required_accuracy)
+    _write_markdown(output / _COMPARISON_TABLE, [table], overwrite=overwrite)
+    return table
 
 
 def _outcome_values(outcome: Outcome) -> dict[str, object]:
