@@ -117,13 +117,15 @@ def train(
     loki_model = ranks.together(lambda: _load(model, config))
     rows = SelectedRows(loki_model, resume_from)
     trainable = sum(parameter.numel() for parameter in active_parameters(loki_model).values())
-    console.print(f"{examples}", highlight=False)
+    whole = loki_model.num_parameters() - trainable  # the frozen weights hold a place for every row
+    console.print(f"{examples}", highlight=False, soft_wrap=True)
     console.print(
-        f"{trainable:,} of {loki_model.num_parameters():,} parameters are trained, learning rate {rate:.3g}"
+        f"{trainable:,} of {whole:,} parameters are trained, learning rate {rate:.3g}"
         + (f", {ranks.count} processes" if ranks.count > 1 else "")
         + (f", {length} tokens per example, as the model has no more positions" if length < settings.max_length else "")
         + (f", resuming from {resume_from.name}" if resume_from else ""),
         highlight=False,
+        soft_wrap=True,
     )
     stopping = [EarlyStoppingCallback(settings.early_stopping)] if settings.early_stopping else []
     trainer = SFTTrainer(
