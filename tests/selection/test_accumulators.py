@@ -95,7 +95,7 @@ def test_not_a_number_names_the_sample_and_the_layer_and_counts_nothing(value: f
     scores[1, 2, 3] = value
     with pytest.raises(LokiError, match="sample 4, layer 2: a score is NaN or infinite"):
         counter.update(scores)
-    with pytest.raises(LokiError, match="sample 'law/7', layer 2"):
+    with pytest.raises(LokiError, match="sample law/7, layer 2"):
         counter.update(scores, ids=["law/6", "law/7", "law/8"])
     assert all(np.array_equal(before[name], array) for name, array in counter.state().items())
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loki.errors import LokiError
+from loki.kva.scores import check_finite
 from loki.selection.exact_sum import LIMBS, ExactSum
 from loki.selection.positions import Positions, check_positions_fit
 
@@ -54,7 +55,8 @@ class RowCounter(ABC):
             raise LokiError(
                 f"scores have shape {list(scores.shape)}: expected [samples, {self.layers} layers, {self.hidden} rows]"
             )
-        self._check_finite(scores, ids)
+        numbers = range(self.samples, self.samples + len(scores))
+        check_finite(scores, ids if ids is not None else list(map(str, numbers)), origin="scores")
         grouped = self._ranked(scores).reshape(len(scores), *self._counts.shape)
         if len(scores):
             candidates = np.where(self._excluded, np.inf, grouped) if self._excluded.any() else grouped
@@ -122,14 +124,6 @@ class RowCounter(ABC):
             "k": self.k,
             "excluded": int(self._excluded.sum()),
         }
-
-    def _check_finite(self, scores: NDArray[np.float32], ids: Sequence[str] | None) -> None:
-        finite = np.isfinite(scores).all(axis=-1)
-        if finite.all():
-            return
-        sample, layer = (int(index) for index in np.argwhere(~finite)[0])
-        name = repr(ids[sample]) if ids is not None else str(self.samples + sample)
-        raise LokiError(f"sample {name}, layer {layer}: a score is NaN or infinite: analyse that sample again")
 
 
 class LayerBalancedCounter(RowCounter):
