@@ -20,7 +20,8 @@ help: ## Show this list
 
 $(UV_HOME)/bin/uv:
 	{ python3 -m venv $(UV_HOME) && $(UV_HOME)/bin/pip install --quiet uv; } \
-		|| python3 -m pip install --quiet --target $(UV_HOME) uv
+		|| python3 -m pip install --quiet --target $(UV_HOME) uv \
+		|| { echo "uv cannot be installed: install python3-venv or uv itself, and run make again" >&2; exit 2; }
 
 demo: $(UV) ## Teach the tiny world new facts, from analysis to a restored model
 	$(RUN) loki demo --output runs/demo --overwrite
@@ -57,8 +58,9 @@ analysing_mmlu_qwen2: $(UV) ## The published analysis of a Qwen2 model on MMLU (
 	$(RUN) accelerate launch --mixed_precision bf16 analyse_mmlu_qwen2.py --model_path $(QWEN_MODEL) \
 		--output_dir $(OUTPUT_DIR)/$(notdir $(QWEN_MODEL)) --result_file $(RESULT_FILE) --write_mode w
 
-benchmarks: $(UV) ## Speed and memory of KVA beside Captum
+benchmarks: $(UV) ## Speed and memory of KVA beside Captum, and of a training step beside LoRA
 	$(RUN) python benchmarks/kva.py
+	$(RUN) python benchmarks/training_step.py
 
 clean: ## Remove environments and caches, not results
 	rm -rf .venv .venv-uv .venv-lowest .venv-llamafactory uv.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis
