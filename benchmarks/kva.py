@@ -2,6 +2,7 @@
 
     python benchmarks/kva.py                                  every shape that this machine can hold, 1 and 2 threads
     python benchmarks/kva.py --shape llama-12x512 --threads 1
+    python benchmarks/kva.py --quick                          a tiny shape, to see that everything works
 
 Weights are random. Times are the best of `--repeats` runs, Captum's of `--captum-repeats`. Results are printed and,
 with `--json`, saved.
@@ -9,6 +10,7 @@ with `--json`, saved.
 
 import ctypes
 import json
+import os
 import platform
 import threading
 import time
@@ -16,67 +18,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import torch
 import typer
 from captum.attr import LayerIntegratedGradients
+from kva_analyse import outside_engine, processes_together
+from kva_shapes import QUICK_SHAPES, SHAPES, Shape
 from rich.console import Console
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import PreTrainedModel
 
+from loki.cli.quiet import quiet_libraries
 from loki.files import write_json
 from loki.kva import AttributionSettings, make_attributor
 from loki.models.architectures import mlp_outputs
 from loki.report.table import ResultTable
 
 STEPS = 7
-MANY = 4  # prompts in the test of cost per sample
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model shape, the length of its prompt, and where it runs."""
-
-    config: PretrainedConfig
-    tokens: int
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-
-
-SHAPES = {
-    "llama-12x512": Shape(
-        LlamaConfig(
-            num_hidden_layers=12, hidden_size=512, intermediate_size=1408, num_attention_heads=8, vocab_size=8000
-        ),
-        tokens=128,
-    ),
-    "qwen2.5-0.5b": Shape(
-        Qwen2Config(
-            num_hidden_layers=24,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            vocab_size=32000,
-            tie_word_embeddings=True,
-        ),
-        tokens=150,
-    ),
-    "llama-3.1-8b": Shape(
-        LlamaConfig(
-            num_hidden_layers=32,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            vocab_size=128256,
-        ),
-        tokens=150,
-        device="cuda",
-        dtype=torch.bfloat16,
-    ),
-}
+COUNTS = (1, 4, 16)  # prompts that go through the engine together, in the test of cost per sample
 
 
 @dataclass(frozen=True)
@@ -84,10 +44,16 @@ class Result:
     """What was measured on one shape; times in seconds per prompt, memory in MiB beside the model.
 
     Attributes:
-        gap_captum: relative error of the engine's scores against Captum's, definition `captum`.
         paper_forwards: price of a prompt under `paper`, in forward passes of the prompt.
-        batch_captum: seconds per prompt when `MANY` go through the engine together.
-        outside: part of the engine's time (definition `captum`) that is not spent in tensor operations.
+        gap_captum: relative error of the engine's scores against Captum as published, definition `captum`.
+        gap_paper: the same under `paper`, against Captum's IntegratedGradients of the last position.
+        linear_captum: seconds for `COUNTS` prompts together.
+        linear_paper: likewise.
+        rate_captum: prompts per second of the most of them together.
+        rate_paper: likewise.
+        outside_captum: part of a whole analysis's time in which no tensor operation runs: in the engine, in storing the
+            batches, and in writing the scores file.
+        outside_paper: likewise.
         matrix_rate: part of the device's matrix rate that the engine reaches (definition `captum`).
     """
 
@@ -102,11 +68,15 @@ class Result:
     speedup_paper: float
     paper_forwards: float
     gap_captum: float
-    batch_captum: float
-    batch_paper: float
+    gap_paper: float
+    linear_captum: list[float]
+    linear_paper: list[float]
+    rate_captum: float
+    rate_paper: float
     memory_captum: float
     memory_paper: float
-    outside: float
+    outside_captum: float
+    outside_paper: float
     matrix_rate: float
 
 
@@ -125,14 +95,11 @@ def captum_as_published(model: PreTrainedModel, input_ids: torch.Tensor, target:
     return torch.stack(rows)
 
 
-def measure(name: str, threads: int, repeats: int, captum_repeats: int) -> Result:
+def measure(name: str, shape: Shape, threads: int, repeats: int, captum_repeats: int) -> Result:
     """All figures of one shape."""
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    shape = SHAPES[name]
-    with torch.device(shape.device):
-        model = AutoModelForCausalLM.from_config(shape.config, dtype=shape.dtype).eval()
-    prompts = torch.randint(1, shape.config.vocab_size, (MANY, shape.tokens)).tolist()
+    model = shape.model()
+    prompts = shape.prompts(max(COUNTS))
     input_ids = torch.tensor(prompts[:1], device=shape.device)
 
     def forward(**options: int) -> torch.Tensor:
@@ -145,40 +112,47 @@ def measure(name: str, threads: int, repeats: int, captum_repeats: int) -> Resul
         "forward": _best(forward, 3 * repeats, shape.device),
         "forward_last_logits": _best(lambda: forward(logits_to_keep=1), 3 * repeats, shape.device),
     }
-    extra: dict[str, float] = {}
+    extra: dict[str, Any] = {}
     scores = {}
     for definition in ("captum", "paper"):
         settings = AttributionSettings(definition=definition, steps=STEPS)
         with make_attributor(model, settings) as attributor:
 
-            def one(attributor=attributor):
-                return attributor.attribute(prompts[:1], [target])
+            def several(count=1, attributor=attributor):
+                return attributor.attribute(prompts[:count], [target] * count)
 
-            one()  # finds the layers and the baseline
+            several()  # finds the layers and the activation baseline
             with _peak_memory(shape.device) as peak:
-                scores[definition] = one()[0].scores
-            extra[f"memory_{definition}"] = peak[0]
-            times[f"engine_{definition}"] = _best(one, repeats, shape.device)
-            many = _best(lambda: attributor.attribute(prompts, [target] * MANY), 1, shape.device)
-            extra[f"batch_{definition}"] = many / MANY
-            if definition == "captum":
-                extra["outside"] = _outside_operations(one, shape.device)
+                scores[definition] = several()[0].scores
+            times[f"engine_{definition}"] = _best(several, repeats, shape.device)
+            linear = [_best(lambda count=count: several(count), 1, shape.device) for count in COUNTS[1:]]
+            inside = 1 - _outside_operations(several, shape.device)
+        extra[f"memory_{definition}"] = peak[0]
+        extra[f"linear_{definition}"] = [times[f"engine_{definition}"], *linear]
+        extra[f"rate_{definition}"] = max(COUNTS) / linear[-1]
+        extra[f"outside_{definition}"] = 1 - inside * (1 - outside_engine(shape, model, definition, max(COUNTS)))
     reference: list[torch.Tensor] = []
     times["captum"] = _best(
         lambda: reference.append(captum_as_published(model, input_ids, target)), captum_repeats, shape.device
     )
-    gap = float((scores["captum"] - reference[0]).norm() / reference[0].norm())
+    with make_attributor(model, AttributionSettings("paper", STEPS, engine="captum")) as captum:
+        reference.append(captum.attribute(prompts[:1], [target])[0].scores)
     return Result(
         shape=name,
         threads=threads,
         speedup_captum=times["captum"] / times["engine_captum"],
         speedup_paper=times["captum"] / times["engine_paper"],
         paper_forwards=times["engine_paper"] / times["forward"],
-        gap_captum=gap,
+        gap_captum=_gap(scores["captum"], reference[0]),
+        gap_paper=_gap(scores["paper"], reference[-1]),
         matrix_rate=_engine_flops(model, shape.tokens) / times["engine_captum"] / _matrix_rate(shape),
         **times,
         **extra,
     )
+
+
+def _gap(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
 def _best(work: Callable[[], object], repeats: int, device: str) -> float:
@@ -253,26 +227,67 @@ def _matrix_rate(shape: Shape) -> float:
 def as_table(results: list[Result]) -> ResultTable:
     """The figures for people."""
     header = [
-        *("shape", "threads", "forward", "Captum", "captum", "times", "paper", "times", "forwards", "error"),
-        *(f"captum x{MANY}", f"paper x{MANY}", "MiB", "MiB (paper)", "outside", "rate"),
+        *("shape", "threads", "forward", "Captum", "captum", "paper", "error", "(paper)"),
+        *("samples/s", "(paper)", "MiB", "(paper)", "outside", "(paper)", "rate"),
+        *(f"captum x{count}" for count in COUNTS),
+        *(f"paper x{count}" for count in COUNTS),
     ]
     rows = [
         [
             r.shape,
             str(r.threads),
-            *(f"{seconds:.3g} s" for seconds in (r.forward, r.captum, r.engine_captum)),
-            f"{r.speedup_captum:.2f}",
-            f"{r.engine_paper:.3g} s",
-            f"{r.speedup_paper:.0f}",
-            f"{r.paper_forwards:.2f}",
-            f"{r.gap_captum:.1e}",
-            *(f"{seconds:.3g} s" for seconds in (r.batch_captum, r.batch_paper)),
+            *(f"{seconds:.3g} s" for seconds in (r.forward, r.captum, r.engine_captum, r.engine_paper)),
+            *(f"{gap:.1e}" for gap in (r.gap_captum, r.gap_paper)),
+            *(f"{rate:.3g}" for rate in (r.rate_captum, r.rate_paper)),
             *(f"{memory:.0f}" for memory in (r.memory_captum, r.memory_paper)),
-            *(f"{part:.1%}" for part in (r.outside, r.matrix_rate)),
+            *(f"{part:.1%}" for part in (r.outside_captum, r.outside_paper, r.matrix_rate)),
+            *(f"{seconds:.3g} s" for seconds in (*r.linear_captum, *r.linear_paper)),
         ]
         for r in results
     ]
     return ResultTable("KVA, per prompt", header, rows)
+
+
+def targets(results: list[Result], shapes: dict[str, Shape], two_processes: float | None) -> ResultTable:
+    """What was aimed at, and what came out."""
+    rows = []
+
+    def row(what: str, value: float, target: float, *, most: bool = False) -> None:
+        met = value <= target if most else value >= target
+        rows.append([what, f"{'<=' if most else '>='} {target:g}", f"{value:.3g}", "yes" if met else "no"])
+
+    for r in results:
+        aimed = shapes[r.shape]
+        where = f"{r.shape}, {r.threads} threads: "
+        row(where + "captum, times as fast as Captum", r.speedup_captum, aimed.speedup)
+        row(where + "paper, times as fast as Captum", r.speedup_paper, 60)
+        row(where + "paper, forward passes", r.paper_forwards, 2.3, most=True)
+        for definition, gap in (("captum", r.gap_captum), ("paper", r.gap_paper)):
+            row(f"{where}{definition}, relative error", gap, aimed.gap, most=True)
+        if aimed.seconds:
+            row(where + "captum, seconds", r.engine_captum, aimed.seconds[0], most=True)
+            row(where + "paper, seconds", r.engine_paper, aimed.seconds[1], most=True)
+        for definition, part in (("captum", r.outside_captum), ("paper", r.outside_paper)):
+            row(f"{where}{definition}, part of the time outside the model", part, 0.05, most=True)
+        for definition, seconds in (("captum", r.linear_captum), ("paper", r.linear_paper)):
+            growth = seconds[-1] / seconds[0] / COUNTS[-1]
+            row(
+                f"{where}{definition}, time of {COUNTS[-1]} prompts over {COUNTS[-1]} times one", growth, 1.1, most=True
+            )
+    if two_processes is not None:
+        row("samples/s of two processes over one", two_processes, 1.8)
+    return ResultTable("Targets", ["what", "target", "measured", "met"], rows)
+
+
+def _hardware() -> dict[str, str | int | None]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
 
 
 def main(
@@ -281,22 +296,30 @@ def main(
     repeats: Annotated[int, typer.Option(help="Runs of the engine; the best counts.")] = 3,
     captum_repeats: Annotated[int, typer.Option(help="Runs of Captum; the best counts.")] = 1,
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to save the figures.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One tiny shape: to see that everything works.")] = False,
 ) -> None:
     """Measure KVA on random models."""
-    console = Console(width=200)
+    quiet_libraries()
+    console = Console(width=240)
+    hardware = _hardware()
+    console.print(", ".join(f"{name}: {value}" for name, value in hardware.items()))
+    shapes = QUICK_SHAPES if quick else SHAPES
+    chosen = {name: shapes[name] for name in shape or shapes}
     results = []
-    for name in shape or SHAPES:
-        if SHAPES[name].device == "cuda" and not torch.cuda.is_available():
+    for name, wanted in chosen.items():
+        if wanted.device == "cuda" and not torch.cuda.is_available():
             console.print(f"{name}: no CUDA device, left out")
             continue
-        for count in [1] if SHAPES[name].device == "cuda" else threads or [1, 2]:
-            results.append(measure(name, count, repeats, captum_repeats))
+        for count in [1] if wanted.device == "cuda" else threads or [1, 2]:
+            results.append(measure(name, wanted, count, repeats, captum_repeats))
             console.print(json.dumps(asdict(results[-1])), soft_wrap=True)
+    first = next(iter(shapes.values()))
+    together = processes_together(first, *(4, 44) if quick else (8, 72)) if first in chosen.values() else None
     console.print(as_table(results).rich())
+    console.print(targets(results, chosen, together).rich())
     if json_path is not None:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        hardware = {"processor": platform.processor() or platform.machine(), "gpu": device, "torch": torch.__version__}
-        write_json(json_path, {"hardware": hardware, "results": [asdict(r) for r in results]}, overwrite=True)
+        figures = {"hardware": hardware, "results": [asdict(r) for r in results], "two_processes": together}
+        write_json(json_path, figures, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""What a whole analysis costs beside the engine, and what a second process brings."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from kva_shapes import Shape
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from loki.calibration.samples import Sample
+from loki.kva import AttributionSettings, computing, make_attributor
+from loki.kva.assembling import assemble
+from loki.kva.batches import auto_batch_size
+from loki.kva.job import Job
+from loki.kva.provenance import Provenance
+from loki.kva.running import run
+from loki.kva.work_folder import WorkFolder
+from loki.ranks import Ranks
+
+
+class _Timed:
+    """An engine that sums up the seconds spent in it."""
+
+    def __init__(self, *arguments, **keywords) -> None:
+        self._engine = make_attributor(*arguments, **keywords)
+        self.seconds = 0.0
+
+    def __enter__(self) -> "_Timed":
+        self._engine.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._engine.__exit__(*error)
+
+    def attribute(self, *arguments):
+        start = time.perf_counter()
+        result = self._engine.attribute(*arguments)
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def outside_engine(shape: Shape, model: PreTrainedModel, definition: str, count: int) -> float:
+    """The part of an analysis's time, from the first batch to the finished scores file, that is not the engine's."""
+    settings = AttributionSettings(definition)
+    samples = [Sample(f"random:{index}", "", ids, None) for index, ids in enumerate(shape.prompts(count))]
+    said = {name: value for name, value in vars(settings).items() if name in Provenance.__dataclass_fields__}
+    job = Job(
+        directory=Path(),
+        settings=settings,
+        provenance=Provenance(
+            **said,
+            model="random",
+            model_fingerprint="",
+            dtype=str(shape.dtype).removeprefix("torch."),
+            source="random",
+            source_digest="",
+            versions={},
+        ),
+        samples=samples,
+        layers=shape.config.num_hidden_layers,
+        hidden=shape.config.hidden_size,
+        batch_size=auto_batch_size([shape.tokens], shape.device),
+        device=torch.device(shape.device),
+        device_map=None,
+        seed=0,
+        check=0,
+        memory_budget=None,
+        trust_remote_code=False,
+    )
+    engines: list[_Timed] = []
+
+    def timed(*arguments, **keywords) -> _Timed:
+        engines.append(_Timed(*arguments, **keywords))
+        return engines[-1]
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(computing, "load_model", lambda *_, **__: model),
+        patch.object(computing, "make_attributor", timed),
+    ):
+        work = WorkFolder(Path(folder, "scores.h5.partial"))
+        with work.hold():
+            work.begin({}, overwrite=False)
+            work.record({})
+            batches = job.batches()
+            start = time.perf_counter()
+            outcome = run(job, batches, work, Ranks(0, 1), log=None, rule=None, progress=None)
+            assemble(job, batches, outcome.batches, work, Path(folder, "scores.h5"))
+            seconds = time.perf_counter() - start
+            work.remove()
+    return 1 - sum(engine.seconds for engine in engines) / seconds
+
+
+def processes_together(shape: Shape, few: int, many: int) -> float:
+    """How many times the samples per second of one single-threaded process two of them reach on two cores.
+
+    From the additional time that more samples take, so that neither start-up nor loading counts.
+    """
+    with _saved(shape) as model:
+        rates = []
+        for processes in (1, 2):
+            seconds = [_analysis_seconds(shape, model, processes, count) for count in (few, many)]
+            rates.append((many - few) / (seconds[1] - seconds[0]))
+    return rates[1] / rates[0]
+
+
+def _analysis_seconds(shape: Shape, model: Path, processes: int, count: int) -> float:
+    data, output = model.parent / "prompts.jsonl", model.parent / "scores.h5"
+    data.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in shape.prompts(count)))
+    launcher: Sequence[object] = ()
+    if processes > 1:
+        launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", processes)
+        launcher = (*launcher, "--main_process_port", 0, "-m")
+    words = (*launcher, "loki", "analyse", model, "--data", data, "--output", output, "--overwrite", "--batch-size", 4)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", *map(str, words)], env=environment, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _saved(shape: Shape) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder, "model")
+        shape.model().save_pretrained(directory)
+        words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+        PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(directory)
+        yield directory
