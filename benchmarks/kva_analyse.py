@@ -133,6 +133,6 @@ def _saved(shape: Shape) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder, "model")
         shape.model().save_pretrained(directory)
-        words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+        words = Tokenizer(WordLevel({"<unk>": 0, "word": 1}, unk_token="<unk>"))
         PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(directory)
         yield directory
