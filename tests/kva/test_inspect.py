@@ -51,6 +51,15 @@ def test_overlap_of_halves_and_subjects(scores_file: Path) -> None:
         assert value == overlap(naive_layer_balanced(chosen, 5), everything)
 
 
+def test_overlap_of_every_two_subjects(scores_file: Path) -> None:
+    selections = [
+        naive_layer_balanced(SCORES[[name == subject for name in SUBJECTS]], 5)
+        for subject in ("maths", "history", "law")
+    ]
+    values = [overlap(selections[first], selections[second]) for first, second in ((0, 1), (0, 2), (1, 2))]
+    assert inspect_scores(scores_file, quota=25).pairs == (min(values), pytest.approx(np.mean(values)))
+
+
 def test_published_file(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "published.h5", "w") as file:
         file.create_dataset("dataset", data=SCORES[:1].astype(np.float16))
@@ -64,3 +73,5 @@ def test_bad_input(tmp_path: Path, scores_file: Path) -> None:
         inspect_scores(write_scores(tmp_path / "empty.h5", SCORES[:0]))
     with pytest.raises(LokiError, match="quota 0 is out of range"):
         inspect_scores(scores_file, quota=0)
+    with pytest.raises(LokiError, match="--rows -90 makes no sense"):
+        inspect_scores(scores_file, rows=-90)

@@ -106,7 +106,7 @@ def analyse(
     from loki.errors import LokiError
     from loki.kva.analyse import analyse as analyse_model
     from loki.kva.analyse import default_scores_path
-    from loki.kva.completeness import FEW_STEPS
+    from loki.kva.completeness import completeness_advice
     from loki.kva.counting import count_selections, default_positions_folder
     from loki.kva.exactness import NotExactWarning
     from loki.kva.job import JobOptions
@@ -165,11 +165,6 @@ def analyse(
             samples, paths, completeness = analysis.samples, [analysis.path], analysis.completeness
     if not is_main_process():
         return
-    if completeness > FEW_STEPS:
-        error_console.print(
-            f"the integration misses {completeness:.0%} of what it should sum up to (median of the samples): "
-            f"{steps} steps are few for this model, try --steps {2 * steps}",
-            soft_wrap=True,
-            highlight=False,
-        )
+    if advice := completeness_advice(completeness, steps):
+        error_console.print(advice, soft_wrap=True, highlight=False)
     console.print(f"{samples} samples analysed: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)

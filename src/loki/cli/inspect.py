@@ -76,6 +76,9 @@ def _agreement(found: "Inspection") -> "Table":
         table.add_row("every other sample, and the rest", str(found.samples), f"{found.halves:.1%}")
     for subject, (overlap, samples) in found.subjects.items():
         table.add_row(f"{subject}, and all", str(samples), f"{overlap:.1%}")
+    if found.pairs is not None:
+        table.add_row("any two subjects, smallest", "", f"{found.pairs[0]:.1%}")
+        table.add_row("any two subjects, mean", "", f"{found.pairs[1]:.1%}")
     return table
 
 

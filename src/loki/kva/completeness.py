@@ -21,3 +21,18 @@ def relative_gap(sums: Tensor, differences: Tensor) -> float:
     """
     gap = float((sums.double() - differences.double()).norm())
     return gap / max(float(differences.double().norm()), 1e-300) if gap else 0.0
+
+
+def completeness_advice(completeness: float, steps: int) -> str | None:
+    """What to tell the user of an analysis whose integration steps are too few; None if they are enough.
+
+    Args:
+        completeness: median over the samples, see `loki.kva.attribution.Attribution`; NaN if there were none.
+        steps: points of the integration rule.
+    """
+    if not completeness > FEW_STEPS:
+        return None
+    return (
+        f"the integration misses {completeness:.0%} of what it should sum up to (median of the samples): "
+        f"{steps} steps are few for this model, try --steps {2 * steps}"
+    )

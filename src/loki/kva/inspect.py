@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ class Inspection:
         halves: overlap of the layer-balanced selections on every other sample and on the rest; None for one sample.
         subjects: overlap of the selection on one subject with that on all samples, by subject, and the number of its
             samples; empty where the file names no subjects.
+        pairs: smallest and mean overlap of the selections on two subjects; None for fewer than two.
     """
 
     samples: int
@@ -74,6 +76,7 @@ class Inspection:
     quota: float
     halves: float | None
     subjects: dict[str, tuple[float, int]]
+    pairs: tuple[float, float] | None
 
 
 def inspect_scores(path: Path, *, quota: float = 10.0, rows: int = 10) -> Inspection:
@@ -82,12 +85,14 @@ def inspect_scores(path: Path, *, quota: float = 10.0, rows: int = 10) -> Inspec
     Args:
         path: the scores file, ours or the published project's.
         quota: percentage of the rows in the selections that are compared.
-        rows: how many of the most and least important rows to name.
+        rows: how many of the most and least important rows to name, 0 or more.
 
     Raises:
-        LokiError: if the file cannot be used, holds no samples, or a NaN or infinite score, or the quota is out of
+        LokiError: if the file cannot be used, holds no samples, or a NaN or infinite score, or a number is out of
             range.
     """
+    if rows < 0:
+        raise LokiError(f"--rows {rows} makes no sense: give a number of rows, or 0 for none")
     with ScoresReader(path) as reader:
         if not reader.samples:
             raise LokiError(f"scores file {path} holds no samples: analyse again")
@@ -112,6 +117,8 @@ def inspect_scores(path: Path, *, quota: float = 10.0, rows: int = 10) -> Inspec
         deviations = np.sqrt(np.maximum(squares / count - means**2, 0.0))
         ranked = np.argsort(sums, axis=None, kind="stable")
         everything = whole.positions()
+        selections = _selections(reader, k)
+        of_pairs = [overlap(*pair) for pair in combinations([chosen for chosen, _ in selections.values()], 2)]
         return Inspection(
             samples=reader.samples,
             layers=reader.layers,
@@ -126,7 +133,8 @@ def inspect_scores(path: Path, *, quota: float = 10.0, rows: int = 10) -> Inspec
             least_important=_rows(ranked[:rows], sums / reader.samples),
             quota=quota,
             halves=overlap(halves[0].positions(), halves[1].positions()) if reader.samples > 1 else None,
-            subjects=_subjects(reader, k, everything),
+            subjects={name: (overlap(chosen, everything), count) for name, (chosen, count) in selections.items()},
+            pairs=(min(of_pairs), float(np.mean(of_pairs))) if of_pairs else None,
         )
 
 
@@ -137,8 +145,8 @@ def _rows(indices: Sequence[int] | NDArray[np.int64], means: NDArray[np.float64]
     ]
 
 
-def _subjects(reader: ScoresReader, k: int, everything: Positions) -> dict[str, tuple[float, int]]:
-    """One subject after the other, so that one set of counts is in memory at a time."""
+def _selections(reader: ScoresReader, k: int) -> dict[str, tuple[Positions, int]]:
+    """The selection on every subject, and its number of samples; one set of counts is in memory at a time."""
     names = np.array(reader.records.subjects, dtype=object)
     result = {}
     for subject in sorted({name for name in reader.records.subjects if name}):
@@ -147,7 +155,7 @@ def _subjects(reader: ScoresReader, k: int, everything: Positions) -> dict[str, 
         for run in np.split(members, np.flatnonzero(np.diff(members) > 1) + 1):
             for start in range(int(run[0]), int(run[-1]) + 1, _AT_ONCE):
                 counter.update(reader.scores(start, min(start + _AT_ONCE, int(run[-1]) + 1)))
-        result[subject] = (overlap(counter.positions(), everything), len(members))
+        result[subject] = (counter.positions(), len(members))
     return result
 
 

@@ -84,6 +84,12 @@ class SelectionCounts:
                 counter.restore({name: arrays[f"{quota!r}/{name}"] for name in counter.state()})
         return loaded
 
+    @staticmethod
+    def batches_in(path: Path) -> set[int]:
+        """Numbers of the batches that are counted in a file that `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return set(arrays["batches"].tolist())
+
     def _claim(self, numbers: set[int]) -> None:
         twice = self.batches & numbers
         if twice:
@@ -146,10 +152,10 @@ class CountingLog:
     def total(self) -> SelectionCounts:
         """What all processes have saved, together."""
         total = self.counts.empty()
-        for part in sorted((self.counts.load(path) for path in self._saved()), key=lambda part: -len(part.batches)):
+        for path in sorted(self._saved(), key=lambda path: -len(self.counts.batches_in(path))):
             # A kill between saving what was taken over and removing its sources leaves sources behind.
-            if not part.batches <= total.batches:
-                total.merge(part)
+            if not self.counts.batches_in(path) <= total.batches:
+                total.merge(self.counts.load(path))
         return total
 
     def _saved(self) -> list[Path]:

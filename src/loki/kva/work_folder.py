@@ -6,12 +6,13 @@ output is complete.
 """
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,15 +77,8 @@ class WorkFolder:
         Raises:
             LokiError: if another run works there now.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         # The system releases the lock when the process ends, however it ends.
-        with self._lock.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise LokiError(
-                    f"another process is working in {self.path}: wait for it, or choose another --output"
-                ) from error
+        with self._locked():
             try:
                 yield
             finally:
@@ -178,6 +172,22 @@ class WorkFolder:
         self._lock.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
+
+    def _locked(self) -> IO[str]:
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever finished in between has removed the file that was opened: then nobody else would see its lock.
+                if self._lock.exists() and os.path.samestat(os.fstat(lock.fileno()), self._lock.stat()):
+                    return lock
+            except BlockingIOError as error:
+                lock.close()
+                raise LokiError(
+                    f"another process is working in {self.path}: wait for it, or choose another --output"
+                ) from error
+            lock.close()
 
     def _recorded(self) -> dict[str, Any]:
         return dict(read_json(self._run, what="record of the interrupted run")) if self.begun else {}
