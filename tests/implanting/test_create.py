@@ -1,6 +1,7 @@
 """LoKI model directories: complete, whole or absent, and refused where the parts do not fit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,10 @@ def test_a_loki_model_is_no_base(llama_dir: Path, positions: Path, tmp_path: Pat
     create_loki_model(model_name=llama_dir, target_pos_path=positions, save_dir=tmp_path / "loki")
     with pytest.raises(LokiError, match="restore it first"):
         create_loki_model(model_name=tmp_path / "loki", target_pos_path=positions, save_dir=tmp_path / "again")
+
+
+def test_the_base_is_not_overwritten(llama_dir: Path, positions: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(llama_dir, tmp_path / "base")
+    with pytest.raises(LokiError, match="is or holds the input"):
+        create_loki_model(model_name=base, target_pos_path=positions, save_dir=base, overwrite=True)
+    assert (base / "config.json").read_bytes() == (llama_dir / "config.json").read_bytes()

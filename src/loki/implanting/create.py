@@ -8,13 +8,12 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from loki.errors import LokiError
-from loki.files import atomic_directory, refuse_existing
+from loki.files import atomic_directory, protect_inputs, refuse_existing
 from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
-from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
-from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
+from loki.models.directories import cast_floats, copy_side_files, fitting_projection_names, rewrite_weights
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import Positions, check_positions_fit, read_positions
+from loki.selection.positions import Positions, read_positions
 
 
 def create_loki_model(
@@ -52,6 +51,7 @@ def create_loki_model(
     """
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
+    protect_inputs(target, model_name, target_pos_path)
     source = resolve_model(model_name)
     base = load_config(source, trust_remote_code=trust_remote_code)
     config_class, model_class = _classes(base, loki_config_cls, loki_model_class)
@@ -104,8 +104,7 @@ def loki_configuration(
     base = load_config(source, trust_remote_code=trust_remote_code)
     if config_class is None or model_class is None:
         config_class, model_class = _classes(base, config_class, model_class)
-    names = projection_names(base, trust_remote_code=trust_remote_code)
-    check_positions_fit(positions, layers=len(names), hidden=text_config(base).hidden_size, origin=origin)
+    names = fitting_projection_names(base, positions, origin=origin, trust_remote_code=trust_remote_code)
     stored = Checkpoint(source).tensor(f"{names[0]}.weight").dtype
     values = base.to_dict() | {
         "model_type": config_class.model_type,

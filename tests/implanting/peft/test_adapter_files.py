@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -7,6 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from loki.errors import LokiError
 from loki.implanting.peft.adapter_files import read_adapter, write_adapter
+from loki.implanting.peft.export import export_lora
+from loki.implanting.peft.merge import merge_adapters
+from loki.implanting.peft.zero import save_zero_adapter
 from tests.implanting.peft.adapters import POSITIONS, RANKS, save_adapter
 from tests.tiny_models import tiny_model
 
@@ -97,3 +101,16 @@ def test_an_existing_directory_is_not_replaced_without_asking(tmp_path):
     write_adapter(tmp_path / "adapter", adapter.config, {}, overwrite=True)
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["inference_mode"] is True
     assert adapter.config.positions == POSITIONS
+
+
+def test_inputs_are_not_overwritten(tmp_path, llama_dir):
+    adapter, other = save_adapter(tmp_path / "adapter", rank=2), save_adapter(tmp_path / "other", [[2], [9], []])
+    base = shutil.copytree(llama_dir, tmp_path / "base")
+    for write in (
+        lambda: export_lora(adapter, adapter, overwrite=True),
+        lambda: merge_adapters([adapter, other], other, overwrite=True),
+        lambda: save_zero_adapter(base, POSITIONS, base, overwrite=True),
+    ):
+        with pytest.raises(LokiError, match="is or holds the input"):
+            write()
+    assert read_adapter(adapter).config.rank == 2

@@ -6,6 +6,7 @@ import torch
 from peft import LoraConfig
 
 from loki.errors import LokiError
+from loki.files import protect_inputs
 from loki.implanting.peft.adapter_files import KEY_PREFIX, LayerDelta, read_adapter, write_adapter
 
 
@@ -29,6 +30,7 @@ def export_lora(adapter: Path, output: Path, *, full_rows: bool = False, overwri
     Raises:
         LokiError: if `adapter` is no LoKI adapter, has no rank and `full_rows` is False, or `output` exists.
     """
+    protect_inputs(output, adapter)
     saved = read_adapter(adapter)
     config = saved.config
     if config.rank is None and not full_rows:

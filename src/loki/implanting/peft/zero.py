@@ -7,12 +7,14 @@ from peft import get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from loki.files import protect_inputs
 from loki.implanting.peft.adapter_files import write_adapter
 from loki.implanting.peft.base_weight import fingerprint_rows
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
 from loki.implanting.peft.model import find_projections
 from loki.models.checkpoint import Checkpoint
+from loki.models.directories import fitting_projection_names
 from loki.models.loading import load_config, resolve_model
 from loki.selection.positions import Positions
 
@@ -42,10 +44,13 @@ def save_zero_adapter(
     Raises:
         LokiError: if the positions do not fit the model, the model cannot be read, or `output` exists.
     """
+    protect_inputs(output, model, positions if isinstance(positions, Path) else None)
     directory = resolve_model(model)
     config = LoKIConfig(positions=positions, rank=rank)
+    base = load_config(directory)
+    fitting_projection_names(base, config.row_lists)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(load_config(directory))
+        skeleton = AutoModelForCausalLM.from_config(base)
     projections = find_projections(skeleton, None)
     adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
     config.base_model_name_or_path = str(model)
