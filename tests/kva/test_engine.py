@@ -52,6 +52,18 @@ def test_one_point_of_gauss_legendre() -> None:
     assert_close(found.scores, published.captum_scores(model, PROMPT, steps=1, method="gausslegendre"))
 
 
+@pytest.mark.parametrize("method", IG_METHODS)
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_rules_of_the_paper_definition(family: str, method: str) -> None:
+    """The equations leave the rule open; Captum's IntegratedGradients knows them all."""
+    model = tiny_model(family)
+    found, expected = (
+        attribute(model, [PROMPT], definition="paper", ig_method=method, steps=5, engine=engine)[0]
+        for engine in ("fast", "captum")
+    )
+    assert_close(found.scores, expected.scores)
+
+
 @pytest.mark.parametrize("steps", [2, 5])
 def test_paper_definition_at_other_steps(steps: int) -> None:
     model = tiny_model("qwen2")
@@ -103,7 +115,7 @@ def test_earlier_position_is_captums_score_of_the_prediction_made_there(position
 
 
 @pytest.mark.parametrize("definition", ["captum", "paper"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("family", [*FAMILIES, *ATTENTION_FAMILIES])
 def test_batch_of_different_lengths_equals_one_by_one(family: str, definition: str) -> None:
     model = tiny_model(family)
     prompts, targets = [PROMPT, *OTHERS], [None, 7, None, 0]

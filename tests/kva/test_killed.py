@@ -82,6 +82,19 @@ def test_two_processes_give_what_one_gives(llama_dir: Path, tmp_path: Path) -> N
     assert read_positions(tmp_path / "counted" / "25.json") == read_positions(tmp_path / "selected.json")
 
 
+def test_three_processes_stop_early_where_one_does(llama_dir: Path, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 300)
+    words: tuple[object, ...] = ("analyse", llama_dir, "--data", tmp_path / "prompts.jsonl", "--batch-size", 4)
+    words = (*words, "--until-stable", 0.6, "--quota", "10,30")
+    run("loki", *words, "--output", tmp_path / "one.h5")
+    outcomes = side_by_side(3, *words, "--output", tmp_path / "three.h5")
+    assert [code for code, _ in outcomes] == [0, 0, 0], outcomes
+    with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "three.h5") as three:
+        assert 64 < len(one["dataset"]) < 300
+        np.testing.assert_array_equal(three["dataset"][:], one["dataset"][:])
+        assert dict(three.attrs) == dict(one.attrs)
+
+
 def test_bad_input_in_two_processes_is_one_line(llama_dir: Path, tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 5)
     (tmp_path / "scores.h5").write_text("mine")
