@@ -10,8 +10,6 @@ with `--json`, saved.
 
 import ctypes
 import json
-import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ import psutil
 import torch
 import typer
 from captum.attr import LayerIntegratedGradients
+from hardware import hardware
 from kva_analyse import outside_engine, processes_together
 from kva_shapes import QUICK_SHAPES, SHAPES, Shape
 from rich.console import Console
@@ -279,17 +278,6 @@ def targets(results: list[Result], shapes: dict[str, Shape], two_processes: floa
     return ResultTable("Targets", ["what", "target", "measured", "met"], rows)
 
 
-def _hardware() -> dict[str, str | int | None]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
-
-
 def main(
     shape: Annotated[list[str] | None, typer.Option(help="Shape to measure; may be repeated. Default: all.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="CPU threads; may be repeated. Default: 1 and 2.")] = None,
@@ -301,8 +289,7 @@ def main(
     """Measure KVA on random models."""
     quiet_libraries()
     console = Console(width=240)
-    hardware = _hardware()
-    console.print(", ".join(f"{name}: {value}" for name, value in hardware.items()))
+    console.print(", ".join(f"{name}: {value}" for name, value in hardware().items()))
     shapes = QUICK_SHAPES if quick else SHAPES
     chosen = {name: shapes[name] for name in shape or shapes}
     results = []
@@ -318,7 +305,7 @@ def main(
     console.print(as_table(results).rich())
     console.print(targets(results, chosen, together).rich())
     if json_path is not None:
-        figures = {"hardware": hardware, "results": [asdict(r) for r in results], "two_processes": together}
+        figures = {"hardware": hardware(), "results": [asdict(r) for r in results], "two_processes": together}
         write_json(json_path, figures, overwrite=True)
 
 

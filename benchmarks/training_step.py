@@ -1,7 +1,8 @@
 """What a training step with LoKI costs, beside LoRA and full fine-tuning, all in the same run.
 
-    python benchmarks/training_step.py                        Qwen2.5-0.5B's shape, float32, on the CPU
-    python benchmarks/training_step.py --device cuda          the same in bfloat16 on a GPU
+    python benchmarks/training_step.py                        Qwen2.5-0.5B's shape: float32 on the CPU and, where there
+                                                              is one, bfloat16 on the GPU
+    python benchmarks/training_step.py --device cuda          on the GPU alone
     python benchmarks/training_step.py --layers 8 --rounds 3  a quick look
 
 Weights are random. What is compared takes turns, so that noise hits all alike: seconds are medians over the rounds, and
@@ -9,7 +10,6 @@ a ratio is the median of the rounds' ratios. Results are printed and, with `--js
 """
 
 import copy
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +19,7 @@ from typing import Annotated
 
 import torch
 import typer
+from hardware import hardware
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from rich.console import Console
 from rich.progress import track
@@ -301,8 +302,21 @@ def step_ratios(steps: list[Step], layers: int) -> list[Ratio]:
     return [
         Ratio("step, LoKI q=10 / LoRA r=16", loki.to_lora, LORA_TARGET),
         Ratio("step, LoKI q=10 / full", loki.to_full, FULL_TARGET),
-        Ratio("gradients and moments / 3 float32 per active parameter", loki.training_bytes / (12 * active), 1.0, exact=True),
+        Ratio(
+            "gradients and moments / 3 float32 per active parameter",
+            loki.training_bytes / (12 * active),
+            1.0,
+            exact=True,
+        ),
     ]
+
+
+def measure(layers: int, rounds: int, place: Place) -> tuple[list[Step], list[Ratio]]:
+    """All figures of one device."""
+    base = base_model(layers, place)
+    alone = [*measure_layer(10 * rounds, place), measure_restored(base, rounds, place.device)]
+    steps = measure_steps(base, rounds, place.device)
+    return steps, [*step_ratios(steps, layers), *alone]
 
 
 def step_table(steps: list[Step], title: str) -> ResultTable:
@@ -336,37 +350,41 @@ def main(
     layers: Annotated[int, typer.Option(help="Decoder layers.")] = 24,
     rounds: Annotated[int, typer.Option(help="Training steps of each way; ten times as many passes of a layer.")] = 9,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu (float32) or cuda (bfloat16).")] = "cpu",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="cpu (float32) or cuda (bfloat16); may be repeated. Default: all there are."),
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to save the figures.")] = None,
 ) -> None:
     """Measure training steps on random models."""
     torch.set_num_threads(threads)
     console = Console(width=120)
-    if device == "cuda" and not torch.cuda.is_available():
+    cuda = torch.cuda.is_available()
+    chosen = device or ["cpu", *(["cuda"] if cuda else [])]
+    if "cuda" in chosen and not cuda:
         console.print("no CUDA device: measure on the CPU (--device cpu)")
         raise typer.Exit(2)
-    place = Place(device, torch.bfloat16 if device == "cuda" else torch.float32)
-    base = base_model(layers, place)
-    ratios = [*measure_layer(10 * rounds, place), measure_restored(base, rounds, device)]
-    steps = measure_steps(base, rounds, device)
-    ratios = [*step_ratios(steps, layers), *ratios]
-    hardware = {
-        "processor": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-        "threads": threads,
-        "dtype": str(place.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-    }
-    title = f"Training step, {layers} x {HIDDEN}, {BATCH} x {TOKENS} tokens, {hardware['dtype']}, {threads} threads"
-    console.print(step_table(steps, title).rich())
-    console.print(ratio_table(ratios).rich())
+    console.print(", ".join(f"{name}: {value}" for name, value in hardware().items()))
+    results = []
+    for name in chosen:
+        place = Place(name, torch.bfloat16 if name == "cuda" else torch.float32)
+        steps, ratios = measure(layers, rounds, place)
+        dtype = str(place.dtype).removeprefix("torch.")
+        title = f"Training step on {name}, {layers} x {HIDDEN}, {BATCH} x {TOKENS} tokens, {dtype}, {threads} threads"
+        console.print(step_table(steps, title).rich())
+        console.print(ratio_table(ratios).rich())
+        results.append(
+            {
+                "device": name,
+                "dtype": dtype,
+                "threads": threads,
+                "layers": layers,
+                "steps": [asdict(step) for step in steps],
+                "ratios": [{**asdict(r), "reached": r.reached} for r in ratios],
+            }
+        )
     if json_path is not None:
-        results = {
-            "hardware": hardware,
-            "layers": layers,
-            "steps": [asdict(step) for step in steps],
-            "ratios": [{**asdict(r), "reached": r.reached} for r in ratios],
-        }
-        write_json(json_path, results, overwrite=True)
+        write_json(json_path, {"hardware": hardware(), "results": results}, overwrite=True)
 
 
 if __name__ == "__main__":
