@@ -1,6 +1,7 @@
 """The MLP output projections are found in every family, by entry or by structure."""
 
 import pytest
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loki.errors import LokiError
@@ -49,3 +50,13 @@ def test_gpt2_has_a_projection_but_no_linear_rows() -> None:
 def test_mixture_of_experts_is_attributed_at_the_block(family: str) -> None:
     outputs = mlp_outputs(tiny_model(family))
     assert all(output.projection is None and output.attributed_module is output.block for output in outputs)
+
+
+@pytest.mark.parametrize("name", ["attn", "mixer", "self_attention"])
+def test_what_mixes_tokens_is_no_mlp(name: str) -> None:
+    model = tiny_model()
+    for layer in model.model.layers:
+        layer.register_module(name, nn.ModuleDict({"query": nn.Linear(32, 8), "out": nn.Linear(8, 32)}))
+        del layer.mlp, layer.self_attn
+    with pytest.raises(LokiError, match=r"no MLP found in model\.layers\.0"):
+        mlp_outputs(model)

@@ -28,6 +28,7 @@ LOKI_MODEL_TYPE_PREFIX = "loki_"
 
 _MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe")
 _PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "proj_2", "wo", "dense_h_to_4h_out")
+_MIXER_WORDS = ("attention", "attn", "mixer")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def _mlp_output(layer: nn.Module, layer_name: str, hidden_size: int, model_type:
         return MLPOutput(layer, layer_name, projection, projection, f"{layer_name}.{projection_name}")
     # The MLP comes after what mixes tokens.
     for name, block in reversed(list(layer.named_children())):
-        if "attention" not in type(block).__name__.lower() and (last := _last_linear(block, hidden_size)):
+        mixes = any(word in f"{name} {type(block).__name__}".lower() for word in _MIXER_WORDS)
+        if not mixes and (last := _last_linear(block, hidden_size)):
             return MLPOutput(layer, layer_name, block, getattr(block, last), f"{layer_name}.{name}.{last}")
     raise LokiError(f"no MLP found in {layer_name} of this {model_type} model: LoKI needs one in every layer")
 

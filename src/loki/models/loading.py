@@ -1,6 +1,7 @@
 """Loading a model, its configuration and its tokenizer, with every refusal as one clear line."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,17 +180,14 @@ def pick_device(device: str = "auto") -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise LokiError(f"--device {device} is no device: use auto, cpu, cuda or cuda:N") from error
-    if chosen.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", device):
         raise LokiError(f"--device {device} is not supported: use auto, cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise LokiError(f"--device {device}: this machine has no CUDA device: use auto or cpu")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise LokiError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0")
-    return chosen
+    return torch.device(device)
 
 
 def pick_dtype(dtype: str) -> torch.dtype | None:
