@@ -1,5 +1,6 @@
 """The processes of a data-parallel run, as `accelerate launch` or `torchrun` starts them."""
 
+import atexit
 import os
 import pickle
 import traceback
@@ -42,6 +43,8 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(0, 1)
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
+        atexit.unregister(_part)
+        atexit.register(_part)
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -129,6 +132,12 @@ def started_alone() -> bool:
     That is what it does without GPUs, unless `--multi_gpu` is given (which needs none).
     """
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ
+
+
+def _part() -> None:
+    """Leave the other processes in order: threads of theirs that are torn down with Python now and then abort it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _portable(error: Exception, rank: int) -> Exception:
