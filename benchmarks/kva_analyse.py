@@ -18,7 +18,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from loki.calibration.samples import Sample
-from loki.kva import AttributionSettings, computing, make_attributor
+from loki.kva import AttributionSettings, computing
 from loki.kva.assembling import assemble
 from loki.kva.batches import auto_batch_size
 from loki.kva.job import Job
@@ -28,29 +28,8 @@ from loki.kva.work_folder import WorkFolder
 from loki.ranks import Ranks
 
 
-class _Timed:
-    """An engine that sums up the seconds spent in it."""
-
-    def __init__(self, *arguments, **keywords) -> None:
-        self._engine = make_attributor(*arguments, **keywords)
-        self.seconds = 0.0
-
-    def __enter__(self) -> "_Timed":
-        self._engine.__enter__()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._engine.__exit__(*error)
-
-    def attribute(self, *arguments):
-        start = time.perf_counter()
-        result = self._engine.attribute(*arguments)
-        self.seconds += time.perf_counter() - start
-        return result
-
-
-def outside_engine(shape: Shape, model: PreTrainedModel, definition: str, count: int) -> float:
-    """The part of an analysis's time, from the first batch to the finished scores file, that is not the engine's."""
+def analyse_whole(shape: Shape, model: PreTrainedModel, definition: str, count: int) -> None:
+    """An analysis of `count` prompts, from the first batch to the finished scores file; only loading is left out."""
     settings = AttributionSettings(definition)
     samples = [Sample(f"random:{index}", "", ids, None) for index, ids in enumerate(shape.prompts(count))]
     said = {name: value for name, value in vars(settings).items() if name in Provenance.__dataclass_fields__}
@@ -77,28 +56,18 @@ def outside_engine(shape: Shape, model: PreTrainedModel, definition: str, count:
         memory_budget=None,
         trust_remote_code=False,
     )
-    engines: list[_Timed] = []
-
-    def timed(*arguments, **keywords) -> _Timed:
-        engines.append(_Timed(*arguments, **keywords))
-        return engines[-1]
-
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(computing, "load_model", lambda *_, **__: model),
-        patch.object(computing, "make_attributor", timed),
     ):
         work = WorkFolder(Path(folder, "scores.h5.partial"))
         with work.hold():
             work.begin({}, overwrite=False)
             work.record({})
             batches = job.batches()
-            start = time.perf_counter()
             outcome = run(job, batches, work, Ranks(0, 1), log=None, rule=None, progress=None)
             assemble(job, batches, outcome.batches, work, Path(folder, "scores.h5"))
-            seconds = time.perf_counter() - start
             work.remove()
-    return 1 - sum(engine.seconds for engine in engines) / seconds
 
 
 def processes_together(shape: Shape, few: int, many: int) -> float:

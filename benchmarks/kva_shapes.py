@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
+COUNTS = (1, 4, 16)  # prompts that go through the engine together, in the test of cost per prompt
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -18,6 +20,9 @@ class Shape:
         speedup: how many times as fast as Captum `captum` should be, at least.
         seconds: per prompt at most, under `captum` and `paper`; None: not aimed at.
         gap: relative error at most.
+        captum_counts: numbers of prompts that go through the engine together under `captum`; where one takes minutes,
+            one has to do.
+        analysed: at most so many prompts make up the whole analysis.
     """
 
     config: PretrainedConfig
@@ -27,12 +32,18 @@ class Shape:
     speedup: float = 5.0
     seconds: tuple[float, float] | None = None
     gap: float = 1e-5
+    captum_counts: tuple[int, ...] = COUNTS
+    analysed: int = 16
 
     def model(self) -> PreTrainedModel:
         """A model of this shape with random weights, made on its device."""
         torch.manual_seed(0)
         with torch.device(self.device):
             return AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+
+    def counts(self, definition: str) -> tuple[int, ...]:
+        """Numbers of prompts that go through the engine together."""
+        return self.captum_counts if definition == "captum" else COUNTS
 
     def prompts(self, count: int) -> list[list[int]]:
         """Random prompts."""
@@ -58,6 +69,8 @@ SHAPES = {
             tie_word_embeddings=True,
         ),
         tokens=150,
+        captum_counts=(1,),
+        analysed=4,
     ),
     "llama-3.1-8b": Shape(
         LlamaConfig(
