@@ -1,5 +1,6 @@
 """Exit codes, and errors as one line."""
 
+import logging
 import subprocess
 import sys
 
@@ -90,6 +91,15 @@ def test_python_m_loki() -> None:
     finished = subprocess.run([sys.executable, "-m", "loki", "select", "--help"], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert "loki select" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("message", "heard"),
+    [("Setting accelerator to CPU. If you have GPU ..., we were unable to detect it.", False), ("overflow", True)],
+)
+def test_deepspeed_does_not_report_a_machine_without_gpu(shell: Shell, message: str, heard: bool) -> None:
+    shell.done("--help")
+    assert bool(logging.getLogger("DeepSpeed").filter(logging.makeLogRecord({"msg": message}))) == heard
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

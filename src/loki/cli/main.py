@@ -33,6 +33,7 @@ COMMANDS = (
 def main() -> None:
     """Run `loki` with the arguments of this process."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of kernels it could use
+    logging.getLogger("DeepSpeed").addFilter(_other_than_no_gpu)  # it writes to standard output, among our lines
     for command in COMMANDS:
         importlib.import_module(f"loki.cli.{command}")
     debug = "--debug" in sys.argv
@@ -55,6 +56,10 @@ def main() -> None:
             raise
         _print_error(reason, own=True)
         sys.exit(2)
+
+
+def _other_than_no_gpu(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 def _print_error(message: str, *, own: bool = False) -> None:

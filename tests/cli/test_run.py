@@ -1,0 +1,35 @@
+"""`loki run`: its options reach the phases, and it says what they did."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import Shell
+
+
+@pytest.fixture
+def words(llama_dir: Path, tmp_path: Path) -> list[object]:
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "once upon"}\n{"prompt": "two and two"}\n')
+    (tmp_path / "train.jsonl").write_text('{"prompt": "2 + 2 =", "completion": " 4"}\n' * 4)
+    files = ("--data", tmp_path / "train.jsonl", "--calibration", tmp_path / "questions.jsonl")
+    options = ("--quota", 25, "--max-steps", 2, "--learning-rate", 1e-2, "--output", tmp_path / "run")
+    return ["run", llama_dir, *files, *options]
+
+
+def test_all_phases_and_what_a_repetition_does(shell: Shell, words: list[object], tmp_path: Path) -> None:
+    outcome = shell.done(*words)
+    restored = tmp_path / "run" / "restored"
+    summary = f"24 of 24 selected rows changed, and nothing else. Restored model: {restored}\n"
+    assert outcome.out.endswith(summary)
+    phases = [line.split()[0] for line in outcome.out.splitlines() if line.endswith(" s")]
+    assert phases == ["analyse", "select", "create", "train", "restore", "verify"]
+    before = (restored / "model.safetensors").stat().st_mtime_ns
+    assert shell.done(*words).out.endswith(summary)
+    assert (restored / "model.safetensors").stat().st_mtime_ns == before
+
+    positions = json.loads((tmp_path / "run" / "positions.json").read_text())
+    refused = shell(*words, "--strategy", "random")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    shell.done(*words, "--strategy", "random", "--overwrite")
+    assert json.loads((tmp_path / "run" / "positions.json").read_text()) != positions
