@@ -19,6 +19,7 @@ from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.kva.analyse import analyse
+from loki.kva.completeness import completeness_advice
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import text_config
 from loki.models.checkpoint import check_weights
@@ -139,18 +140,19 @@ def run(
         state = "finished before" if finished else f"{seconds[name]:.1f} s"
         console.print(f"{name:<8} {state}", highlight=False)
 
-    phase(
-        "analyse",
-        scores.is_file(),
-        lambda: analyse(
+    def score() -> None:
+        analysis = analyse(
             settings.model,
             settings.calibration,
             scores,
             settings.attribution,
             samples_per_subject=settings.samples_per_subject,
             progress=progress,
-        ),
-    )
+        )
+        if advice := completeness_advice(analysis.completeness, settings.attribution.steps):
+            console.print(advice, highlight=False, soft_wrap=True)
+
+    phase("analyse", scores.is_file(), score)
     phase(
         "select",
         positions.is_file(),

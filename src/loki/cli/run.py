@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, console
+from loki.cli.training_options import BatchSize, Epochs, LearningRate, MaxLength, MaxSteps, Seed
 
 
 @app.command()
@@ -25,17 +26,12 @@ def run(
     samples_per_subject: Annotated[
         int | None, typer.Option("--samples-per-subject", help="Draw so many calibration samples of every subject.")
     ] = None,
-    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the training data.")] = 3.0,
-    max_steps: Annotated[int, typer.Option("--max-steps", help="Optimiser steps, instead of epochs.")] = -1,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--learning-rate", help="Peak learning rate. Default: 1e-5 at quota 30, more for a smaller quota."
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Training examples per device and step.")] = 4,
-    max_length: Annotated[int, typer.Option("--max-length", help="Tokens per training example.")] = 1024,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the training data's order.")] = 42,
+    epochs: Epochs = 3.0,
+    max_steps: MaxSteps = -1,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = 4,
+    max_length: MaxLength = 1024,
+    seed: Seed = 42,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the output holds a run.")] = False,
 ) -> None:
     """Run all phases; a finished phase is not run again, an interrupted one goes on.

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, console, error_console
+from loki.cli.training_options import BatchSize, Epochs, LearningRate, MaxLength, MaxSteps, Seed
 from loki.errors import LokiError
 
 
@@ -35,19 +36,14 @@ def train(
     eval_data: Annotated[
         Path | None, typer.Option("--eval-data", help="Held-out data; its loss is computed with every checkpoint.")
     ] = None,
-    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 3.0,
-    max_steps: Annotated[int, typer.Option("--max-steps", help="Optimiser steps, instead of epochs.")] = -1,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--learning-rate", help="Peak learning rate. Default: 1e-5 at quota 30, more for a smaller quota."
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Examples per device and step.")] = 4,
+    epochs: Epochs = 3.0,
+    max_steps: MaxSteps = -1,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = 4,
     gradient_accumulation: Annotated[
         int, typer.Option("--gradient-accumulation", help="Batches per optimiser step.")
     ] = 1,
-    max_length: Annotated[int, typer.Option("--max-length", help="Tokens per example; longer ones are cut.")] = 1024,
+    max_length: MaxLength = 1024,
     packing: Annotated[bool, typer.Option("--packing", help="Put several short examples into one sequence.")] = False,
     warmup: Annotated[float, typer.Option("--warmup", help="Fraction of the steps to warm up over.")] = 0.1,
     scheduler: Annotated[str, typer.Option("--scheduler", help="Learning-rate schedule of Transformers.")] = "cosine",
@@ -66,7 +62,7 @@ def train(
         typer.Option("--early-stopping", help="Stop after so many checkpoints without a lower held-out loss."),
     ] = None,
     logging_steps: Annotated[int, typer.Option("--logging-steps", help="Steps between log entries.")] = 10,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the data order.")] = 42,
+    seed: Seed = 42,
     template: Annotated[
         str | None, typer.Option("--template", help="LlamaFactory: its chat template. Default: the tokenizer's own.")
     ] = None,
