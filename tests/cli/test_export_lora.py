@@ -19,9 +19,11 @@ def test_refusals_reach_the_user(tmp_path):
     adapter = save_adapter(tmp_path / "loki")
     result = CliRunner().invoke(app, ["export-lora", str(adapter), "--output", str(tmp_path / "lora")])
     assert isinstance(result.exception, LokiError)
-    existing = CliRunner().invoke(app, ["export-lora", str(adapter), "--output", str(adapter), "--full-rows"])
-    with pytest.raises(LokiError, match="exists already"):
-        raise existing.exception
+    (tmp_path / "taken" / "mine").mkdir(parents=True)
+    for output, problem in ((tmp_path / "taken", "exists already"), (adapter, "is or holds the input")):
+        words = ["export-lora", str(adapter), "--output", str(output), "--full-rows"]
+        with pytest.raises(LokiError, match=problem):
+            raise CliRunner().invoke(app, words).exception
 
 
 def test_help_has_an_example():
