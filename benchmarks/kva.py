@@ -68,7 +68,7 @@ def measure(name: str, shape: Shape, threads: int, model: PreTrainedModel, gap_p
     times = {"forward": _best(forward, 3 * repeats, shape.device)}
     extra: dict[str, Any] = {}
     found: dict[str, torch.Tensor] = {}
-    for definition in ("captum", "paper"):
+    for definition, analysed in zip(("captum", "paper"), shape.analysed, strict=True):
         counts = shape.counts(definition)
         with make_attributor(model, AttributionSettings(definition, STEPS)) as attributor:
 
@@ -85,7 +85,7 @@ def measure(name: str, shape: Shape, threads: int, model: PreTrainedModel, gap_p
         extra[f"memory_{definition}"] = peak[0]
         extra[f"linear_{definition}"] = linear
         extra[f"rate_{definition}"] = 1 / linear[max(counts)]
-        whole = partial(analyse_whole, shape, model, definition, min(shape.analysed, max(counts)))
+        whole = partial(analyse_whole, shape, model, definition, analysed)
         extra[f"outside_{definition}"] = _outside_operations(whole, shape.device)
     reference: list[torch.Tensor] = []
     times["captum"] = _best(lambda: reference.append(captum_as_published(model, input_ids, target)), 1, shape.device)

@@ -22,7 +22,7 @@ class Shape:
         gap: relative error at most.
         captum_counts: numbers of prompts that go through the engine together under `captum`; where one takes minutes,
             one has to do.
-        analysed: at most so many prompts make up the whole analysis.
+        analysed: prompts of a whole analysis, under `captum` and `paper`: enough for its start not to count.
     """
 
     config: PretrainedConfig
@@ -33,7 +33,7 @@ class Shape:
     seconds: tuple[float, float] | None = None
     gap: float = 1e-5
     captum_counts: tuple[int, ...] = COUNTS
-    analysed: int = 16
+    analysed: tuple[int, int] = (16, 64)
 
     def model(self) -> PreTrainedModel:
         """A model of this shape with random weights, made on its device."""
@@ -70,7 +70,7 @@ SHAPES = {
         ),
         tokens=150,
         captum_counts=(1,),
-        analysed=4,
+        analysed=(1, 4),
     ),
     "llama-3.1-8b": Shape(
         LlamaConfig(

@@ -46,5 +46,5 @@ def digest_of(samples: list[Sample]) -> str:
     """SHA-256 (hex) over ids, subjects, token ids and targets, in order."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(json.dumps([sample.id, sample.subject, sample.input_ids, sample.target]).encode())
+        digest.update(json.dumps([sample.id, sample.subject, digest_of_sample(sample)]).encode())
     return digest.hexdigest()

@@ -151,9 +151,10 @@ def _missing(job: Job, output: Path, append: bool, overwrite: bool, stopping: di
             different += differences(reader.provenance.stopping, stopping, ("until_stable", "quotas"))
         if not different and (whole or stopping):
             return []
+    adding = "" if stopping else "; --write-mode a adds samples to it"
     raise LokiError(
         f"{output} exists already ({'; '.join(different) or f'{reader.samples} samples'}): choose another --output, "
-        "pass --overwrite to replace it, or --write-mode a to add samples to it"
+        f"or pass --overwrite to replace it{adding}"
     )
 
 

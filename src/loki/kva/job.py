@@ -173,7 +173,7 @@ def prepare(
             quantity=settings.quantity,
             absolute=settings.absolute,
             position=settings.position,
-            dtype=saved if dtype == "auto" else dtype,
+            dtype=saved if dtype == AUTO else dtype,
             source=calibration.source,
             source_digest=calibration.digest,
             versions=library_versions(),
