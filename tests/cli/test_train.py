@@ -40,7 +40,7 @@ def test_unknown_scheduler(shell: Shell, tmp_path: Path, llama_dir: Path) -> Non
 def test_interrupted_or_killed_it_goes_on(llama_dir: Path, tmp_path: Path) -> None:
     write_positions(tmp_path / "positions.json", [[1], [], [2]])
     (tmp_path / "d.jsonl").write_text('{"prompt": "2 + 2 =", "completion": " 4"}\n' * 8)
-    options = ("--max-steps", 3000, "--save-steps", 100, "--learning-rate", 1e-3, "--batch-size", 1)
+    options = ("--max-steps", 1200, "--save-steps", 100, "--learning-rate", 1e-3, "--batch-size", 1)
     shared = ("--positions", tmp_path / "positions.json", "--data", tmp_path / "d.jsonl", *options)
     words = [*map(str, (sys.executable, "-m", "loki", "train", llama_dir, *shared, "--output"))]
     output = tmp_path / "parts"
