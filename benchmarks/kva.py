@@ -217,7 +217,7 @@ def main(
     first = next(iter(shapes))
     together = None
     if first in chosen:
-        together = processes_together(shapes[first], *(50, 1550) if quick else (4, 28))
+        together = processes_together(shapes[first], *(50, 1550) if quick else (4, 20))
     reached = targets(results, chosen, together)
     for table in (*tables(results), target_table(reached)):
         console.print(table.rich())

@@ -33,7 +33,7 @@ class Shape:
     seconds: tuple[float, float] | None = None
     gap: float = 1e-5
     captum_counts: tuple[int, ...] = COUNTS
-    analysed: tuple[int, int] = (16, 64)
+    analysed: tuple[int, int] = (4, 64)
 
     def model(self) -> PreTrainedModel:
         """A model of this shape with random weights, made on its device."""
