@@ -205,10 +205,10 @@ def test_interrupted_training_resumes_exactly(
     environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
 ) -> None:
     # The last --max-steps counts: long enough to be interrupted on the way.
-    long = ("--positions", positions, "--max-steps", 3000, "--save-steps", 500, "--learning-rate", 1e-3)
+    long = ("--positions", positions, "--max-steps", 1200, "--save-steps", 200, "--learning-rate", 1e-3)
     words = [*map(str, train_words(environment, base, data, tmp_path / "parts", *long))]
     first = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    checkpoint = tmp_path / "parts" / "checkpoint-500"
+    checkpoint = tmp_path / "parts" / "checkpoint-200"
     deadline = time.monotonic() + 200
     while not (checkpoint / ROWS_FILE).is_file() and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.05)
@@ -220,10 +220,10 @@ def test_interrupted_training_resumes_exactly(
     )
     steps = len((tmp_path / "parts" / "trainer_log.jsonl").read_text().splitlines())
     time.sleep(1)
-    assert len((tmp_path / "parts" / "trainer_log.jsonl").read_text().splitlines()) == steps < 3000, "still training"
+    assert len((tmp_path / "parts" / "trainer_log.jsonl").read_text().splitlines()) == steps < 1200, "still training"
     run(*words)
     run(*train_words(environment, base, data, tmp_path / "whole", *long))
-    parts, whole = (load_file(tmp_path / name / "checkpoint-3000" / ROWS_FILE) for name in ("parts", "whole"))
+    parts, whole = (load_file(tmp_path / name / "checkpoint-1200" / ROWS_FILE) for name in ("parts", "whole"))
     assert all(torch.equal(rows, whole[name]) for name, rows in parts.items())
 
 
