@@ -70,6 +70,8 @@ def _seam(
     unsupported = [name for name in _UNSUPPORTED if arguments.get(name) is not None]
     if unsupported or not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise NotExactError(f"its attention uses {', '.join(unsupported) or 'later tokens'}")
+    if (key.shape[0], key.shape[2]) != (query.shape[0], query.shape[2]):
+        raise NotExactError("its layers attend to keys that are not their own")
     if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.shape[1:2] != (1,)):
         raise NotExactError("its attention mask is not one of visible positions")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
