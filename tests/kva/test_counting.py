@@ -7,10 +7,10 @@ import pytest
 
 from loki.errors import LokiError
 from loki.kva.analyse import analyse
-from loki.kva.counting import CountedSelections, count_selections, default_positions_folder
+from loki.kva.counting import CountedSelections, count_selections
 from loki.kva.selection_counts import CountingLog, SelectionCounts
 from loki.kva.work_folder import BatchResults, WorkFolder
-from loki.selection.positions import Positions, read_positions
+from loki.selection.positions import Positions, default_positions_folder, read_positions
 from loki.selection.strategies import select
 from tests.kva.calibration_files import write_prompts
 from tests.kva.fake_engine import HIDDEN, LAYERS, FakeAttributor, fake_attribution

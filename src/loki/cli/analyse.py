@@ -107,11 +107,12 @@ def analyse(
     from loki.kva.analyse import analyse as analyse_model
     from loki.kva.analyse import default_scores_path
     from loki.kva.completeness import completeness_advice
-    from loki.kva.counting import count_selections, default_positions_folder
+    from loki.kva.counting import count_selections
     from loki.kva.exactness import NotExactWarning
     from loki.kva.job import JobOptions
     from loki.kva.settings import AttributionSettings
     from loki.ranks import is_main_process, started_alone
+    from loki.selection.positions import default_positions_folder
 
     if write_mode not in ("w", "a"):
         raise LokiError(f"--write-mode {write_mode} is not known: use w or a")

@@ -18,7 +18,7 @@ from loki.kva.settings import AttributionSettings
 from loki.kva.stability import StabilityRule
 from loki.kva.work_folder import WorkFolder, work_folder_of
 from loki.ranks import Ranks
-from loki.selection.positions import Positions, read_positions, write_positions
+from loki.selection.positions import Positions, positions_file_name, read_positions, write_positions
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def count_selections(
         raise LokiError("no quota is given: pass --quota, for example --quota 10 or --quota 5,10,20,30")
     if output.exists() and not output.is_dir():
         raise LokiError(f"{output} is a file: name a folder for the positions files")
-    paths = {quota: output / f"{quota:.12g}.json" for quota in quotas}
+    paths = {quota: output / positions_file_name(quota) for quota in quotas}
     work = work_folder_of(output)
     rule = StabilityRule(until_stable) if until_stable is not None else None
     ranks = Ranks.current()
@@ -99,11 +99,6 @@ def count_selections(
         ranks.on_main(work.remove)
     samples = sum(len(batches[number]) for number in outcome.batches)
     return CountedSelections(paths, samples, float(np.median(outcome.completeness or [np.nan])))
-
-
-def default_positions_folder(model: str | Path) -> Path:
-    """Where the published project puts positions: `kva_result/pos_json/<model>`."""
-    return Path("kva_result", "pos_json", Path(model).resolve().name)
 
 
 def _refuse_existing(work: WorkFolder, paths: dict[float, Path], *, overwrite: bool) -> None:

@@ -27,6 +27,16 @@ def write_positions(path: Path, positions: Positions, *, overwrite: bool = False
     write_json(path, check_positions(positions), overwrite=overwrite, indent=None)
 
 
+def default_positions_folder(model: str | Path) -> Path:
+    """Where the published project puts a model's positions: `kva_result/pos_json/<model>`."""
+    return Path("kva_result", "pos_json", Path(model).resolve().name)
+
+
+def positions_file_name(quota: float) -> str:
+    """What it calls them: `10.json`."""
+    return f"{quota:.12g}.json"
+
+
 def check_positions(value: object, *, origin: str = "positions") -> Positions:
     """Check the nesting and return the positions sorted within each layer.
 

@@ -8,7 +8,7 @@ from rich.progress import Progress
 from loki.errors import LokiError
 from loki.kva.scores import ScoresReader
 from loki.selection.accumulators import GlobalCounter, LayerBalancedCounter, RowCounter, check_rows_left
-from loki.selection.positions import Positions, check_positions_fit
+from loki.selection.positions import Positions, check_positions_fit, default_positions_folder, positions_file_name
 from loki.selection.quota import rows_for_quota
 
 COUNTING_STRATEGIES = ("layer_balanced", "global_lowest", "global_highest")
@@ -92,7 +92,7 @@ def default_positions_path(scores: Path, quota: float) -> Path:
     """
     with ScoresReader(scores) as reader:
         model = Path(reader.provenance.model) if reader.provenance else scores.resolve().parent
-    return Path("kva_result", "pos_json", model.resolve().name, f"{quota:.12g}.json")
+    return default_positions_folder(model) / positions_file_name(quota)
 
 
 def check_strategy(strategy: str, *, among: tuple[str, ...] = STRATEGIES) -> None:
