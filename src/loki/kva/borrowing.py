@@ -1,7 +1,9 @@
 """Borrowing the user's model: it leaves as it came, whatever happens in between."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Self
 
 import torch
 from transformers import PreTrainedModel
@@ -26,6 +28,27 @@ def borrowed(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+class ModelBorrower:
+    """Borrows a model for as long as it is entered as a context manager.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._borrowed = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._borrowed.enter_context(borrowed(self._model))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._borrowed.close()
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

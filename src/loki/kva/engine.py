@@ -10,10 +10,7 @@ gradients need a graph of single tokens. Everything at or below an interpolated 
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,7 +19,7 @@ from transformers import PreTrainedModel
 from loki.kva.attention import seam_installed
 from loki.kva.attributor import Attribution
 from loki.kva.baseline import ZeroTokenBaseline, depends_on_length
-from loki.kva.borrowing import borrowed, input_device
+from loki.kva.borrowing import ModelBorrower, input_device
 from loki.kva.completeness import relative_gap
 from loki.kva.exactness import check_same_logits
 from loki.kva.integration import integration_rule
@@ -59,7 +56,7 @@ class _Integral:
                 self.differences[row.layer] = result.values[0] - values
 
 
-class FastAttributor:
+class FastAttributor(ModelBorrower):
     """KVA for causal language models whose layers mix tokens by attention alone.
 
     Args:
@@ -69,23 +66,12 @@ class FastAttributor:
     """
 
     def __init__(self, model: PreTrainedModel, settings: AttributionSettings, memory_budget: int | None = None) -> None:
-        self._model = model
+        super().__init__(model)
         self._settings = settings
         self._budget = memory_budget
         self._own_prefix = settings.definition == "captum"
         self._layers: Layers | None = None
         self._baseline = ZeroTokenBaseline(model)
-        self._borrowed: AbstractContextManager[None] = borrowed(model)
-
-    def __enter__(self) -> Self:
-        self._borrowed = borrowed(self._model)
-        self._borrowed.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._borrowed.__exit__(kind, error, trace)
 
     def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
         """Attribute prompts together, or in parts that fit the memory; see `Attributor.attribute`.

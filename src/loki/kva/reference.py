@@ -1,9 +1,6 @@
 """The reference: Captum itself, layer by layer as published. Slow, for any model whose MLP outputs can be hooked."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Self
 
 import torch
 from captum.attr import IntegratedGradients, LayerIntegratedGradients
@@ -11,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loki.kva.attributor import Attribution
-from loki.kva.borrowing import borrowed, input_device
+from loki.kva.borrowing import ModelBorrower, input_device
 from loki.kva.completeness import relative_gap
 from loki.kva.hooks import output_hook
 from loki.kva.prompts import attributed_prompts, checked_targets
@@ -19,7 +16,7 @@ from loki.kva.settings import AttributionSettings
 from loki.models.architectures import mlp_outputs
 
 
-class CaptumAttributor:
+class CaptumAttributor(ModelBorrower):
     """KVA by Captum, one layer at a time.
 
     The definition `captum` is `LayerIntegratedGradients` of the layer's MLP output; `paper` is `IntegratedGradients`
@@ -34,20 +31,9 @@ class CaptumAttributor:
     """
 
     def __init__(self, model: PreTrainedModel, settings: AttributionSettings) -> None:
-        self._model = model
+        super().__init__(model)
         self._settings = settings
         self._modules = [output.attributed_module for output in mlp_outputs(model)]
-        self._borrowed: AbstractContextManager[None] = borrowed(model)
-
-    def __enter__(self) -> Self:
-        self._borrowed = borrowed(self._model)
-        self._borrowed.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._borrowed.__exit__(kind, error, trace)
 
     def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
         """Attribute prompts one after the other; see `Attributor.attribute`."""
