@@ -17,14 +17,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from loki.analysis import batch_computer
+from loki.analysis.assemble import assemble
+from loki.analysis.batches import auto_batch_size
+from loki.analysis.job import Job
+from loki.analysis.runner import run
+from loki.analysis.work_folder import WorkFolder
+from loki.artefacts.provenance import Provenance
 from loki.calibration.samples import Sample
-from loki.kva import AttributionSettings, computing
-from loki.kva.assembling import assemble
-from loki.kva.batches import auto_batch_size
-from loki.kva.job import Job
-from loki.kva.provenance import Provenance
-from loki.kva.running import run
-from loki.kva.work_folder import WorkFolder
+from loki.kva import AttributionSettings
 from loki.ranks import Ranks
 
 
@@ -58,7 +59,7 @@ def analyse_whole(shape: Shape, model: PreTrainedModel, definition: str, count: 
     )
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(computing, "load_model", lambda *_, **__: model),
+        patch.object(batch_computer, "load_model", lambda *_, **__: model),
     ):
         work = WorkFolder(Path(folder, "scores.h5.partial"))
         with work.hold():

@@ -26,13 +26,13 @@ from rich.progress import track
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
+from loki.artefacts.positions import Positions
 from loki.files import write_json
 from loki.implanting.linear import LoKILinear
 from loki.implanting.peft import LoKIConfig
 from loki.implanting.splitting import active_parameters, split_rows
 from loki.models.architectures import down_projections
 from loki.report.table import ResultTable
-from loki.selection.positions import Positions
 
 HIDDEN, D_FF = 896, 4864
 BATCH, TOKENS = 4, 128

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from loki.errors import CheckFailed, LokiError
-from loki.kva.exactness import NotExactError
-from loki.kva.prompts import PromptError
+from loki.kva.attributor import NotExactError
+from loki.kva.inputs import PromptError
 from loki.ranks import Ranks
 
 

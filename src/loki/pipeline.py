@@ -9,6 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.analysis.analyse import analyse
+from loki.artefacts.positions import read_positions, write_positions
+from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
 from loki.files import refuse_existing, sha256_of_file
@@ -18,17 +21,14 @@ from loki.implanting.training.fitting import fit_to_model, length_within
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
-from loki.kva.analyse import analyse
 from loki.kva.completeness import completeness_advice
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import text_config
 from loki.models.checkpoint import check_weights
 from loki.models.directories import projection_names
 from loki.models.loading import load_config, load_tokenizer, resolve_model
-from loki.records import changes, read_record, remove_recorded, write_record
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify
-from loki.selection.positions import read_positions, write_positions
 from loki.selection.quota import rows_for_quota
 from loki.selection.strategies import check_strategy, select
 

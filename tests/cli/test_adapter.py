@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from loki.artefacts.positions import write_positions
 from loki.implanting.peft.adapter_files import read_adapter
-from loki.selection.positions import write_positions
 from tests.cli.running import Shell
 
 

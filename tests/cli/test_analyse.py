@@ -7,12 +7,12 @@ import h5py
 import numpy as np
 import pytest
 
-from loki.kva.engine import FastAttributor
-from loki.kva.exactness import NotExactError
-from loki.selection.positions import read_positions
+from loki.artefacts.positions import read_positions
+from loki.kva.attributor import NotExactError
+from loki.kva.fast.engine import FastAttributor
+from tests.analysis.calibration_files import write_prompts
+from tests.artefacts.scores_files import write_scores
 from tests.cli.running import Shell
-from tests.kva.calibration_files import write_prompts
-from tests.kva.scores_files import write_scores
 from tests.tiny_models import save_tiny_model
 
 
@@ -80,7 +80,7 @@ def test_interrupted_and_continued(shell: Shell, llama_dir: Path, data: Path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("loki.kva.assembling.replace_durably", interrupt)
+        patch.setattr("loki.analysis.assemble.replace_durably", interrupt)
         interrupted = shell(*words)
     assert interrupted.code == 130
     assert "run the same command again to continue" in interrupted.err

@@ -69,7 +69,7 @@ def test_scores_file_stops_before_hdf5_crashes(
     data = write_jsonl(tmp_path / "questions.jsonl", CALIBRATION)
     words = ("analyse", llama_dir, "--data", data, "--output", tmp_path / "scores.h5")
     with monkeypatch.context() as patch:
-        patch.setattr("loki.kva.scores._RESERVED_BYTES", 2**60)
+        patch.setattr("loki.artefacts.scores._RESERVED_BYTES", 2**60)
         check_refused(shell, tmp_path, *words)
     assert not (tmp_path / "scores.h5").exists()
     shell.done(*words)

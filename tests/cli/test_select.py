@@ -5,8 +5,8 @@ import h5py
 import numpy as np
 import pytest
 
-from loki.kva.provenance import Provenance
-from loki.kva.scores import SampleRecords, ScoresWriter
+from loki.artefacts.provenance import Provenance
+from loki.artefacts.scores import SampleRecords, ScoresWriter
 from tests.cli.running import Shell
 from tests.selection.reference import naive_layer_balanced
 

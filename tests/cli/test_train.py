@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from loki.artefacts.positions import write_positions
 from loki.implanting.training.rows import ROWS_FILE
-from loki.selection.positions import write_positions
 from tests.cli.running import Shell
 
 

@@ -3,15 +3,15 @@ from pathlib import Path
 
 import pytest
 
+from loki.artefacts.positions import read_positions
+from loki.artefacts.scores import ScoresReader
 from loki.demo.demo import REQUIRED_ACCURACY, DemoResult, default_output, run_demo
 from loki.demo.reporting import accuracy_table, examples_table, save_comparison, save_results, seconds_table
 from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, tiny_world
 from loki.errors import LokiError
 from loki.evaluation.accuracy import accuracy_by_family
-from loki.kva.scores import ScoresReader
 from loki.models.loading import load_model, load_tokenizer
 from loki.restoring.verify import verify
-from loki.selection.positions import read_positions
 
 PHASES = ["prepare", "analyse", "select", "create", "train", "restore", "verify", "measure"]
 

@@ -16,9 +16,9 @@ from loki import (
     LoKIQwenForCausalLM,
     create_loki_model,
 )
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.models.checkpoint import INDEX_NAME, Checkpoint, fingerprint
-from loki.selection.positions import write_positions
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 POSITIONS = [[1, 30], [7], [0, 4, 5]]

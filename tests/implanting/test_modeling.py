@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting.create import create_loki_model
 from loki.implanting.linear import LoKILinear
 from loki.implanting.modeling import loki_classes
 from loki.implanting.splitting import active_parameters, check_trainable
 from loki.models.architectures import LOKI_FAMILIES
-from loki.selection.positions import write_positions
 from tests.tiny_models import save_tiny_model, tiny_model
 
 POSITIONS = [[1, 30], [], [0, 4, 5]]

@@ -8,10 +8,10 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from loki import LoKIConfig, create_loki_model
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting import sharding
 from loki.implanting.sharding import is_sharded, rows_are_kept_apart, shard_like, whole
-from loki.selection.positions import write_positions
 from tests.tiny_models import tiny_model
 
 POSITIONS = [[1], [], [2]]

@@ -8,10 +8,10 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from loki import LoKIConfig, restore_loki_model
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting.peft.zero import save_zero_adapter
 from loki.restoring.verify import verify
-from loki.selection.positions import write_positions
 from tests.tiny_models import save_tiny_model
 
 POSITIONS = [[1, 30], [], [0, 4, 5]]

@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loki import create_loki_model, restore_loki_model
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.models.checkpoint import INDEX_NAME
 from loki.restoring.verify import verify
-from loki.selection.positions import write_positions
 from tests.tiny_models import save_tiny_model, tiny_model
 
 POSITIONS = [[1, 30], [7], [0, 4, 5]]

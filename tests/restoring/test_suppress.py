@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loki import create_loki_model, set_zero_weights
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.models.architectures import down_projections
 from loki.models.checkpoint import Checkpoint, fingerprint
-from loki.selection.positions import write_positions
 from tests.tiny_models import tiny_model
 
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from loki.selection.positions import Positions
+from loki.artefacts.positions import Positions
 
 
 def naive_layer_balanced(scores: np.ndarray, k: int, exclude: Positions | None = None) -> Positions:

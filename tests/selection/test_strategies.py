@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
 
+from loki.artefacts.positions import Positions
 from loki.errors import LokiError
-from loki.selection.positions import Positions
 from loki.selection.strategies import STRATEGIES, make_counter, select
 from tests.selection.reference import naive_global, naive_layer_balanced
 

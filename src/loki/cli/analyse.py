@@ -100,19 +100,19 @@ def analyse(
     Example:
         loki analyse models/llama --data mmlu --output scores.h5
     """
+    from loki.analysis.analyse import analyse as analyse_model
+    from loki.analysis.analyse import default_scores_path
+    from loki.analysis.count import count_selections
+    from loki.analysis.job import JobOptions
+    from loki.artefacts.positions import default_positions_folder
     from loki.cli.options import parse_batch_size, parse_bytes, parse_quotas
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.errors import LokiError
-    from loki.kva.analyse import analyse as analyse_model
-    from loki.kva.analyse import default_scores_path
+    from loki.kva.attributor import NotExactWarning
     from loki.kva.completeness import completeness_advice
-    from loki.kva.counting import count_selections
-    from loki.kva.exactness import NotExactWarning
-    from loki.kva.job import JobOptions
     from loki.kva.settings import AttributionSettings
     from loki.ranks import is_main_process, started_alone
-    from loki.selection.positions import default_positions_folder
 
     if write_mode not in ("w", "a"):
         raise LokiError(f"--write-mode {write_mode} is not known: use w or a")

@@ -10,7 +10,7 @@ from loki.cli.app import app, console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loki.kva.inspect import Inspection
+    from loki.analysis.inspect_scores import Inspection
 
 
 @app.command()
@@ -24,7 +24,7 @@ def inspect(
     Example:
         loki inspect scores.h5 --quota 10
     """
-    from loki.kva.inspect import inspect_scores
+    from loki.analysis.inspect_scores import inspect_scores
 
     found = inspect_scores(scores, quota=quota, rows=rows)
     console.print(

@@ -19,7 +19,7 @@ def merge(
     Example:
         loki merge part-1.h5 part-2.h5 --output scores.h5
     """
-    from loki.kva.merge import merge_scores
+    from loki.analysis.merge_scores import merge_scores
 
     samples = merge_scores(parts, output, overwrite=overwrite)
     console.print(f"{samples} samples of {len(parts)} files: {output}", soft_wrap=True, highlight=False)

@@ -36,9 +36,9 @@ def select(
     Example:
         loki select scores.h5 --quota 10 --output positions.json
     """
+    from loki.artefacts.positions import merge_positions, read_positions, write_positions
     from loki.cli.progress import progress_bar
     from loki.files import protect_inputs, refuse_existing_file
-    from loki.selection.positions import merge_positions, read_positions, write_positions
     from loki.selection.strategies import default_positions_path
     from loki.selection.strategies import select as select_rows
 

@@ -19,8 +19,8 @@ def verify(
     Example:
         loki verify Qwen/Qwen2.5-0.5B-Instruct restored --positions positions.json
     """
+    from loki.artefacts.positions import read_positions
     from loki.restoring.verify import verify as compare
-    from loki.selection.positions import read_positions
 
     report = compare(base, tuned, read_positions(positions))
     report.raise_for_differences()

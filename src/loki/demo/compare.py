@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from loki.artefacts.positions import Positions
 from loki.demo.outcome import Outcome
 from loki.demo.stopping import StopWhenKnown
 from loki.demo.world import World
@@ -25,7 +26,6 @@ from loki.evaluation.accuracy import Question, accuracy_by_family, collate, enco
 from loki.implanting.peft import LoKIConfig
 from loki.models.loading import load_model, load_tokenizer
 from loki.report.table import ResultTable
-from loki.selection.positions import Positions
 
 IGNORED_LABEL = -100
 ROW_LEARNING_RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3)

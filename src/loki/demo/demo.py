@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from loki.analysis.analyse import analyse
+from loki.artefacts.positions import Positions, write_positions
 from loki.demo.build import WEIGHTS
 from loki.demo.data import write_calibration, write_facts
 from loki.demo.outcome import Outcome
@@ -22,11 +24,9 @@ from loki.files import atomic_directory, refuse_existing
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
-from loki.kva.analyse import analyse
 from loki.models.loading import load_model, load_tokenizer
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify
-from loki.selection.positions import Positions, write_positions
 from loki.selection.strategies import select
 
 QUOTA = 30

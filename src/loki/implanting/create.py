@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from loki.artefacts.positions import Positions, read_positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, refuse_existing
 from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
 from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
 from loki.models.directories import cast_floats, copy_side_files, fitting_projection_names, rewrite_weights
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import Positions, read_positions
 
 
 def create_loki_model(

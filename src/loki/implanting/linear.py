@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from loki.artefacts.positions import check_positions, check_positions_fit
 from loki.implanting.sharding import ACTIVE, rows_are_kept_apart, shard_like, whole
-from loki.selection.positions import check_positions, check_positions_fit
 
 
 class LoKILinear(nn.Module):

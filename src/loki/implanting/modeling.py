@@ -15,12 +15,12 @@ from transformers.conversion_mapping import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.implanting.linear import merge_active_rows
 from loki.implanting.sharding import full_state_dict, refuse_zero_3, rows_are_kept_apart
 from loki.implanting.splitting import loki_linears, split_rows
 from loki.models.architectures import LOKI_FAMILIES, LOKI_MODEL_TYPE_PREFIX, base_model_type
-from loki.selection.positions import Positions
 
 REMOTE_MODULE = "modeling_loki"
 

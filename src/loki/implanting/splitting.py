@@ -3,10 +3,10 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from loki.artefacts.positions import Positions, check_positions, check_positions_fit
 from loki.errors import LokiError
 from loki.implanting.linear import LoKILinear
 from loki.models.architectures import down_projections
-from loki.selection.positions import Positions, check_positions, check_positions_fit
 
 
 def split_rows(model: PreTrainedModel, positions: Positions) -> None:

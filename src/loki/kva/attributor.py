@@ -1,11 +1,16 @@
-"""What an attribution engine takes and gives."""
+"""What an attribution engine takes, gives and raises, and how it treats the model that it is given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from loki.errors import LokiError
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,70 @@ class Attributor(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give the model back with the modes and flags it came with."""
+
+
+class NotExactError(LokiError):
+    """The fast engine cannot compute this model exactly.
+
+    Args:
+        reason: why not.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the fast engine is not exact on this model ({reason}): use the engine captum or auto")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.reason,)
+
+
+class NotExactWarning(UserWarning):
+    """Captum does what the fast engine cannot."""
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and frozen parameters while the block runs.
+
+    Frozen parameters let autograd keep less for the backward pass; no parameter ever gets a gradient here.
+    Every module's mode and every parameter's `requires_grad` are put back, after errors and interrupts too.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class ModelUser:
+    """Base of the engines: the model is frozen and in evaluation mode while the engine is entered.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._frozen = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._frozen.enter_context(frozen(self._model))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._frozen.close()
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: the embedding's device, or the CPU where accelerate keeps the embedding elsewhere."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device

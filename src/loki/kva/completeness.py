@@ -27,7 +27,7 @@ def completeness_advice(completeness: float, steps: int) -> str | None:
     """What to tell the user of an analysis whose integration steps are too few; None if they are enough.
 
     Args:
-        completeness: median over the samples, see `loki.kva.attribution.Attribution`; NaN if there were none.
+        completeness: median over the samples, see `loki.kva.attributor.Attribution`; NaN if there were none.
         steps: points of the integration rule.
     """
     if not completeness > FEW_STEPS:

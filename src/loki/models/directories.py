@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from loki.artefacts.positions import Positions, check_positions_fit
 from loki.errors import LokiError
 from loki.files import read_json, write_json
 from loki.models.architectures import down_projections, text_config
 from loki.models.checkpoint import INDEX_NAME, check_weights
 from loki.models.loading import one_line
-from loki.selection.positions import Positions, check_positions_fit
 
 _SIDE_FILES = (
     "tokenizer*",

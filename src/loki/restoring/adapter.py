@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from peft.utils import CONFIG_NAME
 
+from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
@@ -12,7 +13,6 @@ from loki.implanting.peft.base_weight import fingerprint_rows, same_base
 from loki.models.checkpoint import Checkpoint
 from loki.models.directories import copy_side_files, rewrite_weights
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import Positions
 
 
 def is_adapter(path: Path) -> bool:

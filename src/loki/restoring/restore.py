@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.trainer_utils import get_last_checkpoint
 
+from loki.artefacts.positions import check_positions, read_positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, read_json, refuse_existing, write_json
 from loki.implanting.modeling import LoKIConfigMixin
@@ -16,7 +17,6 @@ from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
 from loki.models.directories import cast_floats, copy_side_files, fitting_projection_names, rewrite_weights
 from loki.models.loading import load_config, resolve_model
 from loki.restoring.adapter import is_adapter, restore_adapter
-from loki.selection.positions import check_positions, read_positions
 
 _LOKI_KEYS = (
     "auto_map",

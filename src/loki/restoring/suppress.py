@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
+from loki.artefacts.positions import read_positions
 from loki.files import atomic_directory, protect_inputs, refuse_existing
 from loki.models.checkpoint import Checkpoint
 from loki.models.directories import copy_side_files, fitting_projection_names, rewrite_weights, selected_by_tensor
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import read_positions
 
 
 def set_zero_weights(

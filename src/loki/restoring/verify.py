@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from loki.artefacts.positions import Positions
 from loki.errors import CheckFailed
 from loki.models.checkpoint import Checkpoint
 from loki.models.directories import fitting_projection_names, selected_by_tensor
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import Positions
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from loki.artefacts.positions import Positions, check_positions_fit
+from loki.artefacts.scores import check_finite
 from loki.errors import LokiError
-from loki.kva.scores import check_finite
 from loki.selection.exact_sum import LIMBS, ExactSum
-from loki.selection.positions import Positions, check_positions_fit
 
 
 class RowCounter(ABC):

@@ -1,7 +1,7 @@
 """How much two selections have in common."""
 
+from loki.artefacts.positions import Positions
 from loki.errors import LokiError
-from loki.selection.positions import Positions
 
 
 def overlap(first: Positions, second: Positions) -> float:

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
+from loki.artefacts.positions import Positions, check_positions_fit, default_positions_folder, positions_file_name
+from loki.artefacts.scores import ScoresReader
 from loki.errors import LokiError
-from loki.kva.scores import ScoresReader
 from loki.selection.accumulators import GlobalCounter, LayerBalancedCounter, RowCounter, check_rows_left
-from loki.selection.positions import Positions, check_positions_fit, default_positions_folder, positions_file_name
 from loki.selection.quota import rows_for_quota
 
 COUNTING_STRATEGIES = ("layer_balanced", "global_lowest", "global_highest")

@@ -10,10 +10,10 @@ import yaml
 from safetensors.torch import load_file
 
 from loki import create_loki_model, restore_loki_model
+from loki.artefacts.positions import write_positions
 from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2
 from loki.implanting.training.output import RECORD
 from loki.restoring.verify import verify
-from loki.selection.positions import write_positions
 from tests.implanting.distributed.work import POSITIONS, ROOT, ZERO_2, run
 from tests.implanting.llamafactory.files import write_chats
 from tests.tiny_models import save_tiny_model

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from loki import create_loki_model, restore_loki_model
+from loki.artefacts.positions import write_positions
 from loki.restoring.verify import verify
-from loki.selection.positions import write_positions
 from tests.implanting.distributed.work import POSITIONS, Work, do
 from tests.tiny_models import save_tiny_model
 from tests.tolerances import assert_close

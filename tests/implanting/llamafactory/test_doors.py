@@ -14,8 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from loki.artefacts.positions import write_positions
 from loki.implanting.training.rows import ROWS_FILE
-from loki.selection.positions import write_positions
 from tests.implanting.llamafactory.files import POSITIONS, write_chats
 from tests.tiny_models import save_tiny_model
 

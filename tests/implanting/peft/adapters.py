@@ -6,8 +6,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from loki.artefacts.positions import Positions
 from loki.implanting.peft import LoKIConfig
-from loki.selection.positions import Positions
 from tests.tiny_models import tiny_model
 
 POSITIONS: Positions = [[1, 3], [], [0, 7, 31]]  # of 3 layers of 32 rows

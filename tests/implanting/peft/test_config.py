@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 from peft import PeftConfig, TaskType
 
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting.peft import LoKIConfig
-from loki.selection.positions import write_positions
 from tests.implanting.peft.adapters import POSITIONS
 
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.files import read_json
 from loki.implanting.peft import LoKIConfig
 from loki.implanting.peft.zero import save_zero_adapter
 from loki.models.loading import load_model
-from loki.selection.positions import write_positions
 from tests.implanting.peft.adapters import POSITIONS, RANKS, logits
 from tests.tiny_models import save_tiny_model, tiny_model
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl
 
 from loki import create_loki_model
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting.training.rows import ROWS_FILE, SelectedRows
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import LOSS_PLOT, train
 from loki.restoring.verify import verify
-from loki.selection.positions import write_positions
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
 POSITIONS = [[1, 30], [], [0, 4, 5]]

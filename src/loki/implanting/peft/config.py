@@ -7,10 +7,10 @@ from typing import Any
 
 from peft import PeftConfig, PeftType, TaskType
 
+from loki.artefacts.positions import Positions, check_positions, read_positions
 from loki.errors import LokiError
 from loki.implanting.peft.base_weight import is_fingerprint
 from loki.implanting.peft.positions_codec import PositionsMask, decode_positions, encode_positions
-from loki.selection.positions import Positions, check_positions, read_positions
 
 
 @dataclass

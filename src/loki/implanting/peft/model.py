@@ -7,6 +7,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
+from loki.artefacts.positions import check_positions_fit
 from loki.errors import LokiError
 from loki.implanting.peft.base_weight import fingerprint_rows, plain_weight, same_base
 from loki.implanting.peft.combine import add_weighted_rows
@@ -14,7 +15,6 @@ from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import RowAdapter
 from loki.implanting.sharding import refuse_zero_3
 from loki.models.architectures import mlp_outputs
-from loki.selection.positions import check_positions_fit
 
 
 class LoKIModel(BaseTuner):  # type: ignore[misc]

@@ -6,8 +6,8 @@ from typing import TypedDict
 
 import numpy as np
 
+from loki.artefacts.positions import Positions, check_positions
 from loki.errors import LokiError
-from loki.selection.positions import Positions, check_positions
 
 
 class PositionsMask(TypedDict):

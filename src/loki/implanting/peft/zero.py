@@ -7,6 +7,7 @@ from peft import get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from loki.artefacts.positions import Positions
 from loki.files import protect_inputs
 from loki.implanting.peft.adapter_files import write_adapter
 from loki.implanting.peft.base_weight import fingerprint_rows
@@ -16,7 +17,6 @@ from loki.implanting.peft.model import find_projections
 from loki.models.checkpoint import Checkpoint
 from loki.models.directories import fitting_projection_names
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import Positions
 
 
 def save_zero_adapter(

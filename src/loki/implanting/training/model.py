@@ -4,13 +4,13 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from loki.artefacts.positions import Positions, check_positions, check_positions_fit, read_positions
 from loki.errors import LokiError
 from loki.implanting.create import loki_configuration
 from loki.implanting.modeling import LoKIConfigMixin
 from loki.models.architectures import text_config
 from loki.models.checkpoint import check_weights
 from loki.models.loading import load_config, resolve_model
-from loki.selection.positions import Positions, check_positions, check_positions_fit, read_positions
 
 
 def training_configuration(model: str | Path, positions: Path | None) -> PretrainedConfig:

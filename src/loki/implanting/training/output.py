@@ -9,12 +9,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint
 
+from loki.artefacts.positions import read_positions
+from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.errors import LokiError
 from loki.files import read_json, refuse_existing, sha256_of_file
 from loki.implanting.training.rows import ROWS_FILE
 from loki.implanting.training.settings import TrainingSettings
-from loki.records import changes, read_record, remove_recorded, write_record
-from loki.selection.positions import read_positions
 
 RECORD = "training.json"
 

@@ -1,0 +1,201 @@
+"""Results of a run that has not finished, kept beside its output so that nothing is lost.
+
+`<output>.partial/` holds `run.json` (what the run computes), `batches/` (one file per finished batch), and what
+counting needs. Every file is written beside and renamed, so each is whole at any moment; the folder is removed when the
+output is complete.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loki.artefacts.provenance import differences
+from loki.errors import LokiError
+from loki.files import atomic_file, read_json, write_json
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class BatchResults:
+    """The attributions of one batch of `n` samples.
+
+    Attributes:
+        indices: `[n]`; which samples of the run.
+        scores: `[n, L, D]`.
+        targets: `[n]`; the attributed tokens.
+        probabilities: `[n]`; their probabilities.
+        completeness: `[n]`; see `loki.kva.attributor.Attribution`.
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    completeness: NDArray[np.float64]
+
+
+class WorkFolder:
+    """The folder of an unfinished run.
+
+    Args:
+        path: the folder; `hold` makes it, and removes it if no run was begun or the run was completed.
+
+    Attributes:
+        counts: folder for what each process has counted, see `loki.analysis.selection_counts`.
+        stability: file of the stopping rule, see `loki.analysis.stability`.
+        assembled: where the output grows until it is whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._run = path / "run.json"
+        self._lock = path / "lock"
+        self._stop = path / "stop"
+        self._batches = path / "batches"
+        self.counts = path / "counts"
+        self.stability = path / "stability.json"
+        self.assembled = path / "assembled.h5"
+
+    @property
+    def begun(self) -> bool:
+        """Whether an unfinished run is kept here."""
+        return self._run.exists()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other processes from working in the folder at the same time. Only the main process of a run does this.
+
+        Raises:
+            LokiError: if another run works there now.
+        """
+        # The system releases the lock when the process ends, however it ends.
+        with self._locked():
+            try:
+                yield
+            finally:
+                if not self.begun:
+                    self.remove()
+
+    def begin(self, identity: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any]:
+        """Start a run, or continue the interrupted one in the folder.
+
+        Args:
+            identity: what decides the results. A value of `auto` agrees with any.
+            overwrite: discard an interrupted run of another identity.
+
+        Returns:
+            The record of the interrupted run, or an empty dict if there was none.
+
+        Raises:
+            LokiError: if an interrupted run of another identity is in the folder; the text names the differences.
+        """
+        found = self._recorded()
+        different = differences(found, identity, (name for name in identity if identity[name] != AUTO))
+        if found and different:
+            if not overwrite:
+                raise LokiError(
+                    f"{self.path} holds an interrupted run with other settings (there and now: "
+                    f"{'; '.join(different)}): repeat its command to continue it, or pass --overwrite to discard it"
+                )
+            found = {}
+        if not found:
+            self.clear()
+        self._stop.unlink(missing_ok=True)
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink()
+        self._batches.mkdir(exist_ok=True)
+        self.counts.mkdir(exist_ok=True)
+        return found
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Add to the record of what the run computes. Without a record the folder counts as empty."""
+        write_json(self._run, {**self._recorded(), **values}, overwrite=True)
+
+    def stop(self) -> None:
+        """Tell all processes of this run to leave it after the batch in hand."""
+        with suppress(OSError):  # a full disk; they learn of it when they are done
+            self._stop.touch()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one of them has told so since the run was begun or continued."""
+        return self._stop.exists()
+
+    def write_batch(self, number: int, results: BatchResults) -> None:
+        """Store a finished batch; when this returns, not even a power cut loses it."""
+        with atomic_file(self._batch(number), overwrite=True) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **{field.name: getattr(results, field.name) for field in fields(results)})
+
+    def read_batch(self, number: int) -> BatchResults:
+        """A stored batch.
+
+        Raises:
+            LokiError: if it is missing or damaged.
+        """
+        path = self._batch(number)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return BatchResults(**{field.name: arrays[field.name] for field in fields(BatchResults)})
+        except Exception as error:  # the zip reader raises many kinds
+            raise LokiError(
+                f"stored batch {path} is missing or damaged ({type(error).__name__}): remove it and run the same "
+                "command again"
+            ) from error
+
+    def stored_batches(self) -> set[int]:
+        """Numbers of the batches stored here."""
+        return {int(path.stem) for path in self._batches.glob("[0-9]*.npz")}
+
+    def delete_batch(self, number: int) -> None:
+        """Remove a stored batch, if it is there."""
+        self._batch(number).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all results. The record goes first: what is left without it counts for nothing."""
+        for path in (self._run, self._stop, self.stability, self.assembled):
+            path.unlink(missing_ok=True)
+        for folder in (self._batches, self.counts):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the folder, unless somebody else keeps something in it."""
+        self.clear()
+        self._lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def _locked(self) -> IO[str]:
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever finished in between has removed the file that was opened: then nobody else would see its lock.
+                if self._lock.exists() and os.path.samestat(os.fstat(lock.fileno()), self._lock.stat()):
+                    return lock
+            except BlockingIOError as error:
+                lock.close()
+                raise LokiError(
+                    f"another process is working in {self.path}: wait for it, or choose another --output"
+                ) from error
+            lock.close()
+
+    def _recorded(self) -> dict[str, Any]:
+        return dict(read_json(self._run, what="record of the interrupted run")) if self.begun else {}
+
+    def _batch(self, number: int) -> Path:
+        return self._batches / f"{number:08d}.npz"
+
+
+def work_folder_of(output: Path) -> WorkFolder:
+    """The work folder that belongs to an output file or folder."""
+    return WorkFolder(output.with_name(f"{output.name}.partial"))

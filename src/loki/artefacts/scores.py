@@ -1,0 +1,246 @@
+"""The scores file: HDF5, one row of `[L, D]` scores per sample, and beside it what the samples were.
+
+Layout, at the root of the file:
+
+- `dataset` `[N, L, D]` float32, chunked and compressed: the scores by sample, layer and row of `down_proj.weight`;
+- `sample_ids`, `sample_digests`, `subjects` `[N]` text; `target_token_ids` `[N]` int64; `target_probabilities`,
+  `completeness` `[N]` float64;
+- attributes: the fields of `Provenance`, and `samples_done`.
+
+Files of the published project hold `dataset` (float16) and nothing else; `ScoresReader` reads them too.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from loki.artefacts.packing import packed
+from loki.artefacts.provenance import Provenance
+from loki.errors import LokiError
+
+_CHUNK_BYTES = 2**20
+_READ_BYTES = 2**24
+_RESERVED_BYTES = 2**22  # for what HDF5 writes beside the values
+_TEXT_COLUMNS = ("sample_ids", "sample_digests", "subjects")
+_NUMBER_COLUMNS = {"target_token_ids": np.int64, "target_probabilities": np.float64, "completeness": np.float64}
+_UNKNOWN: dict[str, Any] = {"target_token_ids": -1, "target_probabilities": np.nan, "completeness": np.nan}
+
+
+@dataclass(frozen=True)
+class SampleRecords:
+    """What the file holds beside the scores, one entry per sample.
+
+    Attributes:
+        sample_ids: unique names.
+        sample_digests: hash of each sample's token ids and target, to tell equal names with other contents apart.
+        subjects: empty where the data does not say.
+        target_token_ids: `[n]`; the attributed token. -1 where a published file does not say.
+        target_probabilities: `[n]`; its probability after the prompt. NaN where unknown.
+        completeness: `[n]`; see `loki.kva.attributor.Attribution`. NaN where unknown.
+    """
+
+    sample_ids: list[str]
+    sample_digests: list[str]
+    subjects: list[str]
+    target_token_ids: NDArray[np.int64]
+    target_probabilities: NDArray[np.float64]
+    completeness: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def part(self, start: int, stop: int) -> "SampleRecords":
+        """The records of samples `start` to `stop`."""
+        return SampleRecords(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
+
+
+class ScoresWriter:
+    """Writes a scores file from front to back; a context manager.
+
+    HDF5 does not survive a crash in the middle of a write: write to a temporary path and rename it.
+
+    Args:
+        path: the file to create; an existing one is replaced.
+        layers: number of layers L.
+        hidden: number of rows D per layer.
+        provenance: what the scores come from.
+    """
+
+    def __init__(self, path: Path, layers: int, hidden: int, provenance: Provenance) -> None:
+        self._path = path
+        self._file = h5py.File(path, "w")
+        self._dataset = self._file.create_dataset(
+            "dataset",
+            shape=(0, layers, hidden),
+            maxshape=(None, layers, hidden),
+            chunks=(max(1, _CHUNK_BYTES // (4 * layers * hidden)), layers, hidden),
+            dtype=np.float32,
+            shuffle=True,
+            compression="gzip",
+        )
+        self._unwritten: NDArray[np.float32] = np.empty((0, layers, hidden), np.float32)  # less than a chunk
+        for name in _TEXT_COLUMNS:
+            self._file.create_dataset(name, shape=(0,), maxshape=(None,), dtype=h5py.string_dtype())
+        for name, dtype in _NUMBER_COLUMNS.items():
+            self._file.create_dataset(name, shape=(0,), maxshape=(None,), dtype=dtype)
+        self._file.attrs.update({**provenance.attributes(), "samples_done": 0})
+
+    def append(self, scores: NDArray[np.float32], records: SampleRecords) -> None:
+        """Append the scores `[n, L, D]` and records of `n` samples.
+
+        Raises:
+            OSError: if the disk is nearly full.
+        """
+        # Once a write has failed, HDF5 crashes the process when it closes the file: so do not let it come to that.
+        if shutil.disk_usage(self._path.parent).free < scores.nbytes + _RESERVED_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        start = int(self._file.attrs["samples_done"])
+        stop = start + len(records)
+        self._dataset.resize(stop, axis=0)
+        size = self._dataset.chunks[0]
+        self._unwritten = np.concatenate([self._unwritten, scores])
+        while len(self._unwritten) >= size:
+            self._write_chunk(self._unwritten[:size], stop - len(self._unwritten))
+            self._unwritten = self._unwritten[size:]
+        for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS):
+            column = self._file[name]
+            column.resize(stop, axis=0)
+            column[start:stop] = getattr(records, name)
+        self._file.attrs["samples_done"] = stop
+
+    def _write_chunk(self, chunk: NDArray[np.float32], start: int) -> None:
+        self._dataset.id.write_direct_chunk((start, 0, 0), packed(chunk))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and len(self._unwritten):
+                whole = np.zeros(self._dataset.chunks, np.float32)
+                whole[: len(self._unwritten)] = self._unwritten
+                self._write_chunk(whole, self._dataset.shape[0] - len(self._unwritten))
+        finally:
+            self._file.close()
+
+
+class ScoresReader:
+    """Reads a scores file, ours or the published project's, in chunks; a context manager.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        samples: number of samples N.
+        layers: number of layers L.
+        hidden: number of rows D per layer.
+        provenance: what the scores come from; None for published files.
+        records: what the samples were.
+
+    Raises:
+        LokiError: if the file is missing, truncated, damaged, or holds no `dataset` of rank 3.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise LokiError(f"scores file {path} does not exist: check the path, or make it with `loki analyse`")
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise self._damaged(error) from error
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        dataset = self._file.get("dataset")
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 3 or dataset.dtype.kind != "f":
+            raise LokiError(
+                f"scores file {self.path} has no dataset named 'dataset' with floating-point scores "
+                "[samples, layers, rows]: it is not a scores file"
+            )
+        self._dataset = dataset
+        self.samples, self.layers, self.hidden = (int(size) for size in dataset.shape)
+        try:
+            self.provenance = Provenance.from_attributes(self._file.attrs)
+            self.records = self._read_records()
+        except (OSError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    def scores(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The scores of samples `start` to `stop`, `[stop - start, L, D]` float32.
+
+        Raises:
+            LokiError: if they are damaged on disk, or one is NaN or infinite; the text names sample and layer.
+        """
+        try:
+            block: NDArray[np.float32] = self._dataset[start:stop].astype(np.float32)
+        except OSError as error:
+            raise self._damaged(error) from error
+        check_finite(block, self.records.sample_ids[start:stop], origin=f"scores file {self.path}")
+        return block
+
+    def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """All scores in order, as pairs of the first sample's index and `[n, L, D]`; memory does not grow with N.
+
+        Raises:
+            LokiError: see `scores`.
+        """
+        size = max(1, _READ_BYTES // (4 * self.layers * self.hidden))
+        for start in range(0, self.samples, size):
+            yield start, self.scores(start, min(start + size, self.samples))
+
+    def _read_records(self) -> SampleRecords:
+        count = self.samples
+        found = {name: self._file[name] for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS) if name in self._file}
+        wrong = [name for name, column in found.items() if column.shape != (count,)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} and dataset have different lengths")
+        columns: dict[str, Any] = {
+            **{name: [""] * count for name in _TEXT_COLUMNS},
+            **{name: np.full(count, _UNKNOWN[name], dtype) for name, dtype in _NUMBER_COLUMNS.items()},
+            "sample_ids": [str(index) for index in range(count)],
+        }
+        for name, column in found.items():
+            columns[name] = list(column.asstr()[:]) if name in _TEXT_COLUMNS else column[:]
+        return SampleRecords(**columns)
+
+    def _damaged(self, error: Exception) -> LokiError:
+        return LokiError(f"scores file {self.path} is truncated or damaged ({error}): analyse again, or copy it again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def check_finite(scores: NDArray[np.float32], ids: Sequence[str], *, origin: str) -> None:
+    """Check scores `[n, L, D]` of the samples `ids`.
+
+    Raises:
+        LokiError: if one is NaN or infinite; the text names sample and layer.
+    """
+    finite = np.isfinite(scores).all(axis=-1)
+    if not finite.all():
+        sample, layer = (int(index) for index in np.argwhere(~finite)[0])
+        raise LokiError(
+            f"{origin}: sample {ids[sample]}, layer {layer}: a score is NaN or infinite: "
+            "analyse that sample again, in float32 if it was half precision"
+        )

@@ -1,0 +1,92 @@
+"""The entry to attribution: an engine for a model."""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from transformers import PreTrainedModel
+
+from loki.kva.attributor import Attribution, Attributor, NotExactError, NotExactWarning
+from loki.kva.captum_engine import CaptumAttributor
+from loki.kva.fast.engine import FastAttributor
+from loki.kva.settings import AttributionSettings
+
+__all__ = ["Attribution", "Attributor", "make_attributor"]
+
+
+def make_attributor(
+    model: PreTrainedModel, settings: AttributionSettings, *, memory_budget: int | None = None
+) -> Attributor:
+    """The attribution engine that `settings.engine` asks for; use it in a `with` block.
+
+    Args:
+        model: a causal language model.
+        settings: what is attributed, and how.
+        memory_budget: bytes that the fast engine may use beyond the model; None means what is free now.
+
+    Raises:
+        LokiError: if the model's MLP outputs cannot be found.
+    """
+    if settings.engine == "captum":
+        return CaptumAttributor(model, settings)
+    if settings.engine == "fast":
+        return FastAttributor(model, settings, memory_budget)
+    return AutoAttributor(model, settings, memory_budget)
+
+
+class AutoAttributor:
+    """The fast engine, and Captum for a model, or a batch, that the fast engine finds itself not exact on.
+
+    Which engine serves a batch depends on the model and the batch alone, not on what came before.
+
+    Args:
+        model: a causal language model.
+        settings: what is attributed; the field `engine` is not looked at.
+        memory_budget: bytes that the fast engine may use beyond the model; None means what is free now.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: AttributionSettings, memory_budget: int | None = None) -> None:
+        self._fast = FastAttributor(model, settings, memory_budget)
+        self._reference = CaptumAttributor(model, settings)
+        self._entered = ExitStack()
+        self._refused: bool | None = None
+        self._warned = False
+
+    def __enter__(self) -> Self:
+        self._entered.enter_context(self._fast)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered.close()
+
+    def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
+        """Attribute prompts; see `Attributor.attribute`. Warns the first time that it turns to Captum."""
+        if self._refused is None:
+            self._refused = self._refuses_model()
+        if not self._refused:
+            try:
+                return self._fast.attribute(batch, targets)
+            except NotExactError as error:
+                self._warn(error, "one of the batches")
+        with self._reference:
+            return self._reference.attribute(batch, targets)
+
+    def _refuses_model(self) -> bool:
+        try:
+            self._fast.examine()
+        except NotExactError as error:
+            self._warn(error, "this model")
+            return True
+        return False
+
+    def _warn(self, error: NotExactError, subject: str) -> None:
+        if not self._warned:
+            text = (
+                f"the fast engine is not exact on {subject} ({error.reason}): going on there with Captum, which is slow"
+            )
+            warnings.warn(text, NotExactWarning, stacklevel=4)
+        self._warned = True

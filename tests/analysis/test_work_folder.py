@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loki.analysis.work_folder import BatchResults, WorkFolder, work_folder_of
+from loki.errors import LokiError
+
+RESULTS = BatchResults(
+    indices=np.array([4, 2]),
+    scores=np.arange(12, dtype=np.float32).reshape(2, 2, 3),
+    targets=np.array([7, 8]),
+    probabilities=np.array([0.5, 0.25]),
+    completeness=np.array([0.1, 0.2]),
+)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> WorkFolder:
+    return work_folder_of(tmp_path / "scores.h5")
+
+
+def test_batches_come_back_as_they_were(work: WorkFolder) -> None:
+    with work.hold():
+        work.begin({}, overwrite=False)
+        work.write_batch(3, RESULTS)
+        assert work.stored_batches() == {3}
+        for name, array in vars(work.read_batch(3)).items():
+            np.testing.assert_array_equal(array, getattr(RESULTS, name))
+        work.delete_batch(3)
+        with pytest.raises(LokiError, match=r"00000003\.npz is missing or damaged"):
+            work.read_batch(3)
+
+
+def test_a_run_that_was_begun_stays_and_another_does_not(work: WorkFolder) -> None:
+    with work.hold():
+        pass
+    assert not work.path.exists()
+    with work.hold():
+        assert work.begin({"steps": 7}, overwrite=False) == {}
+        work.record({"steps": 7, "batch_size": 4})
+    with work.hold():
+        assert work.begin({"steps": 7}, overwrite=False) == {"steps": 7, "batch_size": 4}
+        with pytest.raises(LokiError, match="steps 7 and 9"):
+            work.begin({"steps": 9}, overwrite=False)
+        assert work.begin({"steps": "auto"}, overwrite=False)
+        assert work.begin({"steps": 9}, overwrite=True) == {}
+    assert not work.path.exists()
+
+
+def test_stopping_ends_with_the_next_attempt(work: WorkFolder) -> None:
+    with work.hold():
+        work.begin({}, overwrite=False)
+        work.record({})
+        assert not work.stopped
+        work.stop()
+        assert work.stopped
+        work.begin({}, overwrite=False)
+        assert not work.stopped
+
+
+def test_a_lock_whose_file_was_removed_is_not_held(work: WorkFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process finishes, and removes the folder, between the opening of its lock and the locking."""
+    from loki.analysis import work_folder
+
+    flock, removed = work_folder.fcntl.flock, []
+
+    def remove_first(lock, how) -> None:
+        if not removed:
+            removed.append(True)
+            (work.path / "lock").unlink()
+            work.path.rmdir()
+        flock(lock, how)
+
+    monkeypatch.setattr(work_folder.fcntl, "flock", remove_first)
+    with work.hold():
+        assert (work.path / "lock").exists()
+        with pytest.raises(LokiError, match="another process is working in"), WorkFolder(work.path).hold():
+            pass
