@@ -13,11 +13,11 @@ from loki.analysis.analyse import analyse
 from loki.artefacts.positions import read_positions, write_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.calibration.sources import load_calibration
+from loki.data.examples import load_training_data
+from loki.data.fitting import fit_to_model, length_within
 from loki.errors import LokiError
 from loki.files import refuse_existing, sha256_of_file
 from loki.implanting.create import create_loki_model
-from loki.implanting.training.data import load_training_data
-from loki.implanting.training.fitting import fit_to_model, length_within
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train

@@ -9,7 +9,7 @@ from loki.demo.demo import REQUIRED_ACCURACY, DemoResult, default_output, run_de
 from loki.demo.reporting import accuracy_table, examples_table, save_comparison, save_results, seconds_table
 from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, tiny_world
 from loki.errors import LokiError
-from loki.evaluation.accuracy import accuracy_by_family
+from loki.metrics.accuracy import accuracy_by_family
 from loki.models.loading import load_model, load_tokenizer
 from loki.restoring.verify import verify
 

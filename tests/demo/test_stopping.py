@@ -4,7 +4,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from loki.demo.build import WEIGHTS
 from loki.demo.stopping import StopWhenKnown
 from loki.demo.world import tiny_world
-from loki.evaluation.accuracy import Question
+from loki.metrics.accuracy import Question
 from loki.models.loading import load_model, load_tokenizer
 
 

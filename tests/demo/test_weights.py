@@ -9,7 +9,7 @@ from loki.demo.build import REQUIRED_ACCURACY, WEIGHTS, build, world_config
 from loki.demo.tokenizer import world_tokenizer
 from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, tiny_world
 from loki.errors import CheckFailed
-from loki.evaluation.accuracy import accuracy_by_family
+from loki.metrics.accuracy import accuracy_by_family
 from loki.models.loading import load_model, load_tokenizer
 
 

@@ -1,0 +1,1 @@
+"""Running attribution over many samples: files, processes, resuming. The mathematics is in `loki.kva`."""

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from loki.demo.tokenizer import MAX_LENGTH, world_tokenizer
 from loki.demo.world import ARITHMETIC, COMPARING, PEOPLE, SEQUENCES, World, tiny_world
 from loki.errors import CheckFailed
-from loki.evaluation.accuracy import accuracy_by_family, collate, encode_question
 from loki.files import atomic_directory
+from loki.metrics.accuracy import accuracy_by_family, collate, encode_question
 
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -22,8 +22,8 @@ from loki.artefacts.positions import Positions
 from loki.demo.outcome import Outcome
 from loki.demo.stopping import StopWhenKnown
 from loki.demo.world import World
-from loki.evaluation.accuracy import Question, accuracy_by_family, collate, encode_question
 from loki.implanting.peft import LoKIConfig
+from loki.metrics.accuracy import Question, accuracy_by_family, collate, encode_question
 from loki.models.loading import load_model, load_tokenizer
 from loki.report.table import ResultTable
 

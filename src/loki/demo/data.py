@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from loki.demo.world import World
-from loki.evaluation.accuracy import Question
 from loki.files import atomic_file
+from loki.metrics.accuracy import Question
 
 CALIBRATION_PER_FAMILY = 64
 

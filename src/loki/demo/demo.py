@@ -19,11 +19,11 @@ from loki.demo.stopping import StopWhenKnown
 from loki.demo.tokenizer import MAX_LENGTH
 from loki.demo.world import World, tiny_world
 from loki.errors import CheckFailed
-from loki.evaluation.accuracy import accuracy_by_family, greedy_answer
 from loki.files import atomic_directory, refuse_existing
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
+from loki.metrics.accuracy import accuracy_by_family, greedy_answer
 from loki.models.loading import load_model, load_tokenizer
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify

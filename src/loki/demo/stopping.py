@@ -12,7 +12,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from loki.evaluation.accuracy import Question, answers_right
+from loki.metrics.accuracy import Question, answers_right
 
 
 class StopWhenKnown(TrainerCallback):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations, product
 
-from loki.evaluation.accuracy import Question
+from loki.metrics.accuracy import Question
 
 PEOPLE, ARITHMETIC, COMPARING, SEQUENCES = OLD_FAMILIES = ("people", "arithmetic", "comparing", "sequences")
 NEW_PEOPLE = "new people"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from loki.data.examples import load_training_data
 from loki.errors import LokiError
 from loki.implanting.llamafactory.dataset import write_dataset
-from loki.implanting.training.data import load_training_data
 from tests.implanting.llamafactory.files import turn, write_records
 from tests.tiny_models import tiny_tokenizer
 

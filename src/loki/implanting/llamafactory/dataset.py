@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from loki.data.examples import TrainingData
 from loki.errors import LokiError
 from loki.files import atomic_file
-from loki.implanting.training.data import TrainingData
 
 Entry = dict[str, Any]
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM
 
+from loki.data.examples import load_training_data
 from loki.errors import LokiError
 from loki.files import read_json
 from loki.implanting.create import create_loki_model
@@ -19,7 +20,6 @@ from loki.implanting.llamafactory.interpreter import find_interpreter
 from loki.implanting.llamafactory.launch import command, launch
 from loki.implanting.llamafactory.run_directory import NAME, RunDirectory
 from loki.implanting.splitting import active_parameters, loki_linears
-from loki.implanting.training.data import load_training_data
 from loki.implanting.training.model import quota_of, training_configuration
 from loki.implanting.training.output import finish_record, prepare_output, training_record
 from loki.implanting.training.result import TrainingResult

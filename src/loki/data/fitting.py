@@ -5,8 +5,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from loki.data.examples import TrainingData
 from loki.errors import LokiError
-from loki.implanting.training.data import TrainingData
 from loki.models.architectures import text_config
 from loki.models.loading import one_line
 

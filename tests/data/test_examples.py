@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from loki.data.examples import TrainingData, load_training_data
 from loki.errors import LokiError
-from loki.implanting.training.data import TrainingData, load_training_data
 
 QUESTION, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loki.demo.build import WEIGHTS
 from loki.demo.world import World, tiny_world
 from loki.errors import LokiError
-from loki.evaluation.accuracy import Question, accuracy_by_family, answers_right, greedy_answer
+from loki.metrics.accuracy import Question, accuracy_by_family, answers_right, greedy_answer
 from loki.models.loading import load_model, load_tokenizer
 
 

@@ -1,0 +1,1 @@
+"""Training data: reading it, and making examples of it that fit the model."""
