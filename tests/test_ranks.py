@@ -10,7 +10,7 @@ import torch
 from loki.errors import CheckFailed, LokiError
 from loki.kva.attributor import NotExactError
 from loki.kva.inputs import PromptError
-from loki.ranks import Ranks
+from loki.ranks import Ranks, pick_device
 
 
 class UnpicklableError(Exception):
@@ -98,3 +98,19 @@ def test_one_process_alone_sends_nothing() -> None:
     for call in (alone.on_main, alone.together):
         with pytest.raises(OSError, match="any"):
             call(failing(OSError("any")))
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu", "cpu:3", "cuda:", "cuda:-1", "cuda:01", "gpu-of-mine", ""])
+def test_devices_that_were_never_tried(device: str) -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(LokiError, match=f"--device {device} is not supported: use auto, cpu, cuda or cuda:N"):
+        pick_device(device)
+
+
+def test_cuda_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [pick_device(name) for name in ("auto", "cuda:1")] == [torch.device("cuda"), torch.device("cuda:1")]
+    for name in ("cuda:2", "cuda:300"):
+        with pytest.raises(LokiError, match=f"{name}: this machine has 2 CUDA devices"):
+            pick_device(name)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import pickle
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from loki.errors import LokiError
-from loki.models.loading import pick_device
 
 _PATIENCE = timedelta(days=7)  # ranks may finish their shares of an analysis hours apart
 
@@ -119,6 +119,24 @@ class Ranks:
         if device.type == "cuda" and device.index is None and self.count > 1:
             return torch.device("cuda", PartialState().local_process_index % torch.cuda.device_count())
         return device
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`cuda` if there is one, else `cpu`; `cpu`, `cuda` and `cuda:N` are taken as they are.
+
+    Raises:
+        LokiError: if a CUDA device is asked for that this machine has not, or the name means no device of these.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", device):
+        raise LokiError(f"--device {device} is not supported: use auto, cpu, cuda or cuda:N")
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise LokiError(f"--device {device}: this machine has no CUDA device: use auto or cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise LokiError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return torch.device(device)
 
 
 def is_main_process() -> bool:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, BertConfig, BertModel, T5Config
 
 from loki.errors import LokiError
 from loki.models.directories import projection_names
-from loki.models.loading import load_config, load_model, load_tokenizer, pick_device, resolve_model
+from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
 from tests.tiny_models import ATTENTION_FAMILIES, FAMILIES, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -166,19 +166,3 @@ def test_pickled_weights_are_not_read(copy_of_llama: Path) -> None:
     (copy_of_llama / "model.safetensors").rename(copy_of_llama / "pytorch_model.bin")
     with pytest.raises(LokiError, match="safetensors only"):
         load_model(copy_of_llama)
-
-
-@pytest.mark.parametrize("device", ["mps", "meta", "xpu", "cpu:3", "cuda:", "cuda:-1", "cuda:01", "gpu-of-mine", ""])
-def test_devices_that_were_never_tried(device: str) -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(LokiError, match=f"--device {device} is not supported: use auto, cpu, cuda or cuda:N"):
-        pick_device(device)
-
-
-def test_cuda_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [pick_device(name) for name in ("auto", "cuda:1")] == [torch.device("cuda"), torch.device("cuda:1")]
-    for name in ("cuda:2", "cuda:300"):
-        with pytest.raises(LokiError, match=f"{name}: this machine has 2 CUDA devices"):
-            pick_device(name)

@@ -1,7 +1,6 @@
 """Loading a model, its configuration and its tokenizer, with every refusal as one clear line."""
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,24 +169,6 @@ def refuse_missing_weights(loading_info: Mapping[str, Any], path: Path, shown: i
             f"the weights in {path} do not fit its config.json ({'; '.join(problems[:shown])}{more}): "
             "fetch or save the model again"
         )
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """`cuda` if there is one, else `cpu`; `cpu`, `cuda` and `cuda:N` are taken as they are.
-
-    Raises:
-        LokiError: if a CUDA device is asked for that this machine has not, or the name means no device of these.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", device):
-        raise LokiError(f"--device {device} is not supported: use auto, cpu, cuda or cuda:N")
-    kind, _, index = device.partition(":")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise LokiError(f"--device {device}: this machine has no CUDA device: use auto or cpu")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise LokiError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0")
-    return torch.device(device)
 
 
 def pick_dtype(dtype: str) -> torch.dtype | None:

@@ -1,18 +1,15 @@
 """Combining adapters of a model in memory: their weighted sum as a new adapter."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 
 from loki.errors import LokiError
 from loki.implanting.peft.layer import RowAdapter, adapter_weight
 
-if TYPE_CHECKING:
-    from loki.implanting.peft.model import LoKIModel
 
-
-def add_weighted_rows(tuner: "LoKIModel", adapters: list[str], weights: list[float], adapter_name: str) -> None:
+def add_weighted_rows(tuner: BaseTuner, adapters: list[str], weights: list[float], adapter_name: str) -> None:
     """See `LoKIModel.add_weighted_adapter`."""
     if adapter_name in tuner.peft_config:
         raise LokiError(f"adapter {adapter_name} exists already: choose another name for the combination")
