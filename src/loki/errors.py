@@ -19,3 +19,14 @@ class CheckFailed(LokiError):  # noqa: N818 - it names what happened, as pytest 
 
 class RankError(LokiError):
     """A failure of one process among several, which only this process can report."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the memory of a device or of the machine is full.
+
+    By name and text, so that PyTorch need not be imported: its CPU allocator raises a plain `RuntimeError`.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text

@@ -23,7 +23,7 @@ from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.kva.completeness import completeness_advice
 from loki.kva.settings import AttributionSettings
-from loki.models.architectures import text_config
+from loki.models.architectures import max_positions, text_config
 from loki.models.checkpoint import check_weights
 from loki.models.directories import projection_names
 from loki.models.loading import load_config, load_tokenizer, resolve_model
@@ -81,7 +81,7 @@ class RunSettings:
         calibration = load_calibration(
             self.calibration,
             tokenizer,
-            max_positions=getattr(text, "max_position_embeddings", None),
+            max_positions=max_positions(config),
             vocab_size=text.vocab_size,
             samples_per_subject=self.samples_per_subject,
         )

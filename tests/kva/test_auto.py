@@ -8,7 +8,7 @@ from loki.errors import LokiError
 from loki.kva import AttributionSettings, make_attributor
 from loki.kva.attributor import NotExactError, NotExactWarning
 from loki.kva.fast.engine import FastAttributor
-from tests.kva import published
+from tests.kva import naive
 from tests.tiny_models import HYBRID_FAMILIES, tiny_model
 from tests.tolerances import assert_close
 
@@ -36,7 +36,7 @@ def test_auto_goes_on_with_captum_and_says_so_once(family: str) -> None:
             warnings.simplefilter("error")
             attributor.attribute(PROMPTS[:1], [None])
     for attribution, prompt in zip(found, PROMPTS, strict=True):
-        assert_close(attribution.scores, published.captum_scores(model, prompt))
+        assert_close(attribution.scores, naive.captum_scores(model, prompt))
 
 
 def test_auto_turns_to_captum_for_single_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_auto_is_fast_and_silent_where_it_can_be() -> None:
     with warnings.catch_warnings(), make_attributor(model, AttributionSettings(engine="auto")) as attributor:
         warnings.simplefilter("error")
         (found,) = attributor.attribute(PROMPTS[:1], [None])
-    assert_close(found.scores, published.captum_scores(model, PROMPTS[0]))
+    assert_close(found.scores, naive.captum_scores(model, PROMPTS[0]))
 
 
 @pytest.mark.parametrize("quantity", ["probability", "logit"])

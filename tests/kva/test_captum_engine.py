@@ -2,7 +2,7 @@ import pytest
 
 from loki.kva import AttributionSettings
 from loki.kva.captum_engine import CaptumAttributor
-from tests.kva import published
+from tests.kva import naive
 from tests.tiny_models import tiny_model
 from tests.tolerances import assert_close
 
@@ -14,7 +14,7 @@ def test_reference_is_captum_as_published(family: str) -> None:
     model = tiny_model(family)
     with CaptumAttributor(model, AttributionSettings(steps=4)) as attributor:
         (found,) = attributor.attribute([PROMPT], [None])
-    assert_close(found.scores, published.captum_scores(model, PROMPT, steps=4))
+    assert_close(found.scores, naive.captum_scores(model, PROMPT, steps=4))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bamba"])
@@ -22,4 +22,4 @@ def test_reference_of_the_paper_definition(family: str) -> None:
     model = tiny_model(family)
     with CaptumAttributor(model, AttributionSettings(definition="paper")) as attributor:
         (found,) = attributor.attribute([PROMPT], [3])
-    assert_close(found.scores, published.paper_scores(model, PROMPT, 3))
+    assert_close(found.scores, naive.paper_scores(model, PROMPT, 3))

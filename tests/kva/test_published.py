@@ -6,7 +6,7 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from loki.errors import LokiError
 from loki.kva import KVALlamaForCausalLM, KVAQwenForCausalLM
-from tests.kva import published
+from tests.kva import naive
 from tests.tolerances import assert_close
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
@@ -29,7 +29,7 @@ def test_equals_captum_as_published(kva_class, base_class, directory: str, reque
         method="riemann_right",
     )
     assert [tuple(row.shape) for row in found] == [(base.config.hidden_size,)] * base.config.num_hidden_layers
-    assert_close(torch.stack(found), published.captum_scores(base, PROMPT, 17, steps=5, method="riemann_right"))
+    assert_close(torch.stack(found), naive.captum_scores(base, PROMPT, 17, steps=5, method="riemann_right"))
 
 
 def test_label_defaults_to_the_argmax_and_padding_is_left_out(llama_dir: Path) -> None:
@@ -37,7 +37,7 @@ def test_label_defaults_to_the_argmax_and_padding_is_left_out(llama_dir: Path) -
     padded = torch.tensor([[2, 2, *PROMPT, 2]])
     mask = torch.tensor([[0, 0, *[1] * len(PROMPT), 0]])
     found = model.compute_integrated_gradients(padded, mask, target_token_idx=-4)
-    assert_close(torch.stack(found), published.captum_scores(model, PROMPT[:-2]))
+    assert_close(torch.stack(found), naive.captum_scores(model, PROMPT[:-2]))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from loki.analysis.job import Job
 from loki.analysis.work_folder import BatchResults, WorkFolder
 from loki.artefacts.scores import check_finite
 from loki.calibration.samples import Sample
-from loki.errors import LokiError
+from loki.errors import LokiError, out_of_memory
 from loki.kva.auto import Attribution, Attributor, make_attributor
 from loki.kva.fast.memory import free_memory
 from loki.kva.inputs import PromptError
@@ -143,7 +143,7 @@ def _attribute(attributor: Attributor, samples: Sequence[Sample]) -> list[Attrib
     except PromptError as error:
         raise LokiError(f"sample {samples[error.index].id}: {error.problem}") from error
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         if len(samples) == 1:
             raise LokiError(
@@ -155,7 +155,3 @@ def _attribute(attributor: Attributor, samples: Sequence[Sample]) -> list[Attrib
         torch.cuda.empty_cache()
     half = len(samples) // 2
     return _attribute(attributor, samples[:half]) + _attribute(attributor, samples[half:])
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

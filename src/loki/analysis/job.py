@@ -15,7 +15,7 @@ from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
 from loki.kva.inputs import up_to
 from loki.kva.settings import AttributionSettings
-from loki.models.architectures import text_config
+from loki.models.architectures import max_positions, text_config
 from loki.models.checkpoint import fingerprint
 from loki.models.loading import DTYPES, load_config, load_tokenizer, pick_dtype, resolve_model
 from loki.ranks import Ranks
@@ -153,7 +153,7 @@ def prepare(
         calibration = load_calibration(
             source,
             load_tokenizer(directory, trust_remote_code=trust_remote_code),
-            max_positions=getattr(text, "max_position_embeddings", None),
+            max_positions=max_positions(config),
             vocab_size=text.vocab_size,
             subjects=subjects,
             samples_per_subject=samples_per_subject,

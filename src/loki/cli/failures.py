@@ -3,6 +3,8 @@
 import errno
 from pathlib import Path
 
+from loki.errors import out_of_memory
+
 _NO_SPACE = "free some space or choose another --output"
 _NO_PERMISSION = "check its permissions or choose another path"
 _NO_PLACE = "choose another --output"
@@ -20,7 +22,6 @@ _STORAGE = {
 }
 # safetensors and h5py only quote the system's message; torch.save only notices that its file stopped growing.
 _FULL_DISK_SIGNS = ("os error 28", "errno = 28", "No space left on device", "unexpected pos", "PytorchStreamWriter")
-_NO_MEMORY_SIGNS = ("out of memory", "can't allocate memory")
 
 
 def explain(error: BaseException) -> str | None:
@@ -43,7 +44,7 @@ def _explain_one(error: BaseException) -> str | None:
         return f"{error.strerror}: {error.filename or 'while writing'}: {_STORAGE[error.errno]}"
     if any(sign in text for sign in _FULL_DISK_SIGNS):
         return "No space left on device: while writing: free some space or choose another --output"
-    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _NO_MEMORY_SIGNS):
+    if out_of_memory(error):
         return (
             "out of memory: choose a smaller --batch-size; when training, also --gradient-checkpointing, a shorter "
             "--max-length, or an adapter with a rank; when analysing, also a smaller --memory-budget"

@@ -7,13 +7,13 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from loki.data.examples import TrainingData
 from loki.errors import LokiError
-from loki.models.architectures import text_config
+from loki.models.architectures import max_positions
 from loki.models.loading import one_line
 
 
 def length_within(config: PretrainedConfig, max_length: int) -> int:
     """Tokens per example: `max_length`, or the number of positions where the model has fewer."""
-    return min(max_length, getattr(text_config(config), "max_position_embeddings", max_length))
+    return min(max_length, max_positions(config) or max_length)
 
 
 def fit_to_model(data: TrainingData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TrainingData:

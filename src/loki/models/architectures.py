@@ -61,6 +61,12 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     return config.get_text_config(decoder=True)
 
 
+def max_positions(config: PretrainedConfig) -> int | None:
+    """The longest text that the language model takes, in tokens; None where the configuration gives no limit."""
+    longest = getattr(text_config(config), "max_position_embeddings", None)
+    return int(longest) if longest else None
+
+
 def mlp_outputs(model: PreTrainedModel) -> list[MLPOutput]:
     """The MLP output of every decoder layer, from the first layer to the last.
 

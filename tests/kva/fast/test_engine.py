@@ -14,7 +14,7 @@ from loki.kva.attributor import NotExactWarning
 from loki.kva.fast.last_token_pass import sweep_last_token
 from loki.kva.inputs import PromptError
 from loki.kva.settings import IG_METHODS
-from tests.kva import published
+from tests.kva import naive
 from tests.kva.attributing import PROMPT, attribute
 from tests.tiny_models import ATTENTION_FAMILIES, FAMILIES, tiny_model
 from tests.tolerances import assert_close
@@ -26,15 +26,15 @@ OTHERS = [[21, 22, 23], [31], [41, 42, 43, 44, 45, 46, 47, 48]]
 def test_captum_definition_equals_captum_itself(family: str) -> None:
     model = tiny_model(family)
     (found,) = attribute(model, [PROMPT])
-    assert found.target == published.argmax(model, PROMPT)
-    assert_close(found.scores, published.captum_scores(model, PROMPT))
+    assert found.target == naive.argmax(model, PROMPT)
+    assert_close(found.scores, naive.captum_scores(model, PROMPT))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *ATTENTION_FAMILIES])
 def test_paper_definition_equals_the_papers_equations(family: str) -> None:
     model = tiny_model(family)
     (found,) = attribute(model, [PROMPT], definition="paper")
-    assert_close(found.scores, published.paper_scores(model, PROMPT))
+    assert_close(found.scores, naive.paper_scores(model, PROMPT))
 
 
 @pytest.mark.parametrize("method", IG_METHODS)
@@ -43,13 +43,13 @@ def test_paper_definition_equals_the_papers_equations(family: str) -> None:
 def test_rules_and_steps(family: str, method: str, steps: int) -> None:
     model = tiny_model(family)
     (found,) = attribute(model, [PROMPT], ig_method=method, steps=steps)
-    assert_close(found.scores, published.captum_scores(model, PROMPT, steps=steps, method=method))
+    assert_close(found.scores, naive.captum_scores(model, PROMPT, steps=steps, method=method))
 
 
 def test_one_point_of_gauss_legendre() -> None:
     model = tiny_model()
     (found,) = attribute(model, [PROMPT], ig_method="gausslegendre", steps=1)
-    assert_close(found.scores, published.captum_scores(model, PROMPT, steps=1, method="gausslegendre"))
+    assert_close(found.scores, naive.captum_scores(model, PROMPT, steps=1, method="gausslegendre"))
 
 
 @pytest.mark.parametrize("method", IG_METHODS)
@@ -68,7 +68,7 @@ def test_rules_of_the_paper_definition(family: str, method: str) -> None:
 def test_paper_definition_at_other_steps(steps: int) -> None:
     model = tiny_model("qwen2")
     (found,) = attribute(model, [PROMPT], definition="paper", steps=steps)
-    assert_close(found.scores, published.paper_scores(model, PROMPT, steps=steps))
+    assert_close(found.scores, naive.paper_scores(model, PROMPT, steps=steps))
 
 
 @pytest.mark.parametrize("target", [0, 17, 319])
@@ -77,17 +77,17 @@ def test_targets(target: int) -> None:
     (found,) = attribute(model, [PROMPT], [target])
     assert found.target == target
     with torch.no_grad():
-        expected = float(published.probability(model, torch.tensor([PROMPT]), target))
+        expected = float(naive.probability(model, torch.tensor([PROMPT]), target))
     assert math.isclose(found.probability, expected, rel_tol=1e-5)
-    assert_close(found.scores, published.captum_scores(model, PROMPT, target))
+    assert_close(found.scores, naive.captum_scores(model, PROMPT, target))
 
 
 def test_logit_as_the_attributed_quantity() -> None:
     model = tiny_model()
     (captum,) = attribute(model, [PROMPT], quantity="logit")
     (paper,) = attribute(model, [PROMPT], quantity="logit", definition="paper")
-    assert_close(captum.scores, published.captum_scores(model, PROMPT, quantity=published.logit))
-    assert_close(paper.scores, published.paper_scores(model, PROMPT, quantity=published.logit))
+    assert_close(captum.scores, naive.captum_scores(model, PROMPT, quantity=naive.logit))
+    assert_close(paper.scores, naive.paper_scores(model, PROMPT, quantity=naive.logit))
 
 
 def test_absolute_scores() -> None:
@@ -144,7 +144,7 @@ def test_rope_that_knows_the_length_is_not_padded() -> None:
     model = tiny_model("phi3", rope_parameters=longrope, original_max_position_embeddings=8)
     together = attribute(model, [PROMPT, *OTHERS])
     for found, prompt in zip(together, [PROMPT, *OTHERS], strict=True):
-        assert_close(found.scores, published.captum_scores(model, prompt))
+        assert_close(found.scores, naive.captum_scores(model, prompt))
 
 
 @pytest.mark.parametrize("definition", ["captum", "paper"])
@@ -186,7 +186,7 @@ def test_sizes_that_differ_from_layer_to_layer(shared: int) -> None:
     model = tiny_model("gemma4_text", layer_types=kinds, sliding_window=6, **heads, **inputs)
     with pytest.warns(NotExactWarning) if shared else nullcontext():
         (found,) = attribute(model, [PROMPT], engine="auto")
-    assert_close(found.scores, published.captum_scores(model, PROMPT))
+    assert_close(found.scores, naive.captum_scores(model, PROMPT))
 
 
 @pytest.mark.parametrize("definition", ["captum", "paper"])
@@ -217,7 +217,7 @@ def test_works_where_gradients_are_off() -> None:
     model = tiny_model()
     with torch.no_grad():
         (found,) = attribute(model, [PROMPT])
-    assert_close(found.scores, published.captum_scores(model, PROMPT))
+    assert_close(found.scores, naive.captum_scores(model, PROMPT))
 
 
 def test_offloaded_model_gives_the_same_scores(llama_dir: Path, tmp_path: Path) -> None:

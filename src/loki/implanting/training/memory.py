@@ -2,15 +2,9 @@
 
 from pathlib import Path
 
-import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from loki.models.loading import one_line
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that a device's or the machine's memory is full."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def memory_advice(error: BaseException) -> str:

@@ -20,12 +20,12 @@ from trl import SFTTrainer
 
 from loki.data.examples import TrainingData, load_training_data
 from loki.data.fitting import fit_to_model, length_within
-from loki.errors import LokiError, RankError
+from loki.errors import LokiError, RankError, out_of_memory
 from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.splitting import active_parameters
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
-from loki.implanting.training.memory import memory_advice, out_of_memory, resume_advice
+from loki.implanting.training.memory import memory_advice, resume_advice
 from loki.implanting.training.model import quota_of, training_configuration
 from loki.implanting.training.output import finish_record, prepare_output, training_record
 from loki.implanting.training.plot import plot_loss

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from loki.kva.fast.layers import Layers
 from loki.kva.fast.prompt_batch import PromptBatch
 from loki.kva.fast.record import record_outputs
-from loki.models.architectures import text_config
+from loki.models.architectures import max_positions, text_config
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -51,5 +51,5 @@ class ZeroTokenBaseline:
     def _length_for(self, length: int) -> int:
         if self._exact_length:
             return length
-        longest = getattr(text_config(self._model.config), "max_position_embeddings", None) or length
+        longest = max_positions(self._model.config) or length
         return max(length, min(1 << (length - 1).bit_length(), longest))

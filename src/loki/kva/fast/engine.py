@@ -31,7 +31,7 @@ from loki.kva.fast.self_check import check_attention_alone_mixes, check_same_log
 from loki.kva.inputs import PromptError, attributed_prompts, checked_targets
 from loki.kva.integration import integration_rule
 from loki.kva.settings import AttributionSettings
-from loki.models.architectures import text_config
+from loki.models.architectures import max_positions
 
 # Tokens that go through a layer together in the prefix sweep: on a CPU they should stay in its caches.
 _TOKENS_PER_PASS = {"cpu": 1024}
@@ -105,7 +105,7 @@ class FastAttributor(ModelUser):
         """
         if self._layers is None:
             vocab_size = self._model.get_input_embeddings().weight.shape[0]
-            longest = getattr(text_config(self._model.config), "max_position_embeddings", None) or _EXAMINED_TOKENS
+            longest = max_positions(self._model.config) or _EXAMINED_TOKENS
             prompt = [(1 + 7919 * place) % vocab_size for place in range(max(2, min(_EXAMINED_TOKENS, longest)))]
             batch = PromptBatch.of([prompt], input_device(self._model))
             with torch.no_grad():
