@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.errors import LokiError
+from loki.metrics.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,13 @@ def answers_right(
         raise LokiError("the tokenizer has no end-of-sequence token, so no answer can be seen to end: set eos_token")
     encoded = [encode_question(tokenizer, question) for question in questions]
     right = [False] * len(questions)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in _batches_of_like_length(encoded, batch_size):
             input_ids, answer_mask = collate([encoded[index] for index in batch], tokenizer.eos_token_id)
             logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits
             agrees = logits[:, :-1].argmax(-1).cpu() == input_ids[:, 1:]
             for index, correct in zip(batch, (agrees | ~answer_mask[:, 1:]).all(dim=1).tolist(), strict=True):
                 right[index] = correct
-    finally:
-        model.train(was_training)
     return right
 
 
