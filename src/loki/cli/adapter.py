@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -32,4 +32,4 @@ def adapter(
     quiet_libraries()
     torch.manual_seed(seed)
     save_zero_adapter(model, positions, output, rank=rank, overwrite=overwrite)
-    console.print(f"LoKI adapter: {output}", soft_wrap=True, highlight=False)
+    say(f"LoKI adapter: {output}", output=output)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console, error_console, warnings_as_lines
+from loki.cli.app import app, error_console, say, warnings_as_lines
 
 
 @app.command()
@@ -167,5 +167,10 @@ def analyse(
     if not is_main_process():
         return
     if advice := completeness_advice(completeness, steps):
-        error_console.print(advice, soft_wrap=True, highlight=False)
-    console.print(f"{samples} samples analysed: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)
+        error_console.print(advice)
+    say(
+        f"{samples} samples analysed: {', '.join(map(str, paths))}",
+        samples=samples,
+        output=paths,
+        completeness=completeness,
+    )

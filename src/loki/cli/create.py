@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -37,4 +37,4 @@ def create(
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
     )
-    console.print(f"LoKI model: {output}", soft_wrap=True, highlight=False)
+    say(f"LoKI model: {output}", output=output)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console, error_console
+from loki.cli.app import app, console, error_console, say
 
 
 @app.command()
@@ -47,7 +47,7 @@ def demo(
         result = run_demo(
             output,
             overwrite=overwrite,
-            announce=lambda line: error_console.print(line, soft_wrap=True, highlight=False),
+            announce=error_console.print,
             progress=progress,
         )
     save_results(output, result, overwrite=overwrite)
@@ -60,4 +60,4 @@ def demo(
                 output / "base", tiny_world(), methods, required_accuracy=REQUIRED_ACCURACY, progress=progress
             )
         console.print(save_comparison(output, outcomes, REQUIRED_ACCURACY, overwrite=overwrite).rich(), "")
-    console.print(f"Everything the phases left is in {output}", soft_wrap=True, highlight=False)
+    say(f"Everything the phases left is in {output}", output=output)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -25,4 +25,4 @@ def export_lora(
     from loki.implanting.peft.export import export_lora as export
 
     rank = export(adapter, output, full_rows=full_rows, overwrite=overwrite)
-    console.print(f"LoRA adapter of rank {rank} written to {output}", soft_wrap=True, highlight=False)
+    say(f"LoRA adapter of rank {rank} written to {output}", rank=rank, output=output)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, console, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,10 +27,12 @@ def inspect(
     from loki.analysis.inspect_scores import inspect_scores
 
     found = inspect_scores(scores, quota=quota, rows=rows)
-    console.print(
+    say(
         f"{scores}: {found.samples} samples, {found.layers} layers, {found.hidden} rows per layer",
-        soft_wrap=True,
-        highlight=False,
+        samples=found.samples,
+        layers=found.layers,
+        hidden=found.hidden,
+        completeness=found.completeness,
     )
     for table in (_origin(found), _layers(found), _extremes(found), _agreement(found)):
         console.print(table)

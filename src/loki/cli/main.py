@@ -3,11 +3,15 @@
 import importlib
 import logging
 import sys
+from contextlib import ExitStack
+from importlib.metadata import version
 
 from rich.markup import escape
 
-from loki.cli.app import app, error_console
+from loki.cli.app import app
+from loki.cli.common_options import take_common_options
 from loki.cli.failures import explain
+from loki.cli.output import end_with_json, error_console, speaking
 from loki.errors import LokiError, RankError
 
 INTERRUPTED = 130
@@ -36,26 +40,45 @@ def main() -> None:
     logging.getLogger("DeepSpeed").addFilter(_other_than_no_gpu)  # it writes to standard output, among our lines
     for command in COMMANDS:
         importlib.import_module(f"loki.cli.{command}")
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    resumes = arguments[:1] and arguments[0] in CONTINUED
+    with ExitStack() as stack:
+        try:
+            arguments, common = take_common_options(sys.argv[1:])
+            stack.enter_context(speaking(quiet=common.quiet, as_json=common.as_json, log_file=common.log_file))
+        except LokiError as wrong:
+            _print_error(str(wrong))
+            sys.exit(wrong.exit_code)
+        if common.version:
+            print(f"loki {version('loki-llm')}")
+            return
+        name = next((word for word in arguments if not word.startswith("-")), "")
+        code, error = _run(arguments, name, debug=common.debug)
+        end_with_json(name, code, error)
+    sys.exit(code)
+
+
+def _run(arguments: list[str], name: str, *, debug: bool) -> tuple[int, str | None]:
+    """Run one command; its exit code, and its error as one line."""
     try:
         app(arguments, prog_name="loki")
     except LokiError as error:
         if debug:
             raise
         _print_error(str(error), own=isinstance(error, RankError))
-        sys.exit(error.exit_code)
+        return error.exit_code, str(error)
     except SystemExit as left:
-        if left.code == INTERRUPTED:  # Typer makes this of Ctrl-C
-            _print_error("interrupted" + (": run the same command again to continue" if resumes else ""))
-        raise
+        code = left.code if isinstance(left.code, int) else int(bool(left.code))
+        if code != INTERRUPTED:  # Typer makes this of Ctrl-C
+            return code, None
+        message = "interrupted" + (": run the same command again to continue" if name in CONTINUED else "")
+        _print_error(message)
+        return code, message
     except Exception as error:
         reason = explain(error)
         if debug or reason is None:
             raise
         _print_error(reason, own=True)
-        sys.exit(2)
+        return 2, reason
+    return 0, None
 
 
 def _other_than_no_gpu(record: logging.LogRecord) -> bool:
@@ -65,4 +88,4 @@ def _other_than_no_gpu(record: logging.LogRecord) -> bool:
 def _print_error(message: str, *, own: bool = False) -> None:
     if own:  # nobody else knows of it
         error_console.quiet = False
-    error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    error_console.print(f"[bold red]error:[/] {escape(message)}")

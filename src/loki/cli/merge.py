@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -22,4 +22,4 @@ def merge(
     from loki.analysis.merge_scores import merge_scores
 
     samples = merge_scores(parts, output, overwrite=overwrite)
-    console.print(f"{samples} samples of {len(parts)} files: {output}", soft_wrap=True, highlight=False)
+    say(f"{samples} samples of {len(parts)} files: {output}", samples=samples, output=output)

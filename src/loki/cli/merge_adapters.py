@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -23,4 +23,4 @@ def merge_adapters(
 
     config = merge(adapters, output, overwrite=overwrite)
     rows = sum(len(layer) for layer in config.row_lists)
-    console.print(f"{len(adapters)} adapters, {rows} rows, merged into {output}", soft_wrap=True, highlight=False)
+    say(f"{len(adapters)} adapters, {rows} rows, merged into {output}", rows=rows, output=output)

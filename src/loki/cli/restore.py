@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -40,4 +40,4 @@ def restore(
         allow_unchanged=allow_unchanged,
         overwrite=overwrite,
     )
-    console.print(f"Restored model: {output}", soft_wrap=True, highlight=False)
+    say(f"Restored model: {output}", output=output)

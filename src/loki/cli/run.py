@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, console, say
 from loki.cli.training_options import BatchSize, Epochs, LearningRate, MaxLength, MaxSteps, Seed
 
 
@@ -64,10 +64,12 @@ def run(
     )
     with progress_bar() as progress:
         result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)
-    console.print(
+    say(
         f"verify   {result.seconds['verify']:.1f} s\n"
         f"{result.report.changed_rows} of {result.report.selected_rows} selected rows changed, and nothing else. "
         f"Restored model: {result.restored}",
-        soft_wrap=True,
-        highlight=False,
+        output=result.restored,
+        seconds=result.seconds,
+        changed_rows=result.report.changed_rows,
+        selected_rows=result.report.selected_rows,
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -49,8 +49,9 @@ def select(
     with progress_bar() as progress:
         positions = select_rows(scores, quota, strategy, seed=seed, exclude=excluded, progress=progress)
     write_positions(output, positions, overwrite=overwrite)
-    console.print(
-        f"{sum(map(len, positions))} rows of {len(positions)} layers selected ({strategy}, quota {quota:g}%): {output}",
-        soft_wrap=True,
-        highlight=False,
+    rows = sum(map(len, positions))
+    say(
+        f"{rows} rows of {len(positions)} layers selected ({strategy}, quota {quota:g}%): {output}",
+        rows=rows,
+        output=output,
     )

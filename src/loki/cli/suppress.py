@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -23,4 +23,4 @@ def suppress(
     from loki.restoring.suppress import set_zero_weights
 
     set_zero_weights(model, positions, output, overwrite=overwrite)
-    console.print(f"Suppressed model: {output}", soft_wrap=True, highlight=False)
+    say(f"Suppressed model: {output}", output=output)

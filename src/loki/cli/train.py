@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console, error_console
+from loki.cli.app import app, console, error_console, say
 from loki.cli.training_options import BatchSize, Epochs, LearningRate, MaxLength, MaxSteps, Seed
 from loki.errors import LokiError
 
@@ -145,9 +145,13 @@ def train(
                 console=console,
                 progress=progress,
             )
-    console.print(
+    say(
         f"Trained {result.steps} steps in {result.seconds:.0f} s, mean loss {result.loss:.4f}, "
         f"{result.changed_rows} rows changed: {result.output}",
-        soft_wrap=True,
-        highlight=False,
+        output=result.output,
+        steps=result.steps,
+        seconds=result.seconds,
+        loss=result.loss,
+        trainable_parameters=result.trainable_parameters,
+        changed_rows=result.changed_rows,
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -24,9 +24,10 @@ def verify(
 
     report = compare(base, tuned, read_positions(positions))
     report.raise_for_differences()
-    console.print(
+    say(
         f"Verified: of {report.tensors} tensors, nothing but selected rows differs "
         f"({report.changed_rows} of {report.selected_rows} changed).",
-        soft_wrap=True,
-        highlight=False,
+        tensors=report.tensors,
+        changed_rows=report.changed_rows,
+        selected_rows=report.selected_rows,
     )

@@ -1,0 +1,132 @@
+"""What a command says: lines on standard output, errors and warnings on standard error, a log file, one JSON object."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from loki.errors import LokiError
+
+# Of the processes that `accelerate launch` or `torchrun` starts, only the main one speaks.
+_SILENT = os.environ.get("RANK", "0") != "0"
+
+
+class Speaker(Console):
+    """A console whose lines stay whole and plain, go into the log as well, and never share a line with a bar.
+
+    Args:
+        stderr: write to standard error.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, quiet=_SILENT, highlight=False)
+        self.bar: Progress | None = None
+        self.log_console: Console | None = None
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As in rich; a running bar is taken away meanwhile."""
+        if all(isinstance(item, str) for item in objects):
+            options.setdefault("soft_wrap", True)
+        if self.log_console is not None and not _SILENT:
+            self.log_console.print(f"{datetime.now():%Y-%m-%d %H:%M:%S}", *objects, **options)
+        bar = self.bar
+        if bar is None or self.quiet or self is bar.console:
+            super().print(*objects, **options)
+            return
+        bar.stop()
+        try:
+            super().print(*objects, **options)
+        finally:
+            bar.start()
+
+
+console = Speaker()
+error_console = Speaker(stderr=True)
+_values: dict[str, Any] = {}
+_log_file: IO[str] | None = None
+_json = False
+
+
+def say(text: str, **values: Any) -> None:
+    """Print what a command did; with `--json`, `values` become part of the object that it ends with.
+
+    Args:
+        text: a line, taken literally.
+        values: the same in machine-readable form: numbers, texts, paths, lists of them.
+    """
+    _values.update(values)
+    console.print(escape(text))
+
+
+def warn(text: str) -> None:
+    """Print a warning, which `--quiet` does not silence."""
+    error_console.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+@contextmanager
+def warnings_as_lines(category: type[Warning]) -> Iterator[None]:
+    """Show the first warning of a category in the block as one line, and those after it not at all."""
+    said = False
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_once(message: Warning | str, kind: type[Warning], *place: object) -> None:
+            nonlocal said
+            if not issubclass(kind, category):
+                show(message, kind, *place)  # type: ignore[arg-type]
+            elif not said:
+                said = True
+                warn(str(message))
+
+        warnings.showwarning = show_once  # type: ignore[assignment]
+        warnings.simplefilter("always", category)
+        yield
+
+
+@contextmanager
+def speaking(*, quiet: bool, as_json: bool, log_file: Path | None) -> Iterator[None]:
+    """Speak as the options of one command say, until the block ends.
+
+    Args:
+        quiet: print nothing but errors and warnings.
+        as_json: keep standard output free for the object of `end_with_json`; lines go to standard error.
+        log_file: file that all lines are added to as well, with the time.
+
+    Raises:
+        LokiError: if the log file cannot be written.
+    """
+    global _log_file, _json
+    _values.clear()
+    try:
+        _log_file = log_file.open("a", encoding="utf-8") if log_file else None
+    except OSError as error:
+        raise LokiError(f"--log-file {log_file} cannot be written ({error.strerror}): name another") from error
+    _json = as_json
+    console.stderr = as_json
+    console.quiet, error_console.quiet = quiet or _SILENT, _SILENT
+    console.log_console = error_console.log_console = (
+        Console(file=_log_file, width=120, highlight=False) if _log_file else None
+    )
+    try:
+        yield
+    finally:
+        console.stderr = False
+        console.quiet = error_console.quiet = _SILENT
+        console.log_console = error_console.log_console = None
+        if _log_file:
+            _log_file.close()
+
+
+def end_with_json(command: str, code: int, error: str | None = None) -> None:
+    """With `--json`, print one object: the command, its exit code, its error if any, and all that `say` was told."""
+    if _json and not _SILENT:
+        failure = {"error": error} if error else {}
+        print(json.dumps({"command": command, "exit_code": code, **failure, **_values}, default=str), flush=True)
