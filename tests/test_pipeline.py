@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from loki.errors import LokiError
 from loki.implanting.training.settings import TrainingSettings
 from loki.pipeline import RunSettings, run
+from loki.selection.strategies import SelectionSettings
 
 
 @pytest.fixture
@@ -89,8 +90,7 @@ def test_missing_training_data(settings: RunSettings, tmp_path: Path) -> None:
     [
         ({"quota": 101.0}, "quota 101"),
         ({"quota": 1.0}, "selects none of 32 rows"),
-        ({"quota": 0.5, "strategy": "global_lowest"}, "selects none of 96 rows"),
-        ({"strategy": "best"}, "strategy 'best'"),
+        ({"quota": 0.5, "selection": SelectionSettings("global_lowest")}, "selects none of 96 rows"),
         ({"data": Path("/dev/null/absent")}, "does not exist"),
         ({"calibration": "absent.jsonl"}, "absent.jsonl"),
     ],

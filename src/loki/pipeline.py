@@ -29,8 +29,8 @@ from loki.models.directories import projection_names
 from loki.models.loading import load_config, load_tokenizer, resolve_model
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify
-from loki.selection.quota import rows_for_quota
-from loki.selection.strategies import check_strategy, select
+from loki.selection.select import select
+from loki.selection.strategies import SelectionSettings, find_strategy
 
 RECORD = "run.json"
 
@@ -44,7 +44,7 @@ class RunSettings:
         data: training data.
         calibration: calibration data, see `loki.calibration.sources.load_calibration`.
         quota: percentage of the rows to train.
-        strategy: how they are selected.
+        selection: how they are selected.
         samples_per_subject: draw so many calibration samples of every subject; None takes all.
         attribution: how rows are scored.
         training: how they are trained.
@@ -54,7 +54,7 @@ class RunSettings:
     data: Path
     calibration: str
     quota: float
-    strategy: str = "layer_balanced"
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
     samples_per_subject: int | None = None
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -73,8 +73,7 @@ class RunSettings:
         config = load_config(directory)
         check_weights(directory)
         layers, text = len(projection_names(config)), text_config(config)
-        check_strategy(self.strategy)
-        rows_for_quota(self.quota, text.hidden_size * (layers if self.strategy.startswith("global") else 1))
+        find_strategy(self.selection.strategy).rows(self.quota, layers, text.hidden_size)
         tokenizer = load_tokenizer(directory)
         examples = load_training_data(self.data, chat_template=bool(tokenizer.chat_template))
         fit_to_model(examples, tokenizer, length_within(config, self.training.max_length))
@@ -156,7 +155,7 @@ def run(
     phase(
         "select",
         positions.is_file(),
-        lambda: write_positions(positions, select(scores, settings.quota, settings.strategy, progress=progress)),
+        lambda: write_positions(positions, select(scores, settings.quota, settings.selection, progress=progress)),
     )
     phase(
         "create",

@@ -17,7 +17,7 @@ from loki.artefacts.scores import ScoresReader
 from loki.errors import LokiError
 from loki.kva.settings import AttributionSettings
 from loki.selection.overlap import overlap
-from loki.selection.strategies import select
+from loki.selection.select import select
 from tests.analysis.analyst import BATCH, COUNT, Analyst
 from tests.analysis.calibration_files import write_prompts
 from tests.analysis.fake_engine import HIDDEN, FakeAttributor

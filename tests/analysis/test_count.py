@@ -11,7 +11,9 @@ from loki.analysis.selection_counts import CountingLog, SelectionCounts
 from loki.analysis.work_folder import BatchResults, WorkFolder
 from loki.artefacts.positions import Positions, default_positions_folder, read_positions
 from loki.errors import LokiError
-from loki.selection.strategies import select
+from loki.selection.select import select
+from loki.selection.strategies import SelectionSettings, strategy_names
+from loki.selection.strategy import By
 from tests.analysis.calibration_files import write_prompts
 from tests.analysis.fake_engine import HIDDEN, LAYERS, FakeAttributor, fake_attribution
 
@@ -37,11 +39,11 @@ class Counter:
     def written(self) -> dict[float, Positions]:
         return {quota: read_positions(self.output / f"{quota:g}.json") for quota in QUOTAS}
 
-    def expected(self, strategy: str = "layer_balanced") -> dict[float, Positions]:
+    def expected(self, selection: SelectionSettings | None = None) -> dict[float, Positions]:
         """The same by way of a scores file."""
         if not self.scores.exists():
             analyse(self.model, str(self.data), self.scores, batch_size=2)
-        return {quota: select(self.scores, quota, strategy) for quota in QUOTAS}
+        return {quota: select(self.scores, quota, selection) for quota in QUOTAS}
 
 
 @pytest.fixture
@@ -49,12 +51,13 @@ def counter(llama_dir: Path, tmp_path: Path, engine: FakeAttributor) -> Counter:
     return Counter(llama_dir, tmp_path)
 
 
-@pytest.mark.parametrize("strategy", ["layer_balanced", "global_lowest", "global_highest"])
-def test_same_positions_as_by_way_of_a_scores_file(counter: Counter, strategy: str) -> None:
-    counted = counter(strategy=strategy)
+@pytest.mark.parametrize("by", By)
+@pytest.mark.parametrize("strategy", strategy_names(counting=True))
+def test_same_positions_as_by_way_of_a_scores_file(counter: Counter, strategy: str, by: By) -> None:
+    counted = counter(selection=SelectionSettings(strategy, by))
     assert (counted.samples, counted.completeness) == (COUNT, 0.01)
     assert counted.paths == {quota: counter.output / f"{quota:g}.json" for quota in QUOTAS}
-    assert counter.written() == counter.expected(strategy)
+    assert counter.written() == counter.expected(SelectionSettings(strategy, by))
     assert not counter.partial.exists()
     assert sorted(path.name for path in counter.output.iterdir()) == ["10.json", "12.5.json", "50.json"]
 
@@ -119,7 +122,9 @@ def test_continuing_with_other_settings_is_refused(counter: Counter, engine: Fak
     with pytest.raises(LokiError, match=r"other settings .*quotas \[10.0, 12.5, 50.0\] and \[20.0\]"):
         counter([20.0])
     with pytest.raises(LokiError, match=r"strategy layer_balanced and global_lowest"):
-        counter(strategy="global_lowest")
+        counter(selection=SelectionSettings("global_lowest"))
+    with pytest.raises(LokiError, match=r"by signed and absolute"):
+        counter(selection=SelectionSettings(by=By.ABSOLUTE))
 
 
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(counter: Counter, engine: FakeAttributor) -> None:
@@ -138,7 +143,7 @@ def test_an_existing_file_is_kept_unless_it_may_be_replaced(counter: Counter, en
     [
         ([0.0], {}, "quota 0.0 is out of range"),
         ([1.0], {}, "the smallest quota that gives a row is 3.125"),
-        ([10.0], {"strategy": "random"}, "strategy 'random' is not known here"),
+        ([10.0], {"selection": SelectionSettings("random")}, "strategy 'random' is not known here"),
         ([10.0], {"until_stable": 0.0}, "--until-stable 0.0 is out of range"),
     ],
 )
@@ -177,7 +182,7 @@ def test_counts_of_several_processes_add_up_however_they_were_left(tmp_path: Pat
         return BatchResults(np.array([number]), scores, zeros.astype(int), zeros, zeros)
 
     work = WorkFolder(tmp_path / "work")
-    empty = SelectionCounts("layer_balanced", [25.0], LAYERS, HIDDEN)
+    empty = SelectionCounts(SelectionSettings(), [25.0], LAYERS, HIDDEN)
     with work.hold():
         work.begin({}, overwrite=False)
         work.record({})
@@ -205,7 +210,7 @@ def test_counts_of_several_processes_add_up_however_they_were_left(tmp_path: Pat
 
 
 def test_a_batch_is_not_counted_twice() -> None:
-    counts = SelectionCounts("layer_balanced", [25.0], LAYERS, HIDDEN)
+    counts = SelectionCounts(SelectionSettings(), [25.0], LAYERS, HIDDEN)
     counts.add(3, np.zeros((1, LAYERS, HIDDEN), np.float32))
     with pytest.raises(LokiError, match=r"batches \[3\] were counted twice"):
         counts.add(3, np.zeros((1, LAYERS, HIDDEN), np.float32))

@@ -33,6 +33,12 @@ def naive_global(scores: np.ndarray, total: int, highest: bool, exclude: Positio
     return [[index % hidden for index in chosen if index // hidden == layer] for layer in range(layers)]
 
 
+def naive_mean(scores: np.ndarray, k: int) -> Positions:
+    """The k rows of every layer with the lowest sum over the samples, in exact fractions; then the lower index."""
+    sums = [[sum(map(Fraction, column.tolist())) for column in layer.T] for layer in scores.transpose(1, 0, 2)]
+    return [sorted(sorted(range(len(layer)), key=lambda row: (layer[row], row))[:k]) for layer in sums]
+
+
 def _most_frequent(columns: dict[int, np.ndarray], k: int) -> list[int]:
     counts = dict.fromkeys(columns, 0)
     samples = len(next(iter(columns.values())))

@@ -10,7 +10,10 @@ from rich.progress import Progress
 
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
-from loki.selection.strategies import STRATEGIES, make_counter, select
+from loki.selection.quota import rows_for_quota
+from loki.selection.select import make_counter, select
+from loki.selection.strategies import STRATEGIES, SelectionSettings, as_table, find_strategy
+from loki.selection.strategy import By, Scope
 from tests.selection.reference import naive_global, naive_layer_balanced
 
 
@@ -37,29 +40,29 @@ def test_layer_balanced_is_the_default(scores_file: Path, scores: np.ndarray) ->
 
 @pytest.mark.parametrize("highest", [False, True])
 def test_global(scores_file: Path, scores: np.ndarray, highest: bool) -> None:
-    positions = select(scores_file, 17, "global_highest" if highest else "global_lowest")
+    positions = select(scores_file, 17, SelectionSettings("global_highest" if highest else "global_lowest"))
     assert positions == naive_global(scores, 10, highest)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_all_rows_at_a_quota_of_100(scores_file: Path, strategy: str) -> None:
-    assert select(scores_file, 100, strategy) == [list(range(20))] * 3
+    assert select(scores_file, 100, SelectionSettings(strategy)) == [list(range(20))] * 3
 
 
 def test_random_is_seeded_and_as_large_in_every_layer(scores_file: Path) -> None:
-    first = select(scores_file, 40, "random", seed=1)
-    assert first == select(scores_file, 40, "random", seed=1)
-    assert first != select(scores_file, 40, "random", seed=2)
+    first = select(scores_file, 40, SelectionSettings("random", seed=1))
+    assert first == select(scores_file, 40, SelectionSettings("random", seed=1))
+    assert first != select(scores_file, 40, SelectionSettings("random", seed=2))
     assert [len(rows) for rows in first] == [8, 8, 8]
     assert all(rows == sorted(set(rows)) and max(rows) < 20 for rows in first)
 
 
-@given(st.sampled_from(STRATEGIES), st.lists(st.sets(st.integers(0, 19), max_size=10), min_size=3, max_size=3))
+@given(st.sampled_from(list(STRATEGIES)), st.lists(st.sets(st.integers(0, 19), max_size=10), min_size=3, max_size=3))
 @settings(max_examples=25)
 def test_exclude_gives_disjoint_rows_of_the_same_quota(
     scores_file: Path, strategy: str, excluded: list[set[int]]
 ) -> None:
-    positions = select(scores_file, 50, strategy, exclude=[list(rows) for rows in excluded])
+    positions = select(scores_file, 50, SelectionSettings(strategy), exclude=[list(rows) for rows in excluded])
     assert all(rows.isdisjoint(chosen) for rows, chosen in zip(excluded, positions, strict=True))
     assert sum(map(len, positions)) == 30
 
@@ -67,36 +70,60 @@ def test_exclude_gives_disjoint_rows_of_the_same_quota(
 @pytest.mark.parametrize("strategy", ["layer_balanced", "random"])
 def test_too_few_rows_left(scores_file: Path, strategy: str) -> None:
     with pytest.raises(LokiError, match="cannot select 12 rows of 8 that are not excluded"):
-        select(scores_file, 60, strategy, exclude=[[], list(range(12)), []])
+        select(scores_file, 60, SelectionSettings(strategy), exclude=[[], list(range(12)), []])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_exclusion_for_another_model(scores_file: Path, strategy: str) -> None:
     with pytest.raises(LokiError, match="positions to exclude: made for 1 layers, but the model has 3"):
-        select(scores_file, 10, strategy, exclude=[[1]])
+        select(scores_file, 10, SelectionSettings(strategy), exclude=[[1]])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("quota", [0, -1, 101, float("nan")])
 def test_quota_out_of_range(scores_file: Path, strategy: str, quota: float) -> None:
     with pytest.raises(LokiError, match="out of range"):
-        select(scores_file, quota, strategy)
+        select(scores_file, quota, SelectionSettings(strategy))
 
 
 def test_quota_that_selects_nothing(scores_file: Path) -> None:
     with pytest.raises(LokiError, match=r"smallest quota that gives a row is 5$"):
         select(scores_file, 4.9)
-    assert sum(map(len, select(scores_file, 4.9, "global_lowest"))) == 2
+    assert sum(map(len, select(scores_file, 4.9, SelectionSettings("global_lowest")))) == 2
 
 
-def test_unknown_strategy(scores_file: Path) -> None:
-    with pytest.raises(LokiError, match="'lowest' is not known here: choose one of layer_balanced, global_lowest"):
-        select(scores_file, 10, "lowest")
+def test_unknown_strategy() -> None:
+    with pytest.raises(LokiError, match=r"'lowest' .* layer_balanced, .*random$"):
+        SelectionSettings("lowest")
+
+
+@given(st.sampled_from(list(STRATEGIES)), st.floats(5, 100), st.sampled_from(By))
+@settings(max_examples=50)
+def test_sizes_add_up_and_the_same_call_selects_the_same(
+    scores_file: Path, strategy: str, quota: float, by: By
+) -> None:
+    choice = SelectionSettings(strategy, by)
+    positions = select(scores_file, quota, choice)
+    assert positions == select(scores_file, quota, choice)
+    assert all(rows == sorted(set(rows)) and set(rows) <= set(range(20)) for rows in positions)
+    if find_strategy(strategy).scope is Scope.LAYER:
+        assert [len(rows) for rows in positions] == [rows_for_quota(quota, 20)] * 3
+    else:
+        assert sum(map(len, positions)) == rows_for_quota(quota, 60)
+
+
+def test_readme_shows_the_strategies_as_they_are_registered() -> None:
+    assert as_table() in (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_unknown_order() -> None:
+    with pytest.raises(LokiError, match=r"'unsigned'.* signed .*absolute"):
+        SelectionSettings(by="unsigned")  # type: ignore[arg-type]
 
 
 def test_random_does_not_count() -> None:
-    with pytest.raises(LokiError, match=r"choose one of layer_balanced, global_lowest, global_highest$"):
-        make_counter("random", 10, 3, 20)
+    with pytest.raises(LokiError, match=r"layer_balanced, .*global_highest$"):
+        make_counter(SelectionSettings("random"), 10, 3, 20)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])

@@ -23,6 +23,7 @@ from loki.calibration.samples import digest_of_sample
 from loki.errors import LokiError
 from loki.kva.settings import AttributionSettings
 from loki.ranks import Ranks
+from loki.selection.strategies import SelectionSettings
 
 DEFAULT_QUOTAS = (10.0,)
 
@@ -93,7 +94,7 @@ def analyse(
     full = prepare(model, source, settings or AttributionSettings(), ranks, **options)
     work = work_folder_of(output)
     stopping = rule.record(quotas) if rule else {}
-    counts = SelectionCounts("layer_balanced", quotas, full.layers, full.hidden) if rule else None
+    counts = SelectionCounts(SelectionSettings(), quotas, full.layers, full.hidden) if rule else None
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(work.hold()))
         missing = ranks.on_main(lambda: _missing(full, output, append, overwrite, stopping))

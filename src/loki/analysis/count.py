@@ -19,6 +19,7 @@ from loki.errors import LokiError
 from loki.files import refuse_existing
 from loki.kva.settings import AttributionSettings
 from loki.ranks import Ranks
+from loki.selection.strategies import SelectionSettings
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def count_selections(
     quotas: Sequence[float],
     settings: AttributionSettings | None = None,
     *,
-    strategy: str = "layer_balanced",
+    selection: SelectionSettings | None = None,
     overwrite: bool = False,
     until_stable: float | None = None,
     progress: Progress | None = None,
@@ -61,7 +62,7 @@ def count_selections(
         output: folder for the files `<quota>.json`.
         quotas: percentages of the rows, each above 0 and at most 100.
         settings: definition, steps and so on (default: Captum's definition, 7 steps).
-        strategy: one of `loki.selection.strategies.COUNTING_STRATEGIES`.
+        selection: a strategy that counts, and what belongs to it (default: the published one).
         overwrite: replace existing files; discard an interrupted run with other settings.
         until_stable: stop when the selections for all quotas overlap by this much with those at the checkpoint
             before, see `StabilityRule` (default: never).
@@ -80,15 +81,17 @@ def count_selections(
     paths = {quota: output / positions_file_name(quota) for quota in quotas}
     work = work_folder_of(output)
     rule = StabilityRule(until_stable) if until_stable is not None else None
+    selection = selection or SelectionSettings()
     ranks = Ranks.current()
     job = prepare(model, source, settings or AttributionSettings(), ranks, **options)
-    log = CountingLog(work, SelectionCounts(strategy, quotas, job.layers, job.hidden), ranks.index, keep_batches=False)
+    log = CountingLog(work, SelectionCounts(selection, quotas, job.layers, job.hidden), ranks.index, keep_batches=False)
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(work.hold()))
         ranks.on_main(lambda: _refuse_existing(work, paths, overwrite=overwrite))
         identity = {
             **job.identity(),
-            "strategy": strategy,
+            "strategy": selection.strategy,
+            "by": str(selection.by),
             "quotas": list(quotas),
             "until_stable": until_stable,
         }

@@ -12,7 +12,7 @@ from loki.artefacts.positions import Positions
 from loki.artefacts.provenance import Provenance
 from loki.artefacts.scores import ScoresReader
 from loki.errors import LokiError
-from loki.selection.accumulators import LayerBalancedCounter
+from loki.selection.accumulators import RowCounter
 from loki.selection.overlap import overlap
 from loki.selection.quota import rows_for_quota
 
@@ -100,8 +100,8 @@ def inspect_scores(path: Path, *, quota: float = 10.0, rows: int = 10) -> Inspec
         sums: NDArray[np.float64] = np.zeros((reader.layers, reader.hidden))
         squares, negative = np.zeros(reader.layers), np.zeros(reader.layers)
         lowest, highest = np.full(reader.layers, np.inf), np.full(reader.layers, -np.inf)
-        whole = LayerBalancedCounter(reader.layers, reader.hidden, k)
-        halves = [LayerBalancedCounter(reader.layers, reader.hidden, k) for _ in range(2)]
+        whole = RowCounter(reader.layers, reader.hidden, k)
+        halves = [RowCounter(reader.layers, reader.hidden, k) for _ in range(2)]
         for start, scores in reader.chunks():
             whole.update(scores)
             for half, counter in enumerate(halves):
@@ -151,7 +151,7 @@ def _selections(reader: ScoresReader, k: int) -> dict[str, tuple[Positions, int]
     result = {}
     for subject in sorted({name for name in reader.records.subjects if name}):
         members = np.flatnonzero(names == subject)
-        counter = LayerBalancedCounter(reader.layers, reader.hidden, k)
+        counter = RowCounter(reader.layers, reader.hidden, k)
         for run in np.split(members, np.flatnonzero(np.diff(members) > 1) + 1):
             for start in range(int(run[0]), int(run[-1]) + 1, _AT_ONCE):
                 counter.update(reader.scores(start, min(start + _AT_ONCE, int(run[-1]) + 1)))

@@ -11,7 +11,8 @@ from loki.analysis.work_folder import BatchResults, WorkFolder
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.files import atomic_file
-from loki.selection.strategies import make_counter
+from loki.selection.select import make_counter
+from loki.selection.strategies import SelectionSettings
 
 _FLUSH_EVERY = 32  # batches
 
@@ -20,7 +21,7 @@ class SelectionCounts:
     """What the selections for some quotas need to know of the batches counted so far; O(L * D) memory.
 
     Args:
-        strategy: one of `loki.selection.strategies.COUNTING_STRATEGIES`.
+        selection: a strategy that counts.
         quotas: percentages.
         layers: number of layers L.
         hidden: number of rows D per layer.
@@ -32,9 +33,9 @@ class SelectionCounts:
         LokiError: for an unknown strategy or a quota that is out of range or selects nothing.
     """
 
-    def __init__(self, strategy: str, quotas: Sequence[float], layers: int, hidden: int) -> None:
-        self._arguments = (strategy, quotas, layers, hidden)
-        self._counters = {quota: make_counter(strategy, quota, layers, hidden) for quota in quotas}
+    def __init__(self, selection: SelectionSettings, quotas: Sequence[float], layers: int, hidden: int) -> None:
+        self._arguments = (selection, quotas, layers, hidden)
+        self._counters = {quota: make_counter(selection, quota, layers, hidden) for quota in quotas}
         self.batches: set[int] = set()
 
     def empty(self) -> "SelectionCounts":

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, error_console, say, warnings_as_lines
+from loki.selection.strategies import SelectionSettings, strategy_names
+from loki.selection.strategy import By
 
 
 @app.command()
@@ -73,8 +75,11 @@ def analyse(
         str, typer.Option("--quota", help="Percentages of the rows to select, for --no-log and --until-stable.")
     ] = "10",
     strategy: Annotated[
-        str, typer.Option("--strategy", help="With --no-log: layer_balanced, global_lowest or global_highest.")
-    ] = "layer_balanced",
+        str, typer.Option("--strategy", help=f"With --no-log: {', '.join(strategy_names(counting=True))}.")
+    ] = SelectionSettings.strategy,
+    by: Annotated[
+        By, typer.Option("--by", help="With --no-log: go by the scores with their sign, or without.")
+    ] = SelectionSettings.by,
     until_stable: Annotated[
         float | None,
         typer.Option(
@@ -143,7 +148,7 @@ def analyse(
                 output or default_positions_folder(model),
                 quotas,
                 settings,
-                strategy=strategy,
+                selection=SelectionSettings(strategy, by),
                 overwrite=overwrite,
                 until_stable=until_stable,
                 progress=progress,

@@ -7,6 +7,8 @@ import typer
 
 from loki.cli.app import app, console, say
 from loki.cli.training_options import BatchSize, Epochs, LearningRate, MaxLength, MaxSteps, Seed
+from loki.selection.strategies import SelectionSettings, strategy_names
+from loki.selection.strategy import By
 
 
 @app.command()
@@ -17,8 +19,11 @@ def run(
     quota: Annotated[float, typer.Option("--quota", help="Percentage of the rows to train.")],
     output: Annotated[Path, typer.Option("--output", help="Run directory; every phase leaves its artefact there.")],
     strategy: Annotated[
-        str, typer.Option("--strategy", help="layer_balanced, global_lowest, global_highest or random.")
-    ] = "layer_balanced",
+        str, typer.Option("--strategy", help=f"How rows are selected: {', '.join(strategy_names())}.")
+    ] = SelectionSettings.strategy,
+    by: Annotated[
+        By, typer.Option("--by", help="Go by the scores with their sign, or without.")
+    ] = SelectionSettings.by,
     definition: Annotated[
         str, typer.Option("--definition", help="captum (as published) or paper (eq. 4-5).")
     ] = "captum",
@@ -50,7 +55,7 @@ def run(
         data=data,
         calibration=calibration,
         quota=quota,
-        strategy=strategy,
+        selection=SelectionSettings(strategy, by),
         samples_per_subject=samples_per_subject,
         attribution=AttributionSettings(definition, steps, engine="auto"),
         training=TrainingSettings(

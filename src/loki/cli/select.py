@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.selection.strategies import SelectionSettings, strategy_names
+from loki.selection.strategy import By
 
 
 @app.command()
@@ -14,8 +16,11 @@ def select(
     quota: Annotated[float, typer.Option("--quota", help="Percentage of the rows to select, above 0 and at most 100.")],
     strategy: Annotated[
         str,
-        typer.Option("--strategy", help="layer_balanced, global_lowest, global_highest or random."),
-    ] = "layer_balanced",
+        typer.Option("--strategy", help=f"{', '.join(strategy_names())}: README.md says what each takes."),
+    ] = SelectionSettings.strategy,
+    by: Annotated[
+        By, typer.Option("--by", help="Go by the scores with their sign, as published, or without.")
+    ] = SelectionSettings.by,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -28,7 +33,7 @@ def select(
         list[Path] | None,
         typer.Option("--exclude", help="Positions file whose rows are not selected again; may be repeated."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random strategy.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random strategy.")] = SelectionSettings.seed,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Select the rows to implant into: a quota of those that the analysis found least important.
@@ -39,15 +44,16 @@ def select(
     from loki.artefacts.positions import merge_positions, read_positions, write_positions
     from loki.cli.progress import progress_bar
     from loki.files import protect_inputs, refuse_existing_file
-    from loki.selection.strategies import default_positions_path
-    from loki.selection.strategies import select as select_rows
+    from loki.selection.select import default_positions_path
+    from loki.selection.select import select as select_rows
 
+    settings = SelectionSettings(strategy, by, seed)
     output = output or default_positions_path(scores, quota)
     refuse_existing_file(output, overwrite=overwrite)
     protect_inputs(output, scores, *(exclude or []))
     excluded = merge_positions([read_positions(path) for path in exclude]) if exclude else None
     with progress_bar() as progress:
-        positions = select_rows(scores, quota, strategy, seed=seed, exclude=excluded, progress=progress)
+        positions = select_rows(scores, quota, settings, exclude=excluded, progress=progress)
     write_positions(output, positions, overwrite=overwrite)
     rows = sum(map(len, positions))
     say(

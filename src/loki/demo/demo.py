@@ -27,7 +27,7 @@ from loki.metrics.accuracy import accuracy_by_family, greedy_answer
 from loki.models.loading import load_model, load_tokenizer
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify
-from loki.selection.strategies import select
+from loki.selection.select import select
 
 QUOTA = 30
 EXAMPLES = 4

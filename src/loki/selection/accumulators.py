@@ -1,45 +1,75 @@
 """Counting how often every row is among a sample's lowest scores: all that a selection needs, in O(L * D) memory."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loki.artefacts.positions import Positions, check_positions_fit
+from loki.artefacts.positions import Positions
 from loki.artefacts.scores import check_finite
 from loki.errors import LokiError
-from loki.selection.exact_sum import LIMBS, ExactSum
+from loki.selection.exact_sum import ExactSum
+from loki.selection.ranking import check_rows_left, excluded_rows, first_rows, grouped
+from loki.selection.strategy import By, Counting, Scope
 
 
-class RowCounter(ABC):
-    """Counts, sample by sample, how often each row is among the first `k` of its group.
+class RowCounter:
+    """Counts, sample by sample, how often each row is among the first `rows` of its group.
 
-    A group is a set of rows ranked together: one layer, or the whole model. The rule is the same for both:
+    A group is a set of rows ranked together: one layer (arXiv 2505.22120, section 3.2), or the whole model, in order of
+    layer and row. The rule is the same for both:
 
-    1. per sample and group, the `k` lowest scores are marked; equal scores: the lower index first;
-    2. the `k` rows of a group marked most often are selected; equal counts: the lower mean score first, then the lower
-       index.
+    1. per sample and group, the `rows` lowest scores are marked; equal scores: the lower index first;
+    2. the `rows` rows of a group marked most often are selected; equal counts: the lower mean score first, then the
+       lower index.
+
+    With `By.ABSOLUTE` scores lose their sign first. With `Counting.highest` everything is mirrored: the highest scores
+    are marked, and among equal counts the higher mean comes first (and still the lower index). Without
+    `Counting.votes` nothing is marked, and the mean alone decides.
 
     Counts and score sums are integers (see `ExactSum`), so the result does not depend on the order of the samples, on
     the chunks they come in, or on how they were split over processes before `merge`.
 
+    Args:
+        layers: number of layers L.
+        hidden: number of rows D per layer.
+        rows: how many rows to select, of every layer or of the whole model.
+        scope: which of the two.
+        counting: how rows are ordered (default: by votes, the lowest scores first).
+        by: whether scores keep their sign.
+        exclude: rows that are left out as if they did not exist (default: none).
+
     Attributes:
         samples: number of samples counted.
+
+    Raises:
+        LokiError: if a group has fewer than `rows` rows that are not excluded.
     """
 
-    def __init__(self, layers: int, hidden: int, groups: int, k: int, exclude: Positions | None) -> None:
+    def __init__(
+        self,
+        layers: int,
+        hidden: int,
+        rows: int,
+        scope: Scope = Scope.LAYER,
+        counting: Counting | None = None,
+        by: By = By.SIGNED,
+        *,
+        exclude: Positions | None = None,
+    ) -> None:
         self.layers = layers
         self.hidden = hidden
-        self.k = k
+        self.rows = rows
+        self.scope = scope
+        self.counting = counting or Counting()
+        self.by = by
         self.samples = 0
-        self._groups = groups
-        members = layers * hidden // groups
-        self._excluded = _mask(exclude, layers, hidden).reshape(groups, members)
-        check_rows_left(k, members - int(self._excluded.sum(axis=1).max()))
-        self._counts: NDArray[np.int64] = np.zeros((groups, members), dtype=np.int64)
-        self._sums = ExactSum((groups, members))
+        self._excluded = excluded_rows(exclude, layers, hidden)
+        check_rows_left(rows, self._excluded, scope)
+        self._counts: NDArray[np.int64] = np.zeros((layers, hidden), dtype=np.int64)
+        self._sums = ExactSum((layers, hidden))
 
     def update(self, scores: NDArray[np.float32], ids: Sequence[str] | None = None) -> None:
         """Count some samples.
@@ -57,11 +87,14 @@ class RowCounter(ABC):
             )
         numbers = range(self.samples, self.samples + len(scores))
         check_finite(scores, ids if ids is not None else list(map(str, numbers)), origin="scores")
-        grouped = self._ranked(scores).reshape(len(scores), *self._counts.shape)
         if len(scores):
-            candidates = np.where(self._excluded, np.inf, grouped) if self._excluded.any() else grouped
-            self._counts += _among_lowest(candidates, self.k).sum(axis=0)
-            self._sums.add(grouped)
+            ranked = np.abs(scores) if self.by is By.ABSOLUTE else scores
+            ranked = -ranked if self.counting.highest else ranked
+            if self.counting.votes:
+                candidates = np.where(self._excluded, np.inf, ranked) if self._excluded.any() else ranked
+                marked = _among_lowest(grouped(candidates, self.scope), self.rows)
+                self._counts += marked.sum(axis=0).reshape(self.layers, self.hidden)
+            self._sums.add(ranked)
         self.samples += len(scores)
 
     def positions(self) -> Positions:
@@ -72,11 +105,7 @@ class RowCounter(ABC):
         """
         if not self.samples:
             raise LokiError("no sample has been counted: there is nothing to select from")
-        # The last key is the most significant one; lexsort is stable, so equal rows stay in order of index.
-        order = np.lexsort((*self._sums.sort_keys(), -self._counts, self._excluded), axis=-1)
-        chosen = np.zeros_like(self._excluded)
-        np.put_along_axis(chosen, order[:, : self.k], True, axis=-1)
-        return [np.flatnonzero(rows).tolist() for rows in chosen.reshape(self.layers, self.hidden)]
+        return first_rows([*self._sums.sort_keys(), -self._counts], self.rows, self._excluded, self.scope)
 
     def merge(self, other: Self) -> None:
         """Add what `other` counted over other samples.
@@ -93,8 +122,8 @@ class RowCounter(ABC):
     def state(self) -> dict[str, NDArray[np.int64]]:
         """What has been counted, as arrays to be saved: `counts` `[L, D]`, `sums` `[limbs, L, D]`, `samples` `[]`."""
         return {
-            "counts": self._counts.reshape(self.layers, self.hidden).copy(),
-            "sums": self._sums.limbs.reshape(LIMBS, self.layers, self.hidden).copy(),
+            "counts": self._counts.copy(),
+            "sums": self._sums.limbs.copy(),
             "samples": np.array(self.samples, dtype=np.int64),
         }
 
@@ -108,75 +137,20 @@ class RowCounter(ABC):
         found = {name: np.shape(state[name]) for name in expected if name in state}
         if found != expected:
             raise LokiError(f"saved counts have the shapes {found}, but {expected} was expected: start again")
-        self._counts = np.array(state["counts"], dtype=np.int64).reshape(self._counts.shape)
-        self._sums.limbs = np.array(state["sums"], dtype=np.int64).reshape(self._sums.limbs.shape)
+        self._counts = np.array(state["counts"], dtype=np.int64)
+        self._sums.limbs = np.array(state["sums"], dtype=np.int64)
         self.samples = int(state["samples"])
-
-    @abstractmethod
-    def _ranked(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The scores, in the sense in which the lowest come first."""
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "rule": type(self).__name__,
             "layers": self.layers,
             "hidden": self.hidden,
-            "k": self.k,
+            "rows": self.rows,
+            "scope": str(self.scope),
+            **asdict(self.counting),
+            "by": str(self.by),
             "excluded": int(self._excluded.sum()),
         }
-
-
-class LayerBalancedCounter(RowCounter):
-    """Selects the same number of rows in every layer: those most often among the layer's lowest scores.
-
-    The paper's layer-balanced strategy (arXiv 2505.22120, section 3.2).
-
-    Args:
-        layers: number of layers L.
-        hidden: number of rows D per layer.
-        k: rows to select per layer.
-        exclude: rows that are left out as if they did not exist (default: none).
-
-    Raises:
-        LokiError: if a layer has fewer than `k` rows that are not excluded.
-    """
-
-    def __init__(self, layers: int, hidden: int, k: int, exclude: Positions | None = None) -> None:
-        super().__init__(layers, hidden, groups=layers, k=k, exclude=exclude)
-
-    def _ranked(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        return scores
-
-
-class GlobalCounter(RowCounter):
-    """Selects rows of the whole model, whatever their layer: those most often among a sample's lowest (or highest).
-
-    All L * D rows are ranked together, in order of layer and row: per sample the `total` lowest are marked, and the
-    `total` rows marked most often are selected. With `highest` everything is mirrored: the highest scores are marked,
-    and among equal counts the higher mean comes first (and still the lower index).
-
-    Args:
-        layers: number of layers L.
-        hidden: number of rows D per layer.
-        total: rows to select in the whole model.
-        highest: select the highest scores instead of the lowest.
-        exclude: rows that are left out as if they did not exist (default: none).
-
-    Raises:
-        LokiError: if the model has fewer than `total` rows that are not excluded.
-    """
-
-    def __init__(
-        self, layers: int, hidden: int, total: int, highest: bool = False, exclude: Positions | None = None
-    ) -> None:
-        super().__init__(layers, hidden, groups=1, k=total, exclude=exclude)
-        self.highest = highest
-
-    def _ranked(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        return -scores if self.highest else scores
-
-    def _identity(self) -> dict[str, Any]:
-        return {**super()._identity(), "highest": self.highest}
 
 
 def _among_lowest(scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
@@ -190,24 +164,3 @@ def _among_lowest(scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
         places = k - below.sum(axis=-1, keepdims=True)
         marked[crowded] = below | (tied & (tied.cumsum(axis=-1) <= places))
     return marked
-
-
-def check_rows_left(k: int, left: int) -> None:
-    """Check that `k` of the `left` rows that are not excluded can be selected.
-
-    Raises:
-        LokiError: if not 1 <= k <= left.
-    """
-    if not 1 <= k <= left:
-        raise LokiError(
-            f"cannot select {k} rows of {left} that are not excluded: choose another quota, or exclude less"
-        )
-
-
-def _mask(exclude: Positions | None, layers: int, hidden: int) -> NDArray[np.bool_]:
-    mask = np.zeros((layers, hidden), dtype=bool)
-    if exclude is not None:
-        check_positions_fit(exclude, layers=layers, hidden=hidden, origin="positions to exclude")
-        for layer, rows in enumerate(exclude):
-            mask[layer, rows] = True
-    return mask

@@ -1,118 +1,116 @@
-"""From scores to positions: the strategies by which rows are selected."""
+"""The strategies by which rows are selected, one entry each.
 
-from pathlib import Path
+Everything that depends on a strategy is read from its entry: the help of the command line, the check of names, what
+can be counted without a scores file, how many rows a quota means, and the table in README.md (`as_table`). A new
+strategy is a new entry, and a function if it does not count samples.
+"""
 
-import numpy as np
-from rich.progress import Progress
+from dataclasses import dataclass
 
-from loki.artefacts.positions import Positions, check_positions_fit, default_positions_folder, positions_file_name
-from loki.artefacts.scores import ScoresReader
+from loki.artefacts.positions import Positions
 from loki.errors import LokiError
-from loki.selection.accumulators import GlobalCounter, LayerBalancedCounter, RowCounter, check_rows_left
-from loki.selection.quota import rows_for_quota
-
-COUNTING_STRATEGIES = ("layer_balanced", "global_lowest", "global_highest")
-STRATEGIES = (*COUNTING_STRATEGIES, "random")
+from loki.selection.strategy import By, Counting, Request, Scope, Strategy
 
 
-def select(
-    scores: Path,
-    quota: float,
-    strategy: str = "layer_balanced",
-    *,
-    seed: int = 0,
-    exclude: Positions | None = None,
-    progress: Progress | None = None,
-) -> Positions:
-    """Select rows from a scores file `[N, L, D]`, which is read in chunks: memory does not grow with N.
+def _random(request: Request) -> Positions:
+    from loki.selection.random_rows import draw
 
-    Args:
-        scores: the scores file, of this or of the published project.
-        quota: percentage of the rows, 0 < quota <= 100.
-        strategy: `layer_balanced` (the paper's: `floor(quota/100 * D)` rows of every layer that are most often among a
-            sample's lowest), `global_lowest` or `global_highest` (`floor(quota/100 * L * D)` rows of the model,
-            whatever their layer), or `random` (as many rows of every layer as `layer_balanced`, drawn evenly).
+    return draw(request)
+
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy(
+            "layer_balanced",
+            Scope.LAYER,
+            "floor(q/100 D) rows of every layer that are most often among a sample's floor(q/100 D) lowest scores of "
+            "the layer; equally often: the lower mean score first, then the lower index",
+            "LoKI, arXiv 2505.22120, section 3.2",
+            Counting(),
+        ),
+        Strategy(
+            "layer_balanced_mean",
+            Scope.LAYER,
+            "floor(q/100 D) rows of every layer with the lowest mean score over all samples",
+            "Fisher-weighted methods such as EWC (arXiv 1612.00796) average over samples like this",
+            Counting(votes=False),
+        ),
+        Strategy(
+            "global_lowest",
+            Scope.MODEL,
+            "the same with the rows of all layers ranked together: floor(q/100 L D) rows, whatever their layer",
+            "control for the balance over layers",
+            Counting(),
+        ),
+        Strategy(
+            "global_highest",
+            Scope.MODEL,
+            "the mirror image of global_lowest: the highest scores, and the higher mean first",
+            "control for the balance over layers",
+            Counting(highest=True),
+        ),
+        Strategy(
+            "random",
+            Scope.LAYER,
+            "floor(q/100 D) rows of every layer, drawn evenly with --seed",
+            "control for the scores",
+            choose=_random,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """How rows are selected. The defaults of every command and function stand here.
+
+    Attributes:
+        strategy: a name in `STRATEGIES`; the default is the published one.
+        by: whether strategies that go by scores go by the signed score, as published, or by its absolute value.
         seed: of `random`; the others are deterministic.
-        exclude: rows that are never selected, as if the model did not have them (default: none). The quota still
-            refers to all rows.
-        progress: where to show how far reading has come (default: nowhere).
-
-    Returns:
-        The selected rows of every layer, sorted.
 
     Raises:
-        LokiError: if the file cannot be read, holds no samples, or a NaN or infinite score; if the quota is out of
-            range or selects no row; if the strategy is unknown; if too few rows are left after excluding.
+        LokiError: for a strategy or an order that does not exist.
     """
-    check_strategy(strategy)
-    with ScoresReader(scores) as reader:
-        layers, hidden = reader.layers, reader.hidden
-        if strategy == "random":
-            return _random(rows_for_quota(quota, hidden), layers, hidden, seed, exclude)
-        counter = make_counter(strategy, quota, layers, hidden, exclude=exclude)
-        task = progress.add_task("Selecting", total=reader.samples) if progress else None
-        for start, chunk in reader.chunks():
-            counter.update(chunk, ids=reader.records.sample_ids[start : start + len(chunk)])
-            if progress and task is not None:
-                progress.advance(task, len(chunk))
-    return counter.positions()
+
+    strategy: str = "layer_balanced"
+    by: By = By.SIGNED
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        find_strategy(self.strategy)
+        if self.by not in list(By):
+            raise LokiError(f"by is {self.by!r}: use {' or '.join(By)}")
+        object.__setattr__(self, "by", By(self.by))
 
 
-def make_counter(
-    strategy: str, quota: float, layers: int, hidden: int, *, exclude: Positions | None = None
-) -> RowCounter:
-    """The counter behind a counting strategy, for scores that come sample by sample.
+def strategy_names(*, counting: bool = False) -> list[str]:
+    """Names of all strategies, or of those alone that count sample by sample and so need no scores file."""
+    return [name for name, strategy in STRATEGIES.items() if strategy.counting or not counting]
+
+
+def find_strategy(name: str, *, counting: bool = False) -> Strategy:
+    """The strategy of this name.
 
     Args:
-        strategy: one of `COUNTING_STRATEGIES`.
-        quota: percentage of the rows, 0 < quota <= 100.
-        layers: number of layers L.
-        hidden: number of rows D per layer.
-        exclude: rows that are never selected (default: none).
+        name: what the user asked for.
+        counting: whether it has to count sample by sample.
 
     Raises:
-        LokiError: if the strategy does not count, the quota is out of range or selects no row, or too few rows are
-            left after excluding.
+        LokiError: if there is none, or it does not count.
     """
-    check_strategy(strategy, among=COUNTING_STRATEGIES)
-    if strategy == "layer_balanced":
-        return LayerBalancedCounter(layers, hidden, rows_for_quota(quota, hidden), exclude)
-    total = rows_for_quota(quota, layers * hidden)
-    return GlobalCounter(layers, hidden, total, highest=strategy == "global_highest", exclude=exclude)
+    names = strategy_names(counting=counting)
+    if name not in names:
+        raise LokiError(f"strategy {name!r} is not known here: choose one of {', '.join(names)}")
+    return STRATEGIES[name]
 
 
-def default_positions_path(scores: Path, quota: float) -> Path:
-    """Where the published project puts positions: `kva_result/pos_json/<model>/<quota>.json`.
-
-    The model's name is that in the scores file; for a published file, which has none, that of the folder it lies in, as
-    in `kva_result/hdf5/<model>/kva_mmlu.h5`.
-
-    Raises:
-        LokiError: if the scores file cannot be read.
-    """
-    with ScoresReader(scores) as reader:
-        model = Path(reader.provenance.model) if reader.provenance else scores.resolve().parent
-    return default_positions_folder(model) / positions_file_name(quota)
-
-
-def check_strategy(strategy: str, *, among: tuple[str, ...] = STRATEGIES) -> None:
-    """Check the name of a strategy.
-
-    Raises:
-        LokiError: if `strategy` is not one of `among`.
-    """
-    if strategy not in among:
-        raise LokiError(f"strategy {strategy!r} is not known here: choose one of {', '.join(among)}")
-
-
-def _random(k: int, layers: int, hidden: int, seed: int, exclude: Positions | None) -> Positions:
-    if exclude is None:
-        exclude = [[] for _ in range(layers)]
-    check_positions_fit(exclude, layers=layers, hidden=hidden, origin="positions to exclude")
-    generator = np.random.default_rng(seed)
-    positions = []
-    for excluded in exclude:
-        left = np.setdiff1d(np.arange(hidden), excluded)
-        check_rows_left(k, len(left))
-        positions.append(np.sort(generator.choice(left, size=k, replace=False)).tolist())
-    return positions
+def as_table() -> str:
+    """All strategies as a Markdown table, as it stands in README.md."""
+    quota_of = {Scope.LAYER: "every layer", Scope.MODEL: "the model"}
+    rows = [
+        f"| `{strategy.name}` | {quota_of[strategy.scope]} | {strategy.formula} | {strategy.source} |"
+        for strategy in STRATEGIES.values()
+    ]
+    return "\n".join(["| strategy | quota of | selects | source |", "| --- | --- | --- | --- |", *rows])

@@ -8,7 +8,8 @@ from loki.demo.world import tiny_world
 from loki.kva import AttributionSettings, make_attributor
 from loki.models.loading import load_model, load_tokenizer
 from loki.selection.overlap import overlap
-from loki.selection.strategies import make_counter
+from loki.selection.select import make_counter
+from loki.selection.strategies import SelectionSettings
 from tests.kva.attributing import PROMPT, attribute
 from tests.tiny_models import tiny_model
 
@@ -52,7 +53,7 @@ def test_bfloat16_selects_what_float32_selects_on_the_tiny_world(record_property
     for quota in (10, 20, 30):
         selections = []
         for kind in scores:
-            counter = make_counter("layer_balanced", quota, *kind.shape[1:])
+            counter = make_counter(SelectionSettings(), quota, *kind.shape[1:])
             counter.update(kind)
             selections.append(counter.positions())
         overlaps.append(overlap(*selections))
