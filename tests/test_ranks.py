@@ -9,7 +9,7 @@ import torch
 
 from loki.errors import CheckFailed, LokiError
 from loki.kva.attributor import NotExactError
-from loki.kva.inputs import PromptError
+from loki.kva.prompts import PromptError
 from loki.ranks import Ranks, pick_device
 
 

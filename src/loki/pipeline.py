@@ -21,7 +21,7 @@ from loki.implanting.create import create_loki_model
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
-from loki.kva.completeness import completeness_advice
+from loki.kva.integration import completeness_advice
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions, text_config
 from loki.models.checkpoint import check_weights

@@ -17,6 +17,7 @@ def attribute(
     memory_budget: int | None = None,
     **changes: Any,
 ) -> list[Attribution]:
-    """Attributions under settings that differ from the defaults by `changes`."""
-    with make_attributor(model, AttributionSettings(**changes), memory_budget=memory_budget) as attributor:
+    """Attributions by the fast engine, under settings that differ from the defaults by `changes`."""
+    settings = AttributionSettings(**{"engine": "fast", **changes})
+    with make_attributor(model, settings, memory_budget=memory_budget) as attributor:
         return attributor.attribute(prompts, targets or [None] * len(prompts))

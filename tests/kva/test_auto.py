@@ -98,7 +98,7 @@ def test_two_engines_take_turns_on_one_model() -> None:
     ("family", "changes", "reason"),
     [
         ("gpt_oss", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}, "its attention uses s_aux"),
-        ("gpt_bigcode", {}, "rows cannot be added"),
+        ("gpt_bigcode", {}, "its batch cannot grow"),
         ("bloom", {}, "its attention implementation cannot be chosen"),
         ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, "an MLP does not put out"),
     ],
@@ -106,7 +106,7 @@ def test_two_engines_take_turns_on_one_model() -> None:
 def test_refusals_name_the_reason(family: str, changes: dict[str, int], reason: str) -> None:
     model = tiny_model(family, **changes)
     with (
-        make_attributor(model, AttributionSettings()) as attributor,
+        make_attributor(model, AttributionSettings(engine="fast")) as attributor,
         pytest.raises(LokiError, match=reason),
     ):
         attributor.attribute(PROMPTS, [None, None])

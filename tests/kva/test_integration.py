@@ -1,8 +1,11 @@
+import math
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loki.kva.integration import integration_rule
+from loki.kva.integration import FEW_STEPS, completeness_advice, completeness_gap, integration_rule
 from loki.kva.settings import IG_METHODS
 
 
@@ -32,3 +35,16 @@ def test_points_ascend_within_the_path(method: str, steps: int) -> None:
     assert list(rule.alphas) == sorted(rule.alphas)
     assert all(0.0 <= alpha <= 1.0 for alpha in rule.alphas)
     assert min(rule.weights) > 0
+
+
+def test_completeness_gap() -> None:
+    assert completeness_gap(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])) == 0.0
+    assert completeness_gap(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0])) == pytest.approx(0.8)
+    assert completeness_gap(torch.zeros(2), torch.zeros(2)) == 0.0
+
+
+@pytest.mark.parametrize(("completeness", "advice"), [(0.1, False), (FEW_STEPS, False), (0.3, True), (math.nan, False)])
+def test_advice_where_steps_are_few(completeness: float, advice: bool) -> None:
+    text = completeness_advice(completeness, 7)
+    assert (text is not None) == advice
+    assert text is None or ("misses 30% of" in text and "try --steps 14" in text)

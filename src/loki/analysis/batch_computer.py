@@ -20,7 +20,8 @@ from loki.calibration.samples import Sample
 from loki.errors import LokiError, out_of_memory
 from loki.kva.auto import Attribution, Attributor, make_attributor
 from loki.kva.fast.memory import free_memory
-from loki.kva.inputs import PromptError
+from loki.kva.prompts import PromptError
+from loki.kva.settings import Engine
 from loki.models.loading import load_model
 from loki.ranks import Ranks
 
@@ -108,7 +109,7 @@ class BatchComputer:
 
     def _engine(self, name: str) -> Attributor:
         if name not in self._engines:
-            settings = replace(self._job.settings, engine=name)
+            settings = replace(self._job.settings, engine=Engine(name))
             engine = make_attributor(self._loaded(), settings, memory_budget=self._memory_budget)
             self._engines[name] = self._entered.enter_context(engine)
         return self._engines[name]

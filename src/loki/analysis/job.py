@@ -13,7 +13,7 @@ from loki.artefacts.provenance import Provenance, config_digest, library_version
 from loki.calibration.samples import Sample, digest_of
 from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
-from loki.kva.inputs import up_to
+from loki.kva.prompts import up_to
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions, text_config
 from loki.models.checkpoint import fingerprint

@@ -115,15 +115,17 @@ def analyse(
     from loki.cli.quiet import quiet_libraries
     from loki.errors import LokiError
     from loki.kva.attributor import NotExactWarning
-    from loki.kva.completeness import completeness_advice
-    from loki.kva.settings import AttributionSettings
+    from loki.kva.integration import completeness_advice
+    from loki.kva.settings import AttributionSettings, Definition, Engine, IgMethod, Quantity
     from loki.ranks import is_main_process, started_alone
 
     if write_mode not in ("w", "a"):
         raise LokiError(f"--write-mode {write_mode} is not known: use w or a")
     if no_log and write_mode == "a":
         raise LokiError("--write-mode a adds to a scores file, and --no-log writes none: leave out one of them")
-    settings = AttributionSettings(definition, steps, ig_method, engine, quantity, absolute, position)
+    settings = AttributionSettings(
+        Definition(definition), steps, IgMethod(ig_method), Engine(engine), Quantity(quantity), absolute, position
+    )
     options: JobOptions = {
         "batch_size": parse_batch_size(batch_size),
         "dtype": dtype,

@@ -46,7 +46,7 @@ def run(
     """
     from loki.cli.progress import progress_bar
     from loki.implanting.training.settings import TrainingSettings
-    from loki.kva.settings import AttributionSettings
+    from loki.kva.settings import AttributionSettings, Definition
     from loki.pipeline import RunSettings
     from loki.pipeline import run as run_phases
 
@@ -57,7 +57,7 @@ def run(
         quota=quota,
         selection=SelectionSettings(strategy, by),
         samples_per_subject=samples_per_subject,
-        attribution=AttributionSettings(definition, steps, engine="auto"),
+        attribution=AttributionSettings(Definition(definition), steps),
         training=TrainingSettings(
             epochs=epochs,
             max_steps=max_steps,

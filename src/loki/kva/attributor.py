@@ -1,16 +1,16 @@
-"""What an attribution engine takes, gives and raises, and how it treats the model that it is given."""
+"""What every attribution engine takes, gives and raises."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from loki.errors import LokiError
+from loki.kva.hooks import frozen
 
 
 @dataclass(frozen=True)
@@ -78,31 +78,10 @@ class NotExactError(LokiError):
 
 
 class NotExactWarning(UserWarning):
-    """Captum does what the fast engine cannot."""
+    """The fast engine cannot compute something exactly, and Captum computes it instead."""
 
 
-@contextmanager
-def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and frozen parameters while the block runs.
-
-    Frozen parameters let autograd keep less for the backward pass; no parameter ever gets a gradient here.
-    Every module's mode and every parameter's `requires_grad` are put back, after errors and interrupts too.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-class ModelUser:
+class FreezesModel:
     """Base of the engines: the model is frozen and in evaluation mode while the engine is entered.
 
     Args:
@@ -121,9 +100,3 @@ class ModelUser:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._frozen.close()
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go: the embedding's device, or the CPU where accelerate keeps the embedding elsewhere."""
-    device: torch.device = model.get_input_embeddings().weight.device
-    return torch.device("cpu") if device.type == "meta" else device

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from loki.kva.attributor import Attribution, Attributor, NotExactError, NotExactWarning
 from loki.kva.captum_engine import CaptumAttributor
 from loki.kva.fast.engine import FastAttributor
-from loki.kva.settings import AttributionSettings
+from loki.kva.settings import AttributionSettings, Engine
 
 __all__ = ["Attribution", "Attributor", "make_attributor"]
 
@@ -29,9 +29,9 @@ def make_attributor(
     Raises:
         LokiError: if the model's MLP outputs cannot be found.
     """
-    if settings.engine == "captum":
+    if settings.engine is Engine.CAPTUM:
         return CaptumAttributor(model, settings)
-    if settings.engine == "fast":
+    if settings.engine is Engine.FAST:
         return FastAttributor(model, settings, memory_budget)
     return AutoAttributor(model, settings, memory_budget)
 

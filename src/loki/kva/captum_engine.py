@@ -1,21 +1,37 @@
-"""The reference: Captum itself, layer by layer as published. Slow, for any model whose MLP outputs can be hooked."""
+"""The reference: Captum itself, layer by layer as published. Slow, for any model whose MLP outputs can be hooked.
+
+Shapes: T positions, D hidden size, n points of the integration rule.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from captum.attr import IntegratedGradients, LayerIntegratedGradients
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loki.kva.attributor import Attribution, ModelUser, input_device
-from loki.kva.completeness import relative_gap
-from loki.kva.hooks import output_hook
-from loki.kva.inputs import attributed_prompts, checked_targets
-from loki.kva.settings import AttributionSettings
+from loki.kva.attributor import Attribution, FreezesModel
+from loki.kva.hooks import input_device, output_hook, vocab_size
+from loki.kva.integration import completeness_gap
+from loki.kva.prompts import attributed_prompts, checked_targets
+from loki.kva.settings import AttributionSettings, Definition, Quantity
 from loki.models.architectures import mlp_outputs
 
+F = Callable[[Tensor], Tensor]
+"""The attributed quantity of each of n prompts, `[n]`, from their token ids, `[n, T]`."""
 
-class CaptumAttributor(ModelUser):
+
+@dataclass
+class _Layers:
+    """What was found, layer by layer: scores `[D]`, and of some layers their sum and F(z) - F(z0), scalars."""
+
+    scores: list[Tensor] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
+    differences: list[Tensor] = field(default_factory=list)
+
+
+class CaptumAttributor(FreezesModel):
     """KVA by Captum, one layer at a time.
 
     The definition `captum` is `LayerIntegratedGradients` of the layer's MLP output; `paper` is `IntegratedGradients`
@@ -36,100 +52,90 @@ class CaptumAttributor(ModelUser):
 
     def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
         """Attribute prompts one after the other; see `Attributor.attribute`."""
-        vocab_size = self._model.get_input_embeddings().weight.shape[0]
-        prompts = attributed_prompts(batch, self._settings.position, vocab_size)
+        tokens = vocab_size(self._model)
+        prompts = attributed_prompts(batch, self._settings.position, tokens)
         return [
             self._attribute_one(torch.tensor([ids], device=input_device(self._model)), target)
-            for ids, target in zip(prompts, checked_targets(targets, len(prompts), vocab_size), strict=True)
+            for ids, target in zip(prompts, checked_targets(targets, len(prompts), tokens), strict=True)
         ]
 
     def _attribute_one(self, input_ids: Tensor, target: int | None) -> Attribution:
         logits = self._last_logits(input_ids)
         token = int(logits.argmax()) if target is None else target
 
-        def quantity(ids: Tensor) -> Tensor:
-            """F of every row."""
-            return self._quantity(self._last_logits(ids), token)
+        def f(ids: Tensor) -> Tensor:
+            last = self._last_logits(ids)  # [n, V]
+            return (last.softmax(-1) if self._settings.quantity is Quantity.PROBABILITY else last)[:, token]
 
-        if self._settings.definition == "captum":
-            rows, sums, differences = self._captum_rows(input_ids, quantity)
-        else:
-            rows, sums, differences = self._paper_rows(input_ids, quantity)
-        scores = torch.stack(rows)
+        all_positions = self._settings.definition is Definition.CAPTUM
+        found = self._all_positions(input_ids, f) if all_positions else self._last_position(input_ids, f)
+        scores = torch.stack(found.scores)  # [L, D]
         return Attribution(
             scores=scores.abs() if self._settings.absolute else scores,
             target=token,
             probability=float(logits.softmax(-1)[0, token]),
-            completeness=relative_gap(torch.stack(sums), torch.stack(differences)),
+            completeness=completeness_gap(torch.stack(found.sums), torch.stack(found.differences)),
         )
 
-    def _captum_rows(
-        self, input_ids: Tensor, quantity: Callable[[Tensor], Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def _all_positions(self, input_ids: Tensor, f: F) -> _Layers:
+        """The definition `captum`; only the last layer's scores are complete."""
+        found = _Layers()
         zeros = torch.zeros_like(input_ids)
-        rows = []
         for module in self._modules:
-            attribution = LayerIntegratedGradients(quantity, module).attribute(
+            attributions = LayerIntegratedGradients(f, module).attribute(
                 input_ids, baselines=zeros, n_steps=self._settings.steps, method=self._settings.ig_method
             )
-            rows.append(attribution[0, -1].float().cpu())
+            found.scores.append(attributions[0, -1].float().cpu())  # [1, T, D] -> [D]
         last = self._modules[-1]
         baseline = self._outputs_of(last, zeros)
-        difference = self._change(input_ids, quantity, last, lambda _: baseline)
-        return rows, [rows[-1].sum()], [difference]
+        found.sums.append(found.scores[-1].sum())
+        found.differences.append(self._difference(input_ids, f, last, lambda _: baseline))
+        return found
 
-    def _paper_rows(
-        self, input_ids: Tensor, quantity: Callable[[Tensor], Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        rows, differences = [], []
+    def _last_position(self, input_ids: Tensor, f: F) -> _Layers:
+        """The definition `paper`."""
+        found = _Layers()
         for module in self._modules:
 
-            def quantity_at(last_outputs: Tensor, module: torch.nn.Module = module) -> Tensor:
-                """F of every row, with the module's output at the last position set to `last_outputs`."""
+            def f_of_output(z: Tensor, module: nn.Module = module) -> Tensor:
+                """F `[n]` with the module's output at the last position set to `z`, `[n, D]`."""
 
                 def edit(outputs: Tensor) -> Tensor:
-                    return torch.cat([outputs[:, :-1], last_outputs.to(outputs.device)[:, None]], dim=1)
+                    return torch.cat([outputs[:, :-1], z.to(outputs.device)[:, None]], dim=1)
 
                 with output_hook(module, edit):
-                    return quantity(input_ids.expand(len(last_outputs), -1))
+                    return f(input_ids.expand(len(z), -1))
 
-            activation = self._outputs_of(module, input_ids)[:, -1]
-            attribution = IntegratedGradients(quantity_at).attribute(
+            activation = self._outputs_of(module, input_ids)[:, -1]  # [1, D]
+            attributions = IntegratedGradients(f_of_output).attribute(
                 activation,
                 baselines=torch.zeros_like(activation),
                 n_steps=self._settings.steps,
                 method=self._settings.ig_method,
             )
-            rows.append(attribution[0].float().cpu())
-            differences.append(self._change(input_ids, quantity, module, _last_position_zeroed))
-        return rows, [row.sum() for row in rows], differences
+            found.scores.append(attributions[0].float().cpu())
+            found.sums.append(found.scores[-1].sum())
+            found.differences.append(self._difference(input_ids, f, module, _last_position_zeroed))
+        return found
 
-    def _change(
-        self,
-        input_ids: Tensor,
-        quantity: Callable[[Tensor], Tensor],
-        module: torch.nn.Module,
-        edit: Callable[[Tensor], Tensor],
-    ) -> Tensor:
+    def _difference(self, input_ids: Tensor, f: F, module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Tensor:
         """F(z) - F(z0) on the CPU, where `edit` turns z, the output of `module`, into z0."""
         with torch.no_grad():
-            real = quantity(input_ids)[0]
+            original = f(input_ids)[0]
             with output_hook(module, edit):
-                return (real - quantity(input_ids)[0]).float().cpu()
+                return (original - f(input_ids)[0]).float().cpu()
 
-    def _outputs_of(self, module: torch.nn.Module, input_ids: Tensor) -> Tensor:
+    def _outputs_of(self, module: nn.Module, input_ids: Tensor) -> Tensor:
+        """The output of `module`, `[1, T, D]`."""
         kept: list[Tensor] = []
         with torch.no_grad(), output_hook(module, kept.append):
             self._model(input_ids=input_ids, use_cache=False)
         return kept[0]
 
     def _last_logits(self, input_ids: Tensor) -> Tensor:
+        """Logits at the last position, `[n, V]`, float32."""
         logits: Tensor = self._model(input_ids=input_ids, use_cache=False).logits
         return logits[:, -1].float()
-
-    def _quantity(self, logits: Tensor, target: int) -> Tensor:
-        values = logits.softmax(-1) if self._settings.quantity == "probability" else logits
-        return values[:, target]
 
 
 def _last_position_zeroed(outputs: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
-"""Forward hooks that are gone when their block ends."""
+"""Looking into a model and leaving it as it was: hooks, modes and flags are put back when their block ends."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 def hidden_states(output: Any) -> Tensor:
@@ -47,3 +49,35 @@ def input_hook(
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and frozen parameters while the block runs.
+
+    Frozen parameters let autograd keep less for the backward pass; no parameter ever gets a gradient here.
+    Every module's mode and every parameter's `requires_grad` are put back, after errors and interrupts too.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: the embedding's device, or the CPU where accelerate keeps the embedding elsewhere."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def vocab_size(model: PreTrainedModel) -> int:
+    """Number of token ids that the model takes."""
+    return int(model.get_input_embeddings().weight.shape[0])

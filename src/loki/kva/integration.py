@@ -1,8 +1,15 @@
-"""Integration rules: the points of the path from the baseline (0) to the activation (1), and their weights."""
+"""The integral along a path from the activation baseline (0) to the activation (1): its rule, and how exact it is."""
 
 from dataclasses import dataclass
 
 from captum.attr._utils.approximation_methods import approximation_parameters
+from torch import Tensor
+
+FEW_STEPS = 0.2
+"""Median completeness above which the number of steps is called too small.
+
+The rules as published, 7 steps, give 0.05 to 0.15 where F changes smoothly along the path.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,3 +29,32 @@ def integration_rule(ig_method: str, steps: int) -> IntegrationRule:
     """The rule that Captum uses under the name `ig_method` with `steps` points (`approximation_parameters`)."""
     step_sizes, alphas = approximation_parameters(ig_method)
     return IntegrationRule(tuple(map(float, alphas(steps))), tuple(map(float, step_sizes(steps))))
+
+
+def completeness_gap(sums: Tensor, differences: Tensor) -> float:
+    """How far summed attributions are from F(z) - F(z0); exact integration gives 0.
+
+    Args:
+        sums: attributions summed over the nodes of a layer, `[layers]`.
+        differences: F(z) - F(z0) of the same layers, `[layers]`.
+
+    Returns:
+        |sums - differences| / |differences| in the 2-norm; 0 where both are zero.
+    """
+    gap = float((sums.double() - differences.double()).norm())
+    return gap / max(float(differences.double().norm()), 1e-300) if gap else 0.0
+
+
+def completeness_advice(completeness: float, steps: int) -> str | None:
+    """What to tell the user of an analysis whose integration steps are too few; None if they are enough.
+
+    Args:
+        completeness: median over the samples, see `loki.kva.attributor.Attribution`; NaN if there were none.
+        steps: points of the integration rule.
+    """
+    if not completeness > FEW_STEPS:
+        return None
+    return (
+        f"the integration misses {completeness:.0%} of what it should sum up to (median of the samples): "
+        f"{steps} steps are few for this model, try --steps {2 * steps}"
+    )

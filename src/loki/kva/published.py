@@ -5,7 +5,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from loki.errors import LokiError
 from loki.kva.auto import make_attributor
-from loki.kva.settings import DEFAULT_RULES, DEFAULT_STEPS, AttributionSettings
+from loki.kva.settings import DEFAULT_STEPS, PUBLISHED_RULES, AttributionSettings, Definition, IgMethod
 
 
 class _AttributesItself(PreTrainedModel):  # type: ignore[misc]  # untyped base
@@ -18,7 +18,7 @@ class _AttributesItself(PreTrainedModel):  # type: ignore[misc]  # untyped base
         target_token_idx: int = -1,
         predicted_label: int | None = None,
         steps: int = DEFAULT_STEPS,
-        method: str = DEFAULT_RULES["captum"],
+        method: str = PUBLISHED_RULES[Definition.CAPTUM],
     ) -> list[Tensor]:
         """Integrated gradients of one prediction along every layer's MLP output.
 
@@ -41,7 +41,7 @@ class _AttributesItself(PreTrainedModel):  # type: ignore[misc]  # untyped base
         """
         prompt, position = _unpadded(input_ids, attention_mask, target_token_idx)
         label = None if predicted_label is None else int(predicted_label)
-        settings = AttributionSettings(steps=steps, ig_method=method, engine="auto", position=position)
+        settings = AttributionSettings(steps=steps, ig_method=IgMethod(method), position=position)
         with make_attributor(self, settings) as attributor:
             (attribution,) = attributor.attribute([prompt], [label])
         return list(attribution.scores)

@@ -1,35 +1,80 @@
-"""What is attributed, and how."""
+"""What is attributed, and how: the one place where the choices and their defaults stand."""
 
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from loki.errors import LokiError
 
 DEFAULT_STEPS = 7
 
-DEFAULT_RULES = {
-    # definition -> integration rule it is published with
-    "captum": "riemann_trapezoid",
-    "paper": "riemann_left",
-}
-IG_METHODS = ("riemann_trapezoid", "riemann_left", "riemann_right", "riemann_middle", "gausslegendre")
-ENGINES = ("fast", "captum", "auto")
-QUANTITIES = ("probability", "logit")
+
+class Choice(StrEnum):
+    """An option with a few values, written as text; `Definition("paper")` is `Definition.PAPER`."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+        raise LokiError(f"{name} is {value!r}: use one of {', '.join(filter(None, cls))}")
+
+
+class Definition(Choice):
+    """What a score is; the two definitions of attribution give different numbers.
+
+    `captum` interpolates the MLP output at all positions, from its value on a sequence of token id 0 (Captum's
+    `LayerIntegratedGradients`, as published). `paper` interpolates it at the last position only, from zero
+    (arXiv 2505.22120, eq. 4-5).
+    """
+
+    CAPTUM = "captum"
+    PAPER = "paper"
+
+
+class IgMethod(Choice):
+    """Rules of integration, by Captum's names."""
+
+    PUBLISHED = ""  # the rule that the definition is published with
+    TRAPEZOID = "riemann_trapezoid"
+    LEFT = "riemann_left"
+    RIGHT = "riemann_right"
+    MIDDLE = "riemann_middle"
+    GAUSS_LEGENDRE = "gausslegendre"
+
+
+class Engine(Choice):
+    """Who computes the scores.
+
+    `fast` is the engine of this package, which refuses models that it cannot compute exactly; `captum` is Captum
+    itself, slow; `auto` is fast, and Captum with a warning where fast is not exact.
+    """
+
+    FAST = "fast"
+    CAPTUM = "captum"
+    AUTO = "auto"
+
+
+class Quantity(Choice):
+    """What F is at the attributed position: the target token's softmax probability, or its logit."""
+
+    PROBABILITY = "probability"
+    LOGIT = "logit"
+
+
+PUBLISHED_RULES = {Definition.CAPTUM: IgMethod.TRAPEZOID, Definition.PAPER: IgMethod.LEFT}
+IG_METHODS = tuple(filter(None, IgMethod))
 
 
 @dataclass(frozen=True)
 class AttributionSettings:
-    """Settings of Knowledge Vector Attribution.
+    """Settings of Knowledge Vector Attribution. Choices may be given as text.
 
     Attributes:
-        definition: `captum` interpolates the MLP output at all positions, from its value on a sequence of token id 0
-            (Captum's `LayerIntegratedGradients`, as published); `paper` interpolates it at the last position only,
-            from zero (arXiv 2505.22120, eq. 4-5).
+        definition: see `Definition`.
         steps: number of points of the integration rule.
-        ig_method: integration rule, one of `IG_METHODS`; empty means the rule that the definition is published with
-            (`captum`: riemann_trapezoid, `paper`: riemann_left). Holds the rule's name once constructed.
-        engine: `fast` (the engine of this package, refusing models that it cannot compute exactly), `captum` (Captum
-            itself, slow), or `auto` (fast, and Captum with a warning where fast is not exact).
-        quantity: what F is at the last position, the target token's softmax `probability` or its `logit`.
+        ig_method: integration rule; by default the one that the definition is published with (`captum`:
+            riemann_trapezoid, `paper`: riemann_left), whose name it holds once constructed.
+        engine: see `Engine`.
+        quantity: what F is, see `Quantity`.
         absolute: scores without their sign.
         position: position whose prediction is attributed, counted like a Python index. Later tokens cannot
             influence it, so the prompt ends there. -1 is the whole prompt.
@@ -38,26 +83,27 @@ class AttributionSettings:
         LokiError: for a value that is not allowed.
     """
 
-    definition: str = "captum"
+    definition: Definition = Definition.CAPTUM
     steps: int = DEFAULT_STEPS
-    ig_method: str = ""
-    engine: str = "fast"
-    quantity: str = "probability"
+    ig_method: IgMethod = IgMethod.PUBLISHED
+    engine: Engine = Engine.AUTO
+    quantity: Quantity = Quantity.PROBABILITY
     absolute: bool = False
     position: int = -1
 
     def __post_init__(self) -> None:
-        _check_choice("definition", self.definition, tuple(DEFAULT_RULES))
-        if not self.ig_method:
-            object.__setattr__(self, "ig_method", DEFAULT_RULES[self.definition])
-        _check_choice("ig_method", self.ig_method, IG_METHODS)
-        _check_choice("engine", self.engine, ENGINES)
-        _check_choice("quantity", self.quantity, QUANTITIES)
-        fewest = 1 if self.ig_method == "gausslegendre" else 2
+        for name, choices in _CHOICES.items():
+            object.__setattr__(self, name, choices(getattr(self, name)))
+        if self.ig_method is IgMethod.PUBLISHED:
+            object.__setattr__(self, "ig_method", PUBLISHED_RULES[self.definition])
+        fewest = 1 if self.ig_method is IgMethod.GAUSS_LEGENDRE else 2
         if self.steps < fewest:
             raise LokiError(f"steps is {self.steps}: the rule {self.ig_method} needs at least {fewest}")
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise LokiError(f"{name} is {value!r}: use one of {', '.join(allowed)}")
+_CHOICES: dict[str, type[Choice]] = {
+    "definition": Definition,
+    "ig_method": IgMethod,
+    "engine": Engine,
+    "quantity": Quantity,
+}

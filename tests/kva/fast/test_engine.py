@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from loki.errors import LokiError
 from loki.kva.attributor import NotExactWarning
-from loki.kva.fast.last_token_pass import sweep_last_token
-from loki.kva.inputs import PromptError
+from loki.kva.fast.last_token_pass import run_last_token
+from loki.kva.prompts import PromptError
 from loki.kva.settings import IG_METHODS
 from tests.kva import naive
 from tests.kva.attributing import PROMPT, attribute
@@ -151,18 +151,18 @@ def test_rope_that_knows_the_length_is_not_padded() -> None:
 @pytest.mark.parametrize("budget", [300_000, 450_000, 1_000_000])
 def test_memory_budget_changes_nothing(definition: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(num_hidden_layers=4)
-    rows: list[int] = []
+    points: list[int] = []
 
     def counted(*arguments, **keywords):
-        rows.append(len(keywords["rows"]))
-        return sweep_last_token(*arguments, **keywords)
+        points.append(len(keywords["points"]))
+        return run_last_token(*arguments, **keywords)
 
-    monkeypatch.setattr("loki.kva.fast.engine.sweep_last_token", counted)
+    monkeypatch.setattr("loki.kva.fast.engine.run_last_token", counted)
     free = attribute(model, [PROMPT, *OTHERS], definition=definition)
-    (together,) = rows
+    (all_points,) = points
     tight = attribute(model, [PROMPT, *OTHERS], definition=definition, memory_budget=budget)
-    assert len(rows) > 2
-    assert min(rows[1:]) < together
+    assert len(points) > 2
+    assert min(points[1:]) < all_points
     for found, expected in zip(tight, free, strict=True):
         assert_close(found.scores, expected.scores)
         assert math.isclose(found.completeness, expected.completeness, rel_tol=1e-3)

@@ -41,7 +41,7 @@ def test_bfloat16_selects_what_float32_selects_on_the_tiny_world(record_property
     targets: list[int | None] = [None] * len(prompts)
     scores = []
     for dtype in ("float32", "bfloat16"):
-        with make_attributor(load_model(WEIGHTS, dtype=dtype), AttributionSettings()) as attributor:
+        with make_attributor(load_model(WEIGHTS, dtype=dtype), AttributionSettings(engine="fast")) as attributor:
             found = [
                 attribution
                 for start in range(0, len(prompts), 50)

@@ -1,7 +1,7 @@
 import pytest
 
 from loki.kva.fast.memory import MemoryCost, free_memory, shown_bytes
-from loki.kva.fast.path import PathRow
+from loki.kva.fast.path import PathPoint
 from tests.tiny_models import tiny_model
 
 
@@ -15,9 +15,9 @@ def test_some_memory_is_free() -> None:
 
 
 @pytest.mark.parametrize("own_prefix", [True, False])
-def test_lower_rows_and_longer_prompts_cost_more(own_prefix: bool) -> None:
+def test_lower_layers_and_longer_prompts_cost_more(own_prefix: bool) -> None:
     short, long = (MemoryCost.of(tiny_model(), length, own_prefix=own_prefix) for length in (10, 100))
     assert long.prompt == 10 * short.prompt
-    costs = [long.row(PathRow(layer, 0.0, 0.0)) for layer in range(3)]
+    costs = [long.point(PathPoint(layer, 0.0, 0.0)) for layer in range(3)]
     assert costs == sorted(costs, reverse=True)
-    assert (long.row(PathRow(0, 0.0, 0.0)) > short.row(PathRow(0, 0.0, 0.0))) == own_prefix
+    assert (long.point(PathPoint(0, 0.0, 0.0)) > short.point(PathPoint(0, 0.0, 0.0))) == own_prefix

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from loki.kva.attributor import NotExactError
-from loki.kva.fast.attention import seam_installed
+from loki.kva.fast.attention import attention_replaced
 from loki.kva.fast.engine import FastAttributor
 from loki.kva.fast.self_check import check_same_logits
 from loki.kva.settings import AttributionSettings
@@ -35,7 +35,7 @@ def test_layer_that_looks_at_its_neighbours_is_noticed_on_every_prompt() -> None
             attributor.attribute([PROMPT], [None])
 
 
-def test_model_whose_own_attention_differs_from_the_seam_is_noticed() -> None:
+def test_model_whose_own_attention_differs_from_the_engines_is_noticed() -> None:
     model = tiny_model()
     attention = model.model.layers[0].self_attn
 
@@ -55,8 +55,8 @@ def test_attention_to_later_tokens_is_refused() -> None:
         attributor.attribute([PROMPT], [None])
 
 
-def test_seam_is_gone_after_its_block() -> None:
+def test_attention_is_the_models_own_after_the_block() -> None:
     model = tiny_model()
-    with seam_installed(model):
+    with attention_replaced(model):
         assert model.config._attn_implementation == "loki_kva"
     assert model.config._attn_implementation == "sdpa"

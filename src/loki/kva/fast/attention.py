@@ -1,7 +1,10 @@
-"""The seam in the model's attention: an implementation registered with Transformers that the engine's sweeps drive.
+"""The engine's attention: an implementation registered with Transformers, in which each pass attends in its own way.
 
 The model's own code still computes queries, keys and values (projections, rotary embedding, normalisation) and its own
-attention masks (causal, sliding window, chunks, padding). A sweep decides which keys and values they meet.
+attention masks (causal, sliding window, chunks, padding). A pass decides which keys and values they meet.
+
+Shapes: B entries of the batch, T positions, H query heads, K key-value heads, G = H / K query heads per key-value
+head, d width of a head's queries and keys, d_v of its values.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,19 +22,19 @@ from transformers.masking_utils import sdpa_mask
 from loki.kva.attributor import NotExactError
 
 IMPLEMENTATION = "loki_kva"
-# Arguments of attention functions that change the result and that the sweeps do not reproduce.
+# Arguments of attention functions that change the result and that the passes do not reproduce.
 _UNSUPPORTED = ("s_aux", "position_bias")
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What one attention layer puts into the seam.
+    """What one attention layer is called with.
 
     Attributes:
         query: `[B, H, T, d]`, after rotary embedding and normalisation.
-        key: `[B, H_kv, T, d]`, likewise.
-        value: `[B, H_kv, T, d_v]`.
-        mask: `[B or 1, 1, T, T]`, True where a query (row) sees a key (column); None means plain causal.
+        key: `[B, K, T, d]`, likewise.
+        value: `[B, K, T, d_v]`.
+        mask: `[B or 1, 1, T, T]`, True where a query (third) sees a key (fourth); None means plain causal.
         scaling: factor on query-key products.
         softcap: c in `c * tanh(product / c)`; None means no cap.
     """
@@ -43,19 +46,19 @@ class Heads:
     scaling: float
     softcap: float | None
 
-    def rows(self, start: int, stop: int) -> "Heads":
-        """Rows `start` to `stop` of the batch; the mask stays as it is."""
+    def part(self, start: int, stop: int) -> "Heads":
+        """Entries `start` to `stop` of the batch; the mask stays as it is."""
         return replace(self, query=self.query[start:stop], key=self.key[start:stop], value=self.value[start:stop])
 
 
 Attend = Callable[[int, Heads], Tensor]
-"""What a sweep does at decoder layer l: the attention output `[B, H, T, d_v]`."""
+"""What a pass does at decoder layer l: the attention output `[B, H, T, d_v]`."""
 
 _own_implementation: ContextVar[str] = ContextVar("own_implementation")
-_driver: ContextVar[Callable[[nn.Module, Heads], Tensor]] = ContextVar("attention_driver")
+_attend: ContextVar[Callable[[nn.Module, Heads], Tensor]] = ContextVar("attend")
 
 
-def _seam(
+def _attention_function(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -77,17 +80,17 @@ def _seam(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if _own_implementation.get() == "sdpa":
         softcap = None  # Transformers' sdpa attention has no softcap and, in some releases, leaves it out silently.
-    output = _driver.get()(module, Heads(query, key, value, attention_mask, scaling, softcap))
-    return output.transpose(1, 2).contiguous(), None
+    output = _attend.get()(module, Heads(query, key, value, attention_mask, scaling, softcap))
+    return output.transpose(1, 2).contiguous(), None  # [B, T, H, d_v], as Transformers wants it
 
 
-AttentionInterface.register(IMPLEMENTATION, _seam)
+AttentionInterface.register(IMPLEMENTATION, _attention_function)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
 @contextmanager
-def seam_installed(model: PreTrainedModel) -> Iterator[None]:
-    """Select the seam as the model's attention implementation, and put the model's own back afterwards.
+def attention_replaced(model: PreTrainedModel) -> Iterator[None]:
+    """Make this module's attention the model's, and put its own back when the block ends.
 
     Raises:
         NotExactError: if the model does not take its attention from the interface.
@@ -110,24 +113,24 @@ def seam_installed(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def attention_driven_by(attend: Attend, layers: list[nn.Module]) -> Iterator[None]:
-    """Let `attend` do the attention of the decoder `layers` while the block runs."""
+def attention_computed_by(attend: Attend, layers: list[nn.Module]) -> Iterator[None]:
+    """Let `attend` compute the attention of the decoder `layers` while the block runs."""
     index_of = {id(module): index for index, layer in enumerate(layers) for module in layer.modules()}
 
-    def drive(module: nn.Module, heads: Heads) -> Tensor:
+    def attend_module(module: nn.Module, heads: Heads) -> Tensor:
         return attend(index_of[id(module)], heads)
 
-    token = _driver.set(drive)
+    token = _attend.set(attend_module)
     try:
         yield
     finally:
-        _driver.reset(token)
+        _attend.reset(token)
 
 
 def causal_attention(heads: Heads) -> Tensor:
     """Attention of all positions to themselves and earlier ones, `[B, H, T, d_v]`.
 
-    A mask made for fewer rows than the batch has is repeated over it.
+    A mask made for fewer entries than the batch has is repeated over it.
     """
     query, key, value, mask = heads.query, heads.key, heads.value, heads.mask
     if mask is not None and mask.shape[0] not in (1, query.shape[0]):
@@ -146,48 +149,52 @@ def causal_attention(heads: Heads) -> Tensor:
 
 def _capped_attention(heads: Heads, mask: Tensor | None) -> Tensor:
     query, key, value = heads.query, heads.key, heads.value
-    rows, query_heads, length, _ = query.shape
-    grouped = query.view(rows, key.shape[1], -1, length, query.shape[-1])
+    entries, query_heads, length, _ = query.shape
+    grouped = query.view(entries, key.shape[1], -1, length, query.shape[-1])  # [B, H, T, d] -> [B, K, G, T, d]
+    # [B, K, G, T, d] @ [B, K, 1, d, T] -> [B, K, G, T, T]
     products = _softcapped(grouped @ key.unsqueeze(2).transpose(-1, -2) * heads.scaling, heads.softcap)
     if mask is None:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
     products = products.masked_fill(~mask.unsqueeze(2), torch.finfo(products.dtype).min)
-    output = products.softmax(-1, dtype=torch.float32).to(value.dtype) @ value.unsqueeze(2)
-    return output.reshape(rows, query_heads, length, -1)
+    output = products.softmax(-1, dtype=torch.float32).to(value.dtype) @ value.unsqueeze(2)  # [B, K, G, T, d_v]
+    return output.reshape(entries, query_heads, length, -1)
 
 
 def last_token_attention(heads: Heads, prefix_key: Tensor, prefix_value: Tensor, visible: Tensor | None) -> Tensor:
-    """Attention of one token per row to a kept prefix and to itself, without copying the prefix for any row or head.
+    """Attention of one token per entry to a kept prefix and to itself, without copying the prefix for any run or head.
+
+    R runs of B prompts share B prefixes: entry r * B + b meets prefix b.
 
     Args:
-        heads: query, key and value of the token, `[R * B, H or H_kv, 1, d]`. Rows that share a prefix are those
-            whose index is the same modulo B.
-        prefix_key: keys of the earlier positions, `[B, H_kv, T - 1, d]`.
-        prefix_value: their values, `[B, H_kv, T - 1, d_v]`.
+        heads: query, key and value of the token, `[R * B, H or K, 1, d]`.
+        prefix_key: keys of the earlier positions, `[B, K, T - 1, d]`.
+        prefix_value: their values, `[B, K, T - 1, d_v]`.
         visible: `[B or 1, T - 1]`, True where a position is seen; None means all are.
 
     Returns:
         `[R * B, H, 1, d_v]`.
     """
     prefixes, kv_heads = prefix_key.shape[:2]
-    rows, groups = len(heads.query) // prefixes, heads.query.shape[1] // kv_heads
-    # [R * B, H or H_kv, 1, d] -> [B, H_kv, R, G or 1, d]
+    runs, groups = len(heads.query) // prefixes, heads.query.shape[1] // kv_heads
+    # [R * B, H or K, 1, d] -> [R, B, K, G or 1, d] -> [B, K, R, G or 1, d]
     query, key, value = (
-        tensor.reshape(rows, prefixes, kv_heads, -1, tensor.shape[-1]).permute(1, 2, 0, 3, 4)
+        tensor.reshape(runs, prefixes, kv_heads, -1, tensor.shape[-1]).permute(1, 2, 0, 3, 4)
         for tensor in (heads.query, heads.key, heads.value)
     )
-    earlier = query.reshape(prefixes, kv_heads, rows * groups, -1) @ prefix_key.transpose(-1, -2)
-    itself = (query * key).sum(-1, keepdim=True)
-    products = torch.cat([earlier.reshape(prefixes, kv_heads, rows, groups, -1), itself], -1) * heads.scaling
-    products = _softcapped(products, heads.softcap)
+    # All runs and heads that share a prefix in one product: [B, K, R * G, d] @ [B, K, d, T - 1] -> [B, K, R * G, T - 1]
+    earlier = query.reshape(prefixes, kv_heads, runs * groups, -1) @ prefix_key.transpose(-1, -2)
+    itself = (query * key).sum(-1, keepdim=True)  # [B, K, R, G, 1]
+    products = torch.cat([earlier.reshape(prefixes, kv_heads, runs, groups, -1), itself], -1) * heads.scaling
+    products = _softcapped(products, heads.softcap)  # [B, K, R, G, T]
     if visible is not None:
-        seen = pad(visible, (0, 1), value=True)[:, None, None, None]
+        seen = pad(visible, (0, 1), value=True)[:, None, None, None]  # [B or 1, 1, 1, 1, T]; the token sees itself
         products = products.masked_fill(~seen, torch.finfo(products.dtype).min)
     weights = products.softmax(-1, dtype=torch.float32).to(value.dtype)
-    mixed = weights[..., :-1].reshape(prefixes, kv_heads, rows * groups, -1) @ prefix_value
-    output = mixed.reshape(prefixes, kv_heads, rows, groups, -1) + weights[..., -1:] * value
-    # [B, H_kv, R, G, d_v] -> [R * B, H, 1, d_v]
-    return output.permute(2, 0, 1, 3, 4).reshape(rows * prefixes, kv_heads * groups, 1, -1)
+    # [B, K, R * G, T - 1] @ [B, K, T - 1, d_v] -> [B, K, R * G, d_v], and the token's own value
+    from_prefix = weights[..., :-1].reshape(prefixes, kv_heads, runs * groups, -1) @ prefix_value
+    output = from_prefix.reshape(prefixes, kv_heads, runs, groups, -1) + weights[..., -1:] * value
+    # [B, K, R, G, d_v] -> [R, B, K, G, d_v] -> [R * B, H, 1, d_v]
+    return output.permute(2, 0, 1, 3, 4).reshape(runs * prefixes, kv_heads * groups, 1, -1)
 
 
 def _softcapped(products: Tensor, cap: float | None) -> Tensor:

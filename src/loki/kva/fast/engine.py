@@ -1,12 +1,36 @@
 """The fast engine: the numbers of Captum, or of the paper's equations, at the price of a few forward passes.
 
-Causality makes it possible. Only the last position reaches F, the earlier ones act through their keys and values; so
-gradients need a graph of single tokens. Everything at or below an interpolated layer is the original run. So:
+Let z be the MLP block's output at layer l and the last position of a prompt, z0 the activation baseline, and F the
+probability (or logit) of the target token. The score of output node j, that is of row j of `down_proj.weight`, is
 
-1. record the original run (`recording`);
-2. carry the earlier positions of every interpolated row through the layers above its own, without gradients, and keep
-   their keys and values (`prefix_sweep`, definition `captum` only: under `paper` they are the original ones);
-3. carry the last position of all rows through the layers in one growing batch, and differentiate (`last_sweep`).
+    score_j = (z - z0)_j * sum_k w_k dF/dz_j    at    z0 + a_k (z - z0)
+
+with points a_k and weights w_k of an integration rule. Naively (definition `paper`, where z0 = 0; the tests compare
+with this loop, `tests/kva/naive.py`):
+
+    for layer in layers:
+        for alpha, weight in rule:                       # the whole model, once per layer and point
+            leaf = (alpha * z[layer]).requires_grad_()
+            with output_hook(layer.mlp, lambda out: torch.cat([out[:, :-1], leaf[:, None]], dim=1)):
+                F = model(ids).logits[:, -1].softmax(-1)[:, target]
+            score[layer] += weight * z[layer] * torch.autograd.grad(F.sum(), leaf)[0]
+
+Causality makes it cheap. z reaches F through the last position alone; earlier positions act on it only by their keys
+and values. So gradients need a graph of single tokens. And all at or below layer l is the original run, which every
+point shares. Hence three passes over the model's own layers:
+
+1. record: the original run; keep keys and values (`record.py`).
+2. prefix pass: where the path moves the earlier positions as well (definition `captum`, whose z0 are the outputs on a
+   sequence of token id 0), carry those of every point through the layers above its own, without gradients, and keep
+   their keys and values (`prefix_pass.py`).
+3. last-token pass: carry the last position of all points of all layers through the model in one growing batch, and
+   differentiate once (`last_token_pass.py`).
+
+A model whose layers mix positions by anything but attention breaks this silently, so every result is checked against
+the original run's logits (`self_check.py`); a model that fails is refused.
+
+Shapes, here and in the passes: B prompts; T positions, padded on the left; L layers; D hidden size; P points;
+H query heads, K key-value heads, d and d_v the widths of their keys and values; V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -16,45 +40,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loki.kva.attributor import Attribution, ModelUser, input_device
-from loki.kva.completeness import relative_gap
-from loki.kva.fast.attention import seam_installed
-from loki.kva.fast.baseline import ZeroTokenBaseline, depends_on_length
-from loki.kva.fast.last_token_pass import LastSweepResult, sweep_last_token
+from loki.kva.attributor import Attribution, FreezesModel
+from loki.kva.fast.attention import attention_replaced
+from loki.kva.fast.last_token_pass import LastTokenResult, run_last_token
 from loki.kva.fast.layers import Layers, find_layers
 from loki.kva.fast.memory import MemoryCost, free_memory, shown_bytes
-from loki.kva.fast.path import IntegrationPath, PathRow, groups_within
-from loki.kva.fast.prefix_pass import sweep_prefix
-from loki.kva.fast.prompt_batch import PromptBatch
-from loki.kva.fast.record import Recording, last_logits, record
+from loki.kva.fast.path import IntegrationPath, PathPoint, groups_within
+from loki.kva.fast.prefix_pass import run_prefixes
+from loki.kva.fast.record import Recording, ZeroTokenBaseline, depends_on_length, last_logits, record
 from loki.kva.fast.self_check import check_attention_alone_mixes, check_same_logits
-from loki.kva.inputs import PromptError, attributed_prompts, checked_targets
-from loki.kva.integration import integration_rule
-from loki.kva.settings import AttributionSettings
+from loki.kva.hooks import input_device, vocab_size
+from loki.kva.integration import completeness_gap, integration_rule
+from loki.kva.prompts import PromptBatch, PromptError, attributed_prompts, checked_targets
+from loki.kva.settings import AttributionSettings, Definition
 from loki.models.architectures import max_positions
 
-# Tokens that go through a layer together in the prefix sweep: on a CPU they should stay in its caches.
-_TOKENS_PER_PASS = {"cpu": 1024}
-_TOKENS_PER_PASS_ELSEWHERE = 16384
+# Tokens that go through a layer together in the prefix pass: on a CPU they should stay in its caches.
+_TOKENS_AT_ONCE = {"cpu": 1024}
+_TOKENS_AT_ONCE_ELSEWHERE = 16384
 _EXAMINED_TOKENS = 64
 
 
-@dataclass(frozen=True)
-class _Integral:
-    """Gradients summed over the path so far, by layer, `[B, D]`, and F(z) - F(z0) of some layers, `[B]`."""
-
-    gradients: list[Tensor]
-    differences: dict[int, Tensor]
-
-    def add(self, result: LastSweepResult, rows: Sequence[PathRow]) -> None:
-        for layer, gradient in result.gradients.items():
-            self.gradients[layer] += gradient
-        for row, values in zip(rows, result.values[1:], strict=True):
-            if row.alpha == 0.0:
-                self.differences[row.layer] = result.values[0] - values
-
-
-class FastAttributor(ModelUser):
+class FastAttributor(FreezesModel):
     """KVA for causal language models whose layers mix tokens by attention alone.
 
     Args:
@@ -67,7 +74,7 @@ class FastAttributor(ModelUser):
         super().__init__(model)
         self._settings = settings
         self._budget = memory_budget
-        self._own_prefix = settings.definition == "captum"
+        self._own_prefix = settings.definition is Definition.CAPTUM  # whether every point has a prefix of its own
         self._layers: Layers | None = None
         self._baseline = ZeroTokenBaseline(model)
 
@@ -78,15 +85,14 @@ class FastAttributor(ModelUser):
             LokiError: also where the memory budget is too small for a prompt.
             NotExactError: where the engine cannot compute this model exactly.
         """
-        vocab_size = self._model.get_input_embeddings().weight.shape[0]
-        prompts = attributed_prompts(batch, self._settings.position, vocab_size)
-        wanted = checked_targets(targets, len(prompts), vocab_size)
+        prompts = attributed_prompts(batch, self._settings.position, vocab_size(self._model))
+        wanted = checked_targets(targets, len(prompts), vocab_size(self._model))
         if not prompts:
             return []
         layers = self.examine()
         attributions: dict[int, Attribution] = {}
         budget = free_memory(self._model) if self._budget is None else self._budget
-        with seam_installed(self._model):
+        with attention_replaced(self._model):
             for part in self._parts(prompts, budget):
                 found = self._attribute_part(
                     layers, [prompts[index] for index in part], [wanted[index] for index in part], budget
@@ -100,19 +106,19 @@ class FastAttributor(ModelUser):
         On a prompt of its own, so that what is found, to the last bit, does not depend on which prompt comes first.
 
         Raises:
-            NotExactError: if a layer mixes tokens outside its attention, or the seam does not compute what the model's
-                own attention does.
+            NotExactError: if a layer mixes tokens outside its attention, or the engine's attention does not compute
+                what the model's own does.
         """
         if self._layers is None:
-            vocab_size = self._model.get_input_embeddings().weight.shape[0]
+            tokens = vocab_size(self._model)
             longest = max_positions(self._model.config) or _EXAMINED_TOKENS
-            prompt = [(1 + 7919 * place) % vocab_size for place in range(max(2, min(_EXAMINED_TOKENS, longest)))]
+            prompt = [(1 + 7919 * place) % tokens for place in range(max(2, min(_EXAMINED_TOKENS, longest)))]
             batch = PromptBatch.of([prompt], input_device(self._model))
             with torch.no_grad():
                 own = last_logits(self._model, batch)
-            with seam_installed(self._model):
+            with attention_replaced(self._model):
                 layers = find_layers(self._model, batch.input_ids)
-                recorded = record(self._model, layers, batch, whole=False).logits
+                recorded = record(self._model, layers, batch, keep_all_positions=False).logits
                 check_same_logits(recorded, own, self._model.dtype, "recorded logits and the model's own")
                 check_attention_alone_mixes(self._model, layers, prompt)
             self._layers = layers
@@ -121,14 +127,14 @@ class FastAttributor(ModelUser):
     def _parts(self, prompts: list[list[int]], budget: int) -> list[list[int]]:
         """Indices of prompts that are computed together."""
         parts: list[list[int]] = []
-        apart = depends_on_length(self._model)
+        equal_lengths_only = depends_on_length(self._model)
         for index, prompt in enumerate(prompts):
-            together = [*parts[-1], index] if parts else []
-            same = not apart or len({len(prompts[member]) for member in together}) == 1
-            if together and same and self._least(together, prompts) <= budget:
-                parts[-1] = together
+            longer_part = [*parts[-1], index] if parts else []
+            may_join = not equal_lengths_only or len({len(prompts[member]) for member in longer_part}) == 1
+            if longer_part and may_join and self._least_memory(longer_part, prompts) <= budget:
+                parts[-1] = longer_part
                 continue
-            if (least := self._least([index], prompts)) > budget:
+            if (least := self._least_memory([index], prompts)) > budget:
                 raise PromptError(
                     index,
                     f"its {len(prompt)} tokens need {shown_bytes(least)} beside the model, but {shown_bytes(budget)} "
@@ -137,30 +143,32 @@ class FastAttributor(ModelUser):
             parts.append([index])
         return parts
 
-    def _least(self, members: list[int], prompts: list[list[int]]) -> int:
-        """The least memory in which the prompts `members` can be computed together: one row at a time."""
+    def _least_memory(self, members: list[int], prompts: list[list[int]]) -> int:
+        """The least memory in which the prompts `members` can be computed together: one point at a time."""
         length = max(len(prompts[member]) for member in members)
         cost = MemoryCost.of(self._model, length, own_prefix=self._own_prefix)
-        return len(members) * (cost.prompt + length * cost.activations + 2 * cost.row(PathRow(0, 0.0, 0.0)))
+        original_and_point = 2 * cost.point(PathPoint(0, 0.0, 0.0))
+        return len(members) * (cost.prompt + length * cost.activations + original_and_point)
 
     def _attribute_part(
         self, layers: Layers, prompts: list[list[int]], targets: list[int | None], budget: int
     ) -> list[Attribution]:
         batch = PromptBatch.of(prompts, input_device(self._model))
-        recording = record(self._model, layers, batch, whole=self._own_prefix)
-        chosen = recording.logits.argmax(-1).tolist()
-        tokens = [own if target is None else target for own, target in zip(chosen, targets, strict=True)]
-        changes = self._changes(layers, batch, recording.outputs or recording.last_outputs)
+        recording = record(self._model, layers, batch, keep_all_positions=self._own_prefix)
+        argmax = recording.logits.argmax(-1).tolist()
+        tokens = [own if target is None else target for own, target in zip(argmax, targets, strict=True)]
+        deltas = self._deltas(layers, batch, recording)
         rule = integration_rule(self._settings.ig_method, self._settings.steps)
-        path = IntegrationPath.of(rule, len(layers), closed=not self._own_prefix)
+        path = IntegrationPath.of(rule, len(layers), last_position_only=not self._own_prefix)
 
-        integral = self._integrate(layers, batch, recording, changes, path, tokens, budget)
-        last_changes = [change[:, -1] if self._own_prefix else change for change in changes]
-        scores = torch.stack(
-            [(gradient * change).cpu() for gradient, change in zip(integral.gradients, last_changes, strict=True)],
-            dim=1,
-        )
-        sums = scores[:, path.complete_layers].sum(-1)
+        integral = self._integrate(layers, batch, recording, deltas, path, tokens, budget)
+        # (z - z0) * sum_k w_k dF/dz, by layer: [B, D] each -> [B, L, D]
+        products = [
+            (gradient * delta).cpu()
+            for gradient, delta in zip(integral.gradients, self._at_last_position(deltas), strict=True)
+        ]
+        scores = torch.stack(products, dim=1)
+        sums = scores[:, path.complete_layers].sum(-1)  # [B, complete layers]
         differences = torch.stack([integral.differences[layer].cpu() for layer in path.complete_layers], dim=-1)
         probabilities = recording.logits.softmax(-1)[range(len(batch)), tokens].tolist()
         return [
@@ -168,7 +176,7 @@ class FastAttributor(ModelUser):
                 scores=own_scores.abs() if self._settings.absolute else own_scores.clone(),
                 target=token,
                 probability=probability,
-                completeness=relative_gap(own_sums, own_differences),
+                completeness=completeness_gap(own_sums, own_differences),
             )
             for own_scores, token, probability, own_sums, own_differences in zip(
                 scores, tokens, probabilities, sums, differences, strict=True
@@ -180,29 +188,29 @@ class FastAttributor(ModelUser):
         layers: Layers,
         batch: PromptBatch,
         recording: Recording,
-        changes: list[Tensor],
+        deltas: list[Tensor],
         path: IntegrationPath,
         tokens: list[int],
         budget: int,
-    ) -> _Integral:
-        """Run the rows of `path` in as many groups as `budget` asks for, each from its prefix to its gradients."""
+    ) -> "_Integral":
+        """Run the points of `path` in as many groups as `budget` asks for, each from its prefix to its gradients."""
         cost = MemoryCost.of(self._model, batch.length, own_prefix=self._own_prefix)
         left = budget - len(batch) * (cost.prompt + batch.length * cost.activations)
-        last_changes = [change[:, -1] if self._own_prefix else change for change in changes]
-        integral = _Integral([torch.zeros_like(change, dtype=torch.float32) for change in last_changes], {})
-        real_weight = path.real_weight
-        for rows in groups_within(path.rows, lambda row: len(batch) * cost.row(row), left):
+        last_deltas = self._at_last_position(deltas)
+        integral = _Integral([torch.zeros_like(delta, dtype=torch.float32) for delta in last_deltas], {})
+        original_weight = path.original_weight
+        for points in groups_within(path.points, lambda point: len(batch) * cost.point(point), left):
             prefixes = None
             if self._own_prefix:
-                prefixes = sweep_prefix(layers, recording, changes, rows, self._rows_per_pass(batch))
-            result = sweep_last_token(
+                prefixes = run_prefixes(layers, recording, deltas, points, _points_at_once(batch))
+            result = run_last_token(
                 self._model,
                 layers,
                 recording,
                 batch,
-                rows=rows,
-                real_weight=real_weight,
-                changes=last_changes,
+                points=points,
+                original_weight=original_weight,
+                deltas=last_deltas,
                 prefixes=prefixes,
                 targets=torch.tensor(tokens),
                 quantity=self._settings.quantity,
@@ -210,17 +218,37 @@ class FastAttributor(ModelUser):
             check_same_logits(
                 result.logits, recording.logits, self._model.dtype, "logits of the last token and recorded ones"
             )
-            integral.add(result, rows)
-            real_weight = 0.0  # the first group has it for all layers
+            integral.add(result, points)
+            original_weight = 0.0  # the first group has it for all layers
         return integral
 
-    def _changes(self, layers: Layers, batch: PromptBatch, outputs: list[Tensor]) -> list[Tensor]:
-        """The changes z - z0 by layer: `[B, T, D]` (captum) or, at the last position, `[B, D]` (paper)."""
+    def _deltas(self, layers: Layers, batch: PromptBatch, recording: Recording) -> list[Tensor]:
+        """By layer z - z0: at all positions, `[B, T, D]` (captum); at the last, where z0 = 0, `[B, D]` (paper)."""
         if not self._own_prefix:
-            return outputs
+            return recording.last_outputs
         baselines = self._baseline.outputs(layers, batch)
-        return [real - baseline for real, baseline in zip(outputs, baselines, strict=True)]
+        return [z - z0 for z, z0 in zip(recording.outputs, baselines, strict=True)]
 
-    def _rows_per_pass(self, batch: PromptBatch) -> int:
-        tokens = _TOKENS_PER_PASS.get(batch.input_ids.device.type, _TOKENS_PER_PASS_ELSEWHERE)
-        return max(1, tokens // batch.input_ids.numel())
+    def _at_last_position(self, deltas: list[Tensor]) -> list[Tensor]:
+        return [delta[:, -1] for delta in deltas] if self._own_prefix else deltas  # [B, D] by layer
+
+
+@dataclass(frozen=True)
+class _Integral:
+    """Weighted gradients summed over the points so far, by layer, `[B, D]`, and F(z) - F(z0) of some layers, `[B]`."""
+
+    gradients: list[Tensor]
+    differences: dict[int, Tensor]
+
+    def add(self, result: LastTokenResult, points: Sequence[PathPoint]) -> None:
+        for layer, gradient in result.gradients.items():
+            self.gradients[layer] += gradient
+        original, *others = result.values  # [R, B]
+        for point, values in zip(points, others, strict=True):
+            if point.alpha == 0.0:
+                self.differences[point.layer] = original - values
+
+
+def _points_at_once(batch: PromptBatch) -> int:
+    tokens = _TOKENS_AT_ONCE.get(batch.input_ids.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
+    return max(1, tokens // batch.input_ids.numel())

@@ -1,4 +1,18 @@
-"""The last sweep: all rows at the last position in one batch that grows from layer to layer, with gradients."""
+"""The last-token pass: all points at the last position, in one batch that grows from layer to layer, with gradients.
+
+Run 0 is the original run of every prompt. A point's run is the original one up to the point's layer; there a copy
+branches off with the interpolated MLP output in it, and goes on through the layers above:
+
+    layer 0          layer 1          layer 2          logits
+    run 0 -------------------------------------------- original
+          `- points of layer 0 -----------------------
+                           `- points of layer 1 ------
+                                            `- points of layer 2
+
+Shapes: B prompts, P points in all, P_l points of layer l, R_l = 1 + P_0 + ... + P_(l-1) runs that enter layer l
+(R = 1 + P in the end), D hidden size, V vocabulary. Each run holds one token per prompt, so what enters layer l is
+`[R_l * B, 1, D]`; entry r * B + b is prompt b in run r.
+"""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,23 +24,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loki.kva.fast.attention import Heads, attention_driven_by, last_token_attention
-from loki.kva.fast.layers import Layers, repeat_rows, split_call
-from loki.kva.fast.path import PathRow
+from loki.kva.fast.attention import Heads, attention_computed_by, last_token_attention
+from loki.kva.fast.layers import Layers, repeat_batch, split_call
+from loki.kva.fast.path import PathPoint
 from loki.kva.fast.prefix_pass import PrefixCache
-from loki.kva.fast.prompt_batch import PromptBatch
 from loki.kva.fast.record import Recording
 from loki.kva.hooks import input_hook, output_hook
+from loki.kva.prompts import PromptBatch
+from loki.kva.settings import Quantity
 
 
 @dataclass(frozen=True)
-class LastSweepResult:
-    """What the last sweep gives.
+class LastTokenResult:
+    """What the last-token pass gives.
 
     Attributes:
-        logits: of the unperturbed row, `[B, V]`, float32.
-        values: F of every row, `[R, B]`.
-        gradients: by layer, the weighted sum over its rows of dF/dz at the last position, `[B, D]` float32.
+        logits: of the original run, `[B, V]`, float32.
+        values: F in every run, the original one first, `[R, B]`.
+        gradients: by layer, the weighted sum over its points of dF/dz at the last position, `[B, D]` float32.
     """
 
     logits: Tensor
@@ -34,149 +49,161 @@ class LastSweepResult:
     gradients: dict[int, Tensor]
 
 
-def sweep_last_token(
+def run_last_token(
     model: PreTrainedModel,
     layers: Layers,
     recording: Recording,
     batch: PromptBatch,
     *,
-    rows: Sequence[PathRow],
-    real_weight: float,
-    changes: Sequence[Tensor],
+    points: Sequence[PathPoint],
+    original_weight: float,
+    deltas: Sequence[Tensor],
     prefixes: PrefixCache | None,
     targets: Tensor,
-    quantity: str,
-) -> LastSweepResult:
-    """Gradients of F at every row, by one forward and one backward pass over single tokens.
+    quantity: Quantity,
+) -> LastTokenResult:
+    """Gradients of F at every point, by one forward and one backward pass over single tokens.
 
     Args:
-        model: with the attention seam installed.
+        model: with its attention replaced.
         layers: its decoder layers.
-        recording: the unperturbed run of the prompts.
+        recording: the original run of the prompts.
         batch: the prompts.
-        rows: rows to run, by layer.
-        real_weight: weight of the unperturbed row's gradients for every layer; 0 leaves them out.
-        changes: z - z0 at the last position, by layer, `[B, D]`.
-        prefixes: the rows' own keys and values of the earlier positions; None where all share the unperturbed ones.
+        points: points to compute, by layer.
+        original_weight: weight of the original run's gradients for every layer; 0 leaves them out.
+        deltas: z - z0 at the last position, by layer, `[B, D]`.
+        prefixes: the points' own keys and values of the earlier positions; None where all share the original ones.
         targets: target token ids, `[B]`.
-        quantity: `probability` or `logit`.
+        quantity: what F is.
     """
-    sweep = _LastSweep(layers, recording, rows, real_weight, changes, prefixes)
+    run = _LastTokenPass(layers, recording, points, original_weight, deltas, prefixes)
     with torch.enable_grad(), ExitStack() as hooks:
-        hooks.enter_context(attention_driven_by(sweep.attend, layers.layers))
+        hooks.enter_context(attention_computed_by(run.attend, layers.layers))
         for index, (layer, module) in enumerate(zip(layers.layers, layers.modules, strict=True)):
-            hooks.enter_context(input_hook(layer, partial(sweep.enter_layer, index)))
-            hooks.enter_context(output_hook(module, partial(sweep.replace_output, index)))
-            hooks.enter_context(output_hook(layer, partial(sweep.leave_layer, index)))
-        logits = model(**batch.last_token_inputs()).logits[:, -1].float()
-        logits = logits.reshape(-1, len(batch), logits.shape[-1])
+            hooks.enter_context(input_hook(layer, partial(run.enter_layer, index)))
+            hooks.enter_context(output_hook(module, partial(run.replace_output, index)))
+            hooks.enter_context(output_hook(layer, partial(run.leave_layer, index)))
+        logits = model(**batch.last_token_inputs()).logits[:, -1].float()  # [R * B, V]
+        logits = logits.reshape(-1, len(batch), logits.shape[-1])  # [R, B, V]
         targets = targets.to(logits.device)
-        values = logits.gather(-1, targets.expand(len(logits), -1)[..., None])[..., 0]
-        if quantity == "probability":
-            # The gradient of log p times p: the same number, without underflow in low precision.
-            values = values - logits.logsumexp(-1)
-        gradients = torch.autograd.grad(values.sum(), [*sweep.leaves.values(), *sweep.real_leaves.values()])
-    values = values.detach()
-    factors = values.exp() if quantity == "probability" else torch.ones_like(values)
-    return LastSweepResult(
-        logits=logits[0].detach(),
-        values=factors if quantity == "probability" else values,
-        gradients=sweep.weighted(gradients, factors),
-    )
+        chosen = logits.gather(-1, targets.expand(len(logits), -1)[..., None])[..., 0]  # [R, B]
+        if quantity is Quantity.PROBABILITY:
+            # dp/dz = p * d(log p)/dz: the same number, but p's own gradient underflows in low precision.
+            chosen = chosen - logits.logsumexp(-1)
+        # Runs do not reach each other, so the gradient of the sum holds every run's own.
+        gradients = torch.autograd.grad(chosen.sum(), [*run.leaves.values(), *run.original_leaves.values()])
+    chosen = chosen.detach()
+    values = chosen.exp() if quantity is Quantity.PROBABILITY else chosen
+    factors = values if quantity is Quantity.PROBABILITY else torch.ones_like(values)
+    return LastTokenResult(logits[0].detach(), values, run.weighted(gradients, factors))
 
 
-class _LastSweep:
-    """Row 0 is the unperturbed stream of every prompt; the other rows follow in order, B prompts each."""
+class _LastTokenPass:
+    """The hooks of the pass, and the tensors that gradients are taken at.
+
+    `leaves[l]`, `[P_l, B, D]`, are the interpolated outputs; `original_leaves[l]`, `[B, D]`, are zeros added to
+    the outputs of run 0.
+    """
 
     def __init__(
         self,
         layers: Layers,
         recording: Recording,
-        rows: Sequence[PathRow],
-        real_weight: float,
-        changes: Sequence[Tensor],
+        points: Sequence[PathPoint],
+        original_weight: float,
+        deltas: Sequence[Tensor],
         prefixes: PrefixCache | None,
     ) -> None:
         self._layers = layers
         self._recording = recording
-        self._rows = rows
-        self._real_weight = real_weight
+        self._points = points
+        self._original_weight = original_weight
         self._prefixes = prefixes
-        self._batch = recording.logits.shape[0]
-        self._real_output = torch.empty(0)
-        self._alphas = {index: [row.alpha for row in rows if row.layer == index] for index in range(len(layers))}
+        self._batch = recording.logits.shape[0]  # B
+        self._original_output = torch.empty(0)  # [B, 1, D], of the layer that runs now
+        self._alphas = {
+            index: [point.alpha for point in points if point.layer == index] for index in range(len(layers))
+        }
         self.leaves: dict[int, Tensor] = {}
-        self.real_leaves: dict[int, Tensor] = {}
+        self.original_leaves: dict[int, Tensor] = {}
         for index, alphas in self._alphas.items():
-            real = recording.last_outputs[index]
+            z = recording.last_outputs[index]  # [B, D]
             if alphas:
-                steps = torch.tensor(alphas, dtype=real.dtype, device=real.device)[:, None, None] - 1
-                self.leaves[index] = (real + steps * changes[index]).requires_grad_()
-            if real_weight:
-                self.real_leaves[index] = torch.zeros_like(real).requires_grad_()
+                # z0 + alpha (z - z0) = z + (alpha - 1)(z - z0): [P_l, 1, 1] * [B, D] -> [P_l, B, D]
+                steps = torch.tensor(alphas, dtype=z.dtype, device=z.device)[:, None, None] - 1
+                self.leaves[index] = (z + steps * deltas[index]).requires_grad_()
+            if original_weight:
+                self.original_leaves[index] = torch.zeros_like(z).requires_grad_()
 
     def enter_layer(
         self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Before a layer: append copies of row 0 where its new rows cannot be appended behind it."""
-        hidden, arguments, keywords = split_call(arguments, keywords)
-        if self._starts_inside(layer):
+        """Before a layer: where its points must branch off inside it, append copies of run 0 for them."""
+        hidden, arguments, keywords = split_call(arguments, keywords)  # [R_l * B, 1, D]
+        if self._branches_inside(layer):
             copies = hidden[: self._batch].detach().repeat(len(self._alphas[layer]), 1, 1)
-            hidden = torch.cat([hidden, copies])
-        arguments, keywords = repeat_rows((arguments, keywords), self._batch, hidden.shape[0] // self._batch)
+            hidden = torch.cat([hidden, copies])  # [(R_l + P_l) * B, 1, D]
+        # What the model gives the layer beside hidden states (rotary embeddings, masks) was made for B entries.
+        arguments, keywords = repeat_batch((arguments, keywords), self._batch, hidden.shape[0] // self._batch)
         return (hidden, *arguments), keywords
 
     def attend(self, layer: int, heads: Heads) -> Tensor:
-        """One token per row over the prefix that the row shares with row 0, or its own."""
-        keys, values = self._recording.prefix_keys[layer], self._recording.prefix_values[layer]
-        visible = self._recording.visible[layer]
+        """Every run's token over its prefix: the original one, or the run's own."""
+        keys, values = self._recording.prefix_keys[layer], self._recording.prefix_values[layer]  # [B, K, T - 1, d]
+        visible = self._recording.visible[layer]  # [B or 1, T - 1]
         if self._prefixes is None or layer not in self._prefixes.keys:
             return last_token_attention(heads, keys, values, visible)
-        own_keys, own_values = self._prefixes.keys[layer], self._prefixes.values[layer]
+        own_keys, own_values = self._prefixes.keys[layer], self._prefixes.values[layer]  # [(R_l - 1) * B, K, T - 1, d]
         start, stop = self._batch, self._batch + len(own_keys)
         own_visible = None if visible is None else visible.repeat(len(own_keys) // len(visible), 1)
         outputs = [
-            last_token_attention(heads.rows(0, start), keys, values, visible),
-            last_token_attention(heads.rows(start, stop), own_keys, own_values, own_visible),
+            last_token_attention(heads.part(0, start), keys, values, visible),
+            last_token_attention(heads.part(start, stop), own_keys, own_values, own_visible),
         ]
-        if stop < len(heads.query):  # rows that start inside this layer
-            outputs.append(last_token_attention(heads.rows(stop, len(heads.query)), keys, values, visible))
+        if stop < len(heads.query):  # copies of run 0 that branch off inside this layer, behind the attention
+            outputs.append(last_token_attention(heads.part(stop, len(heads.query)), keys, values, visible))
         return torch.cat(outputs)
 
     def replace_output(self, layer: int, output: Tensor) -> Tensor:
-        """Behind the MLP: put in the leaf of row 0, and those of rows that start inside this layer."""
-        parts = [output[: self._batch], output[self._batch :]]
-        if layer in self.real_leaves:
-            parts[0] = parts[0] + self.real_leaves[layer][:, None]
-        if self._starts_inside(layer):
-            leaves = self.leaves[layer].flatten(0, 1)[:, None]
-            parts[1:] = [parts[1][: -len(leaves)], leaves]
-        self._real_output = parts[0].detach()
-        return torch.cat(parts)
+        """Behind the MLP: put the leaves into `output`, `[R_l * B, 1, D]` (with copies `[(R_l + P_l) * B, 1, D]`)."""
+        original, others = output[: self._batch], output[self._batch :]
+        if layer in self.original_leaves:
+            original = original + self.original_leaves[layer][:, None]
+        self._original_output = original.detach()
+        if self._branches_inside(layer):
+            leaves = self.leaves[layer].flatten(0, 1)[:, None]  # [P_l, B, D] -> [P_l * B, 1, D]
+            return torch.cat([original, others[: -len(leaves)], leaves])
+        return torch.cat([original, others])
 
     def leave_layer(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """Behind a layer of the plain residual form: append its rows."""
+        """Behind a layer of the plain residual form r + c z: append the runs of its points, r + c z_point."""
         scale = self._layers.residual_scales[layer]
         if scale is None or not self._alphas[layer]:
             return None
-        real = hidden[: self._batch].detach()
-        started = real + scale * (self.leaves[layer][:, :, None] - self._real_output)
-        return torch.cat([hidden, started.flatten(0, 1)])
+        original = hidden[: self._batch].detach()  # [B, 1, D]
+        branches = original + scale * (self.leaves[layer][:, :, None] - self._original_output)  # [P_l, B, 1, D]
+        return torch.cat([hidden, branches.flatten(0, 1)])  # [R_(l+1) * B, 1, D]
 
     def weighted(self, gradients: Sequence[Tensor], factors: Tensor) -> dict[int, Tensor]:
-        """Sum `gradients` (of all leaves, then of row 0's) over rows: weighted by the rule and `factors`, `[R, B]`."""
+        """By layer, sum_p weight_p * factor_p * gradient_p over its points and the original run, `[B, D]`.
+
+        Args:
+            gradients: of all leaves, `[P_l, B, D]`, then of the original leaves, `[B, D]`.
+            factors: `[R, B]`; what each run's gradient is multiplied by.
+        """
         sums: dict[int, Tensor] = {}
-        first = 1
+        first = 1  # run 0 is the original one
         for layer, gradient in zip(self.leaves, gradients, strict=False):
-            count = len(self._alphas[layer])
-            weights = torch.tensor([row.weight for row in self._rows[first - 1 : first - 1 + count]])
-            scaled = weights[:, None].to(factors) * factors[first : first + count]
-            sums[layer] = torch.einsum("rb,rbd->bd", scaled.to(gradient.device), gradient.float())
-            first += count
-        for layer, gradient in zip(self.real_leaves, gradients[len(self.leaves) :], strict=True):
-            share = self._real_weight * factors[0].to(gradient.device)[:, None] * gradient.float()
+            stop = first + len(gradient)
+            weights = torch.tensor([point.weight for point in self._points[first - 1 : stop - 1]])
+            scaled = weights[:, None].to(factors) * factors[first:stop]  # [P_l, B]
+            sums[layer] = torch.einsum("pb,pbd->bd", scaled.to(gradient.device), gradient.float())
+            first = stop
+        for layer, gradient in zip(self.original_leaves, gradients[len(self.leaves) :], strict=True):
+            share = self._original_weight * factors[0].to(gradient.device)[:, None] * gradient.float()
             sums[layer] = sums[layer] + share if layer in sums else share
         return sums
 
-    def _starts_inside(self, layer: int) -> bool:
+    def _branches_inside(self, layer: int) -> bool:
+        """Whether the layer's points cannot branch off behind it, because a normalisation follows its MLP."""
         return bool(self._alphas[layer]) and self._layers.residual_scales[layer] is None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loki.kva.attributor import NotExactError
-from loki.kva.fast.attention import attention_driven_by, causal_attention
+from loki.kva.fast.attention import attention_computed_by, causal_attention
 from loki.kva.hooks import hidden_states, input_hook, output_hook
 from loki.models.architectures import mlp_outputs
 
@@ -39,22 +39,22 @@ class Layers:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments that the model called a decoder layer with, so that the layer can be called again with more rows.
+    """The arguments that the model called a decoder layer with, so that it can be called again with more entries.
 
     Attributes:
-        rows: number of rows B of the call.
+        batch: number of prompts B of the call.
         arguments: positional arguments after the hidden states.
         keywords: keyword arguments.
     """
 
-    rows: int
+    batch: int
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
 
     def __call__(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """The output of `layer` for `hidden`, `[R * B, T, D]`; row r belongs to the prompt of row r modulo B."""
-        repeats = hidden.shape[0] // self.rows
-        arguments, keywords = repeat_rows((self.arguments, self.keywords), self.rows, repeats)
+        """The output of `layer` for `hidden`, `[R * B, T, D]`; entry r * B + b belongs to prompt b."""
+        repeats = hidden.shape[0] // self.batch
+        arguments, keywords = repeat_batch((self.arguments, self.keywords), self.batch, repeats)
         return hidden_states(layer(hidden, *arguments, **keywords))
 
 
@@ -66,17 +66,17 @@ def split_call(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Te
     return keywords.pop("hidden_states"), (), keywords
 
 
-def repeat_rows(value: Any, rows: int, repeats: int) -> Any:
-    """`value` with every tensor of `rows` rows in it repeated; tensors that broadcast over rows stay as they are."""
-    if repeats == 1 or rows == 1:
+def repeat_batch(value: Any, batch: int, repeats: int) -> Any:
+    """`value` with every tensor in it that has `batch` entries repeated; tensors that broadcast stay as they are."""
+    if repeats == 1 or batch == 1:
         return value
     if isinstance(value, Tensor):
-        per_row = value.dim() > 1 and value.shape[0] == rows
-        return value.repeat(repeats, *[1] * (value.dim() - 1)) if per_row else value
+        per_prompt = value.dim() > 1 and value.shape[0] == batch
+        return value.repeat(repeats, *[1] * (value.dim() - 1)) if per_prompt else value
     if isinstance(value, tuple | list):
-        return type(value)(repeat_rows(item, rows, repeats) for item in value)
+        return type(value)(repeat_batch(item, batch, repeats) for item in value)
     if isinstance(value, dict):
-        return {name: repeat_rows(item, rows, repeats) for name, item in value.items()}
+        return {name: repeat_batch(item, batch, repeats) for name, item in value.items()}
     return value
 
 
@@ -85,12 +85,12 @@ def find_layers(model: PreTrainedModel, input_ids: Tensor) -> Layers:
     """The decoder layers and their residual form, found by moving every MLP output once.
 
     Args:
-        model: with the attention seam installed.
+        model: with its attention replaced.
         input_ids: any prompt, `[1, T]`; a few tokens of it are used.
 
     Raises:
         LokiError: if the model's MLP outputs cannot be found.
-        NotExactError: if rows cannot be added to the batch between layers, or an MLP's output is not laid out as
+        NotExactError: if the batch cannot grow between layers, or an MLP's output is not laid out as
             `[B, T, D]`.
     """
     outputs = mlp_outputs(model)
@@ -98,7 +98,7 @@ def find_layers(model: PreTrainedModel, input_ids: Tensor) -> Layers:
     modules = [output.attributed_module for output in outputs]
     probes = [_ResidualProbe() for _ in layers]
     with ExitStack() as hooks:
-        hooks.enter_context(attention_driven_by(lambda _, heads: causal_attention(heads), layers))
+        hooks.enter_context(attention_computed_by(lambda _, heads: causal_attention(heads), layers))
         for layer, module, probe in zip(layers, modules, probes, strict=True):
             hooks.enter_context(input_hook(layer, probe.see_input))
             hooks.enter_context(output_hook(module, probe.move))
@@ -109,7 +109,7 @@ def find_layers(model: PreTrainedModel, input_ids: Tensor) -> Layers:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise NotExactError("rows cannot be added to its batch between layers") from error
+            raise NotExactError("its batch cannot grow between layers") from error
     return Layers(layers, modules, [probe.scale for probe in probes])
 
 
@@ -119,7 +119,7 @@ def _double(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple
 
 
 class _ResidualProbe:
-    """Two equal rows enter a layer, the MLP output of the second is moved: how does the layer's output move?"""
+    """Two equal entries pass a layer, the MLP output of the second is moved: how does the layer's output move?"""
 
     def __init__(self) -> None:
         self.scale: float | None = None
@@ -131,6 +131,7 @@ class _ResidualProbe:
         self._size = max(float(hidden.float().square().mean().sqrt()), 1e-6)
 
     def move(self, output: Tensor) -> Tensor:
+        """Behind the MLP: move the second entry of `output`, `[2, T, D]`, by noise of the hidden states' size."""
         if output.dim() != 3 or output.shape[0] != 2:
             raise NotExactError("an MLP does not put out [batch, position, hidden]")
         noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -139,10 +140,11 @@ class _ResidualProbe:
         return torch.stack([output[0], moved])
 
     def measure(self, output: Tensor) -> Tensor:
-        change = (output[1].double() - output[0].double()).cpu()
+        """Behind the layer: has a multiple of that noise moved the second entry? Then make the entries equal again."""
+        moved = (output[1].double() - output[0].double()).cpu()  # [T, D]
         step = self._step.cpu()
-        scale = float((change * step).sum() / step.square().sum())
-        error = float((change - scale * step).norm() / (scale * step).norm().clamp_min(1e-30))
+        scale = float((moved * step).sum() / step.square().sum())
+        error = float((moved - scale * step).norm() / (scale * step).norm().clamp_min(1e-30))
         if error <= _PROBE_TOLERANCE.get(output.dtype, _LOW_PRECISION_TOLERANCE):
             self.scale = 1.0 if abs(scale - 1.0) < error + 1e-6 else scale
         return torch.stack([output[0], output[0]])

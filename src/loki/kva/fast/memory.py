@@ -1,4 +1,4 @@
-"""How much memory the fast engine's sweeps take, and how much there is."""
+"""How much memory the fast engine's passes take, and how much there is."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from loki.kva.fast.path import PathRow
+from loki.kva.fast.path import PathPoint
 from loki.models.architectures import text_config
 
 # Of what is free, for allocators' fragmentation and temporaries that are not counted.
@@ -42,10 +42,10 @@ class MemoryCost:
     """Estimates in bytes, for prompts of a given length.
 
     Attributes:
-        prompt: what the record sweep keeps of one prompt.
+        prompt: what the record pass keeps of one prompt.
         activations: what one token takes in a layer.
-        cached: keys and values of one prompt's earlier positions in one layer; 0 where rows share them.
-        logits: what one row's logits take.
+        cached: keys and values of one prompt's earlier positions in one layer; 0 where all points share them.
+        logits: what the logits of one point take.
         layers: number of layers.
     """
 
@@ -62,7 +62,7 @@ class MemoryCost:
         Args:
             model: the model.
             length: tokens of the longest prompt.
-            own_prefix: every row has its own earlier positions (definition `captum`).
+            own_prefix: every point has its own earlier positions (definition `captum`).
         """
         config = text_config(model.config)
         size = model.dtype.itemsize
@@ -80,9 +80,9 @@ class MemoryCost:
             layers=config.num_hidden_layers,
         )
 
-    def row(self, row: PathRow) -> int:
-        """What one row of one prompt takes from its prefix sweep to the end of its last sweep."""
-        above = self.layers - 1 - row.layer
+    def point(self, point: PathPoint) -> int:
+        """What one point of one prompt takes from its prefix pass to the end of its last-token pass."""
+        above = self.layers - 1 - point.layer
         return above * (self.cached + self.activations) + self.logits
 
 

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loki.kva.attributor import NotExactError, input_device
-from loki.kva.fast.attention import Heads, attention_driven_by, causal_attention
+from loki.kva.attributor import NotExactError
+from loki.kva.fast.attention import Heads, attention_computed_by, causal_attention
 from loki.kva.fast.layers import Layers
-from loki.kva.fast.prompt_batch import PromptBatch
 from loki.kva.fast.record import last_logits
+from loki.kva.hooks import input_device, vocab_size
+from loki.kva.prompts import PromptBatch
 
 _LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _LOW_PRECISION_TOLERANCE = 0.1
@@ -21,7 +22,7 @@ def check_same_logits(actual: Tensor, expected: Tensor, dtype: torch.dtype, what
     """Check that two computations of the same logits `[B, V]` agree, prompt by prompt.
 
     Args:
-        actual: logits of the engine's sweep.
+        actual: logits of the engine's pass.
         expected: logits of the model's own forward pass.
         dtype: the model's dtype, which sets the tolerance on |actual - expected| relative to the logits' spread.
         what: names the comparison in the error.
@@ -50,7 +51,7 @@ def check_attention_alone_mixes(model: PreTrainedModel, layers: Layers, prompt: 
     """Check that the earlier tokens of a prompt reach the last position through attention only.
 
     Args:
-        model: with the attention seam installed.
+        model: with its attention replaced.
         layers: its decoder layers.
         prompt: token ids, at least two.
 
@@ -64,10 +65,10 @@ def check_attention_alone_mixes(model: PreTrainedModel, layers: Layers, prompt: 
             outputs[layer] = causal_attention(heads)
         return outputs[layer]
 
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    others = [(token + vocab_size // 2) % vocab_size for token in prompt[:-1]]
+    tokens = vocab_size(model)
+    others = [(token + tokens // 2) % tokens for token in prompt[:-1]]
     device = input_device(model)
-    with attention_driven_by(attend, layers.layers):
+    with attention_computed_by(attend, layers.layers):
         real, exchanged = (last_logits(model, PromptBatch.of([ids], device)) for ids in (prompt, [*others, prompt[-1]]))
     check_unmoved_logits(exchanged, real, model.dtype)
 
