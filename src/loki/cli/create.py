@@ -16,6 +16,15 @@ def create(
     dtype: Annotated[
         str, typer.Option("--dtype", help="Type of the weights: auto (as in the base), float32, bfloat16 or float16.")
     ] = "auto",
+    moments: Annotated[
+        Path | None, typer.Option("--moments", help="Second moments made by `loki moments`, for --protect.")
+    ] = None,
+    protect: Annotated[
+        float | None,
+        typer.Option(
+            "--protect", help="Share of the input directions, the most used ones, that training leaves alone."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")
@@ -36,5 +45,7 @@ def create(
         torch_dtype=pick_dtype(dtype),
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
+        moments=moments,
+        protect=protect,
     )
     say(f"LoKI model: {output}", output=output)

@@ -15,9 +15,10 @@ from loki.cli.output import end_with_json, error_console, speaking
 from loki.errors import LokiError, RankError
 
 INTERRUPTED = 130
-CONTINUED = ("analyse", "train", "run")  # the commands that go on where they stopped
+CONTINUED = ("analyse", "moments", "train", "run")  # the commands that go on where they stopped
 COMMANDS = (
     "analyse",
+    "moments",
     "merge",
     "inspect",
     "select",

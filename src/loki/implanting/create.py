@@ -10,6 +10,14 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from loki.artefacts.positions import Positions, read_positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, refuse_existing
+from loki.implanting.directions import (
+    Directions,
+    check_measured_on,
+    check_protect,
+    digest,
+    least_used_directions,
+    write_directions,
+)
 from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
 from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
 from loki.models.directories import cast_floats, copy_side_files, fitting_projection_names, rewrite_weights
@@ -26,6 +34,8 @@ def create_loki_model(
     torch_dtype: torch.dtype | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    moments: str | Path | None = None,
+    protect: float | None = None,
 ) -> Path:
     """Make a LoKI model directory: the base model's weights, with the positions in its configuration.
 
@@ -41,17 +51,20 @@ def create_loki_model(
         torch_dtype: type to convert the weights to; None keeps theirs.
         overwrite: replace what stands at `save_dir`.
         trust_remote_code: run Python code that the base model brings along.
+        moments: file of second moments of the base model's inputs, for `protect`.
+        protect: share of the input directions that training leaves alone (`loki.implanting.directions`); None trains
+            along all of them.
 
     Returns:
         `save_dir`.
 
     Raises:
         LokiError: if the model or the positions cannot be read or do not fit together, the classes are for another
-            family, or `save_dir` exists.
+            family, `protect` has no moments or theirs are of another model, or `save_dir` exists.
     """
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
-    protect_inputs(target, model_name, target_pos_path)
+    protect_inputs(target, model_name, target_pos_path, moments)
     source = resolve_model(model_name)
     base = load_config(source, trust_remote_code=trust_remote_code)
     config_class, model_class = _classes(base, loki_config_cls, loki_model_class)
@@ -65,7 +78,10 @@ def create_loki_model(
         origin=f"positions file {target_pos_path}",
         trust_remote_code=trust_remote_code,
     )
+    directions = chosen_directions(source, config, moments, protect)
     with atomic_directory(target, overwrite=overwrite) as temporary:
+        if directions is not None:
+            write_directions(temporary, directions)
         rewrite_weights(source, temporary, cast_floats(torch_dtype))
         copy_side_files(source, temporary)
         if not (temporary / "generation_config.json").is_file():
@@ -121,6 +137,33 @@ def loki_configuration(
         values["dtype"] = str(dtype).removeprefix("torch.")
     config: PretrainedConfig = config_class.from_dict(values)
     return config
+
+
+def chosen_directions(
+    source: Path, config: PretrainedConfig, moments: str | Path | None, protect: float | None
+) -> Directions | None:
+    """The input directions to train rows along, noted in `config`; None where nothing is protected.
+
+    Args:
+        source: the base model's directory.
+        config: LoKI configuration of the model.
+        moments: file of second moments of the base model's inputs.
+        protect: share of the input directions that training leaves alone.
+
+    Raises:
+        LokiError: if one of moments and share is missing, or they do not fit the model.
+    """
+    if protect is None and moments is None:
+        return None
+    if protect is None or moments is None:
+        raise LokiError("--protect and --moments belong together: measure the moments with `loki moments`")
+    check_protect(protect)
+    check_measured_on(Path(moments), config.base_fingerprint)
+    name = fitting_projection_names(load_config(source), config.target_pos)[0]
+    width = Checkpoint(source).shape(f"{name}.weight")[1]
+    directions = least_used_directions(Path(moments), protect, config.target_pos, width=width)
+    config.protect, config.directions_digest = protect, digest(directions)
+    return directions
 
 
 def _classes(

@@ -54,32 +54,39 @@ class LoKILinear(nn.Module):
         self.active_weight = nn.Parameter(self.weight.detach()[self.rows])
         self.active_bias = None if self.bias is None else nn.Parameter(self.bias.detach()[self.rows])
 
+    def active_rows(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The active rows `[k, in_features]` and their entries of the bias `[k]` as they are now, for autograd."""
+        return self.active_weight, self.active_bias
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
+        active_weight, active_bias = self.active_rows()
         in_place = self._weight_is_ours()
         if in_place:
-            self._copy_active_rows()
+            self._copy_active_rows(active_weight, active_bias)
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         if in_place:
-            output: torch.Tensor = _RowLinear.apply(x, weight, bias, self.active_weight, self.active_bias, self.rows)
+            output: torch.Tensor = _RowLinear.apply(x, weight, bias, active_weight, active_bias, self.rows)
             return output
-        active_bias = None if self.active_bias is None else self.active_bias.to(x.dtype)
-        active = functional.linear(x, self.active_weight.to(x.dtype), active_bias)
+        active = functional.linear(
+            x, active_weight.to(x.dtype), None if active_bias is None else active_bias.to(x.dtype)
+        )
         return functional.linear(x, weight, bias).index_copy(-1, self.rows, active)
 
     def merged_weight(self) -> torch.Tensor:
         """The weight `[out_features, in_features]` with the active rows in place, detached."""
-        return _with_rows(self.weight, self.rows, self.active_weight)
+        return _with_rows(self.weight, self.rows, self.active_rows()[0])
 
     def merged_bias(self) -> torch.Tensor | None:
         """The bias `[out_features]` with the active entries in place, detached; None without bias."""
-        if self.bias is None or self.active_bias is None:
-            return None
-        return _with_rows(self.bias, self.rows, self.active_bias)
+        active_bias = self.active_rows()[1]
+        if self.bias is None or active_bias is None:
+            return None if self.bias is None else self.bias.detach()
+        return _with_rows(self.bias, self.rows, active_bias)
 
     def split(self) -> None:
         """Take the active rows anew from the weight, after it was written from outside."""
@@ -101,16 +108,16 @@ class LoKILinear(nn.Module):
             return False
         return not (torch.distributed.is_available() and torch.distributed.is_initialized())
 
-    def _copy_active_rows(self) -> None:
+    def _copy_active_rows(self, active_weight: torch.Tensor, active_bias: torch.Tensor | None) -> None:
         """Copy the active rows into the weight.
 
         Every time: fused optimisers change a parameter without touching its version counter, so there is no telling
         whether it changed. Through `.data`, so that a product saved for backward stays valid: its weight has the same
         values unless the optimiser stepped in between.
         """
-        self.weight.data.index_copy_(0, self.rows, self.active_weight.data.to(self.weight.dtype))
-        if self.bias is not None and self.active_bias is not None:
-            self.bias.data.index_copy_(0, self.rows, self.active_bias.data.to(self.bias.dtype))
+        self.weight.data.index_copy_(0, self.rows, active_weight.data.to(self.weight.dtype))
+        if self.bias is not None and active_bias is not None:
+            self.bias.data.index_copy_(0, self.rows, active_bias.data.to(self.bias.dtype))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if rows_are_kept_apart(self.weight):

@@ -17,7 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
+from loki.implanting.directions import find_directions, write_directions
 from loki.implanting.linear import merge_active_rows
+from loki.implanting.protected import directions_of, protect_rows
 from loki.implanting.sharding import full_state_dict, refuse_zero_3, rows_are_kept_apart
 from loki.implanting.splitting import loki_linears, split_rows
 from loki.models.architectures import LOKI_FAMILIES, LOKI_MODEL_TYPE_PREFIX, base_model_type
@@ -99,6 +101,8 @@ class LoKIModelMixin(_WrittenRemoteModule):
         if positions is None:
             raise LokiError("the configuration has no target_pos: make the LoKI model directory with `loki create`")
         split_rows(self, positions)
+        if self.config.directions_digest is not None:
+            protect_rows(self, find_directions(self.config.name_or_path, self.config.directions_digest))
 
     def save_pretrained(
         self,
@@ -125,6 +129,8 @@ class LoKIModelMixin(_WrittenRemoteModule):
         )
         if is_main_process:
             write_remote_module(Path(save_directory), self.config.model_type)
+            if directions := directions_of(model):
+                write_directions(Path(save_directory), directions)
         return result
 
 
@@ -146,6 +152,9 @@ class LoKIConfigMixin(_WrittenRemoteModule):
         base_fingerprint: hash of that model's weights (`loki.models.checkpoint.fingerprint`).
         base_rows_fingerprint: hash of the active rows before training.
         base_dtype: the type that the weights had when the directory was made.
+        protect: share of the input directions that are left alone (`loki.implanting.directions`); None: none is.
+        directions_digest: hash of the input directions that the rows are trained along, which stand in a file beside
+            the weights.
     """
 
     model_type: ClassVar[str]
@@ -154,6 +163,8 @@ class LoKIConfigMixin(_WrittenRemoteModule):
     base_fingerprint: ClassVar[Any] = None
     base_rows_fingerprint: ClassVar[Any] = None
     base_dtype: ClassVar[Any] = None
+    protect: ClassVar[Any] = None
+    directions_digest: ClassVar[Any] = None
 
 
 def class_names(model_type: str) -> tuple[str, str]:

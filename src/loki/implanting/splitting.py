@@ -1,5 +1,6 @@
 """Splitting a loaded model into active and frozen rows, and checking that nothing else is trainable."""
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -44,6 +45,16 @@ def active_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for part, parameter in module.named_parameters(recurse=False)
         if part.startswith("active_")
     }
+
+
+def exact_rows(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the active rows are made of, by qualified name, detached: saved and put back, they are the same exactly."""
+    rows = {name: parameter.detach() for name, parameter in active_parameters(model).items()}
+    for name, module in loki_linears(model).items():
+        base = getattr(module, "base_rows", None)
+        if base is not None:
+            rows[f"{name}.base_rows"] = base
+    return rows
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -25,6 +25,8 @@ _LOKI_KEYS = (
     "base_fingerprint",
     "base_rows_fingerprint",
     "base_dtype",
+    "protect",
+    "directions_digest",
     "loki_version",
 )
 # Of the place where a tokenizer was loaded from; TRL saves them with it.

@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from loki.errors import LokiError
 from loki.files import atomic_file
 from loki.implanting.sharding import is_sharded, refuse_zero_3, whole
-from loki.implanting.splitting import active_parameters, check_trainable
+from loki.implanting.splitting import active_parameters, check_trainable, exact_rows
 
 ROWS_FILE = "active_rows.safetensors"
 NOTHING_CHANGED = (
@@ -66,15 +66,15 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
         if self._resume_from is not None and not self._kept_by_trainer:
             saved = load_file(self._resume_from / ROWS_FILE)
             with torch.no_grad():
-                for name, parameter in active.items():
-                    parameter.copy_(saved[name])
+                for name, tensor in exact_rows(model).items():
+                    tensor.copy_(saved[name])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the rows exactly, beside the checkpoint's weights."""
         del control
         if state.is_world_process_zero and not self._kept_by_trainer:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            rows = {name: parameter.detach().cpu() for name, parameter in active_parameters(kwargs["model"]).items()}
+            rows = {name: tensor.cpu() for name, tensor in exact_rows(kwargs["model"]).items()}
             with atomic_file(folder / ROWS_FILE, overwrite=True) as temporary:
                 save_file(rows, temporary)
 
@@ -97,7 +97,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
             after, before = whole(parameter), self._before[name]
             if before.is_meta:
                 unknown = True
-            elif name.endswith("active_weight"):
+            elif not name.endswith("active_bias"):
                 changed += int((after != before.to(after)).any(dim=1).sum())
         if not changed and not unknown:
             raise LokiError(NOTHING_CHANGED)

@@ -1,0 +1,206 @@
+"""Measuring second moments: one forward pass per text, in batches; an interrupted measurement goes on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from loki.artefacts.moments import MomentsOrigin, write_moments
+from loki.artefacts.run_records import changes
+from loki.calibration.texts import load_token_ids
+from loki.errors import LokiError
+from loki.files import atomic_file, protect_inputs, refuse_existing_file
+from loki.models.architectures import down_projections, text_config
+from loki.models.checkpoint import fingerprint
+from loki.models.loading import load_model, load_tokenizer, pick_device, resolve_model
+
+
+@dataclass(frozen=True)
+class MomentsSettings:
+    """How second moments are measured.
+
+    Attributes:
+        max_length: tokens per text; longer ones are split.
+        max_tokens: stop taking texts when they have so many tokens; None takes all.
+        samples_per_subject: draw so many texts of every subject; None takes all.
+        seed: of that draw, and of the order in which texts are taken.
+        block_size: the widest block of inputs whose second moment is kept whole (`loki.artefacts.moments`).
+        batch_size: texts per forward pass.
+        save_every: batches between saved intermediate sums.
+        dtype: type the model computes in, `auto` as it was saved.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        LokiError: if a value is out of range.
+    """
+
+    max_length: int = 512
+    max_tokens: int | None = None
+    samples_per_subject: int | None = None
+    seed: int = 0
+    block_size: int = 2048
+    batch_size: int = 8
+    save_every: int = 50
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_tokens", "samples_per_subject", "block_size", "batch_size", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LokiError(f"--{name.replace('_', '-')} {value} is out of range: it must be above 0")
+
+
+def measure_moments(
+    model: str | Path,
+    data: str,
+    output: Path,
+    settings: MomentsSettings | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MomentsOrigin:
+    """Measure the second moment of every `down_proj`'s input on calibration text, and write it to a file.
+
+    The sums of an interrupted measurement stand in `<output>.partial`; the same call again continues from them, to the
+    same last bit.
+
+    Args:
+        model: directory or hub id of an ordinary model.
+        data: calibration texts, see `loki.calibration.texts.load_token_ids`.
+        output: the file to write.
+        settings: how; None takes the defaults.
+        overwrite: replace the output, or an interrupted measurement with other settings.
+        progress: where to show how far it has come.
+
+    Returns:
+        What the means are over.
+
+    Raises:
+        LokiError: for bad input of any kind, and for values that are NaN or infinite.
+    """
+    settings = settings or MomentsSettings()
+    refuse_existing_file(output, overwrite=overwrite)
+    protect_inputs(output, model, data)
+    source = resolve_model(model)
+    loaded = load_model(source, dtype=settings.dtype, device=pick_device(settings.device))
+    config = text_config(loaded.config)
+    texts = load_token_ids(
+        data,
+        load_tokenizer(source),
+        max_length=min(settings.max_length, getattr(config, "max_position_embeddings", settings.max_length)),
+        max_tokens=settings.max_tokens,
+        vocab_size=config.vocab_size,
+        samples_per_subject=settings.samples_per_subject,
+        seed=settings.seed,
+    )
+    texts.sort(key=len)  # so that a batch holds little padding
+    origin = MomentsOrigin(
+        model=str(model),
+        model_fingerprint=fingerprint(source),
+        source=data,
+        source_digest=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        texts=len(texts),
+        tokens=sum(map(len, texts)),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        loki_version=version("loki-llm"),
+    )
+    sums = _Sums(loaded, settings.block_size)
+    partial = output.with_name(f"{output.name}.partial")
+    identity = {**asdict(origin), "block_size": settings.block_size, "batch_size": settings.batch_size}
+    batches = [texts[start : start + settings.batch_size] for start in range(0, len(texts), settings.batch_size)]
+    start = sums.resume(partial, identity, overwrite=overwrite)
+    task = progress.add_task("Measuring", total=len(batches), completed=start) if progress else None
+    for number, batch in enumerate(batches[start:], start=start + 1):
+        sums.add(batch)
+        if number % settings.save_every == 0 and number < len(batches):
+            sums.save(partial, identity, number)
+        if progress and task is not None:
+            progress.advance(task)
+    write_moments(output, [total.cpu() / origin.tokens for total in sums.totals], origin, overwrite=overwrite)
+    partial.unlink(missing_ok=True)
+    return origin
+
+
+def blocks_of(width: int, block_size: int) -> int:
+    """The least number of equal blocks, none wider than `block_size`, that `width` inputs divide into."""
+    return next(count for count in range(1, width + 1) if width % count == 0 and width // count <= block_size)
+
+
+class _Sums:
+    """Sums of `h h^T` over tokens, one `[blocks, n, n]` per layer, in float32 beside the layer."""
+
+    def __init__(self, model: PreTrainedModel, block_size: int) -> None:
+        self._model = model
+        self._projections = list(down_projections(model).values())
+        self.totals = []
+        for projection in self._projections:
+            blocks = blocks_of(projection.in_features, block_size)
+            width = projection.in_features // blocks
+            self.totals.append(torch.zeros(blocks, width, width, device=projection.weight.device))
+
+    @torch.no_grad()
+    def add(self, batch: list[list[int]]) -> None:
+        """Add the texts of one batch."""
+        length = max(map(len, batch))
+        mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in batch], device=self._model.device)
+        # With causal attention, padding on the right changes nothing before it; its own tokens are masked out below.
+        padded = torch.tensor([ids + [ids[-1]] * (length - len(ids)) for ids in batch], device=self._model.device)
+        decoder = self._model.get_decoder() if hasattr(self._model, "get_decoder") else self._model
+        with self._watching(mask.bool()):
+            decoder(input_ids=padded, attention_mask=mask, use_cache=False)
+
+    @contextmanager
+    def _watching(self, mask: torch.Tensor) -> Iterator[None]:
+        handles = []
+        for projection, total in zip(self._projections, self.totals, strict=True):
+
+            def accumulate(_: nn.Module, inputs: tuple[Any, ...], total: torch.Tensor = total) -> None:
+                rows = inputs[0].detach()[mask.to(inputs[0].device)].to(torch.float32)
+                blocks = rows.view(len(rows), len(total), -1).transpose(0, 1)
+                total.baddbmm_(blocks.transpose(1, 2), blocks)
+
+            handles.append(projection.register_forward_pre_hook(accumulate))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def save(self, path: Path, identity: dict[str, Any], next_batch: int) -> None:
+        """Keep the sums, and which batch comes next."""
+        header = {"identity": json.dumps(identity), "next_batch": str(next_batch)}
+        with atomic_file(path, overwrite=True) as temporary:
+            save_file({str(n): total.cpu() for n, total in enumerate(self.totals)}, temporary, metadata=header)
+
+    def resume(self, path: Path, identity: dict[str, Any], *, overwrite: bool) -> int:
+        """Take over the sums of an interrupted measurement, and say which batch comes next; 0 if there was none."""
+        if not path.is_file():
+            return 0
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                different = changes(json.loads(header.get("identity", "{}")), identity)
+                if not different:
+                    for number, total in enumerate(self.totals):
+                        total.copy_(file.get_tensor(str(number)))
+                    return int(header["next_batch"])
+        except SafetensorError as error:
+            different = str(error)
+        if not overwrite:
+            raise LokiError(
+                f"{path} holds an interrupted measurement with other settings ({different}): repeat its command to "
+                "continue it, or pass --overwrite to discard it"
+            )
+        return 0
