@@ -23,7 +23,8 @@ from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.architectures import down_projections, text_config
 from loki.models.checkpoint import fingerprint
-from loki.models.loading import load_model, load_tokenizer, pick_device, resolve_model
+from loki.models.loading import load_model, load_tokenizer, resolve_model
+from loki.ranks import pick_device
 
 
 @dataclass(frozen=True)

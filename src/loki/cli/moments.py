@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.cli.app import app, console
+from loki.cli.app import app, say
 
 
 @app.command()
@@ -64,8 +64,9 @@ def moments(
     quiet_libraries()
     with progress_bar() as progress:
         origin = measure_moments(model, data, output, settings, overwrite=overwrite, progress=progress)
-    console.print(
+    say(
         f"Second moments over {origin.tokens:,} tokens of {origin.texts} texts: {output}",
-        soft_wrap=True,
-        highlight=False,
+        output=output,
+        tokens=origin.tokens,
+        texts=origin.texts,
     )
