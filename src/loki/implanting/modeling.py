@@ -13,6 +13,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from loki.artefacts.positions import Positions
@@ -193,7 +194,7 @@ def loki_classes(model_type: str) -> tuple[type[PretrainedConfig], type[PreTrain
     module = sys.modules[__name__]
     config_name, model_name = class_names(base)
     if not hasattr(module, model_name):
-        base_config = AutoConfig.for_model(base).__class__
+        base_config = CONFIG_MAPPING[base]
         base_model = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[base])
         config = type(
             config_name,
@@ -246,6 +247,27 @@ def _take_over_key_conversions(names: dict[str, str]) -> None:
             register_checkpoint_conversion_mapping(loki_name, conversions, overwrite=True)
 
 
+class _MadeOnDemand(dict[str, type[PretrainedConfig]]):
+    """The configurations registered with Transformers, among them those of every `loki_*` type: made when looked up.
+
+    Any family can be implanted, so the types cannot all be registered beforehand. Whoever reads a configuration
+    (AutoConfig, a pipeline, a trainer) looks its type up here first.
+    """
+
+    def __contains__(self, model_type: object) -> bool:
+        if super().__contains__(model_type):
+            return True
+        if not isinstance(model_type, str) or not model_type.startswith(LOKI_MODEL_TYPE_PREFIX):
+            return False
+        try:
+            loki_classes(model_type)
+        except LokiError:  # Transformers then says that it does not know the type
+            return False
+        return super().__contains__(model_type)
+
+
+if not isinstance(CONFIG_MAPPING._extra_content, _MadeOnDemand):
+    CONFIG_MAPPING._extra_content = _MadeOnDemand(CONFIG_MAPPING._extra_content)
 for _family in LOKI_FAMILIES:
     loki_classes(_family)
 # The published project's names for Qwen2 and Qwen2.5.

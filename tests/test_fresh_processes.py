@@ -1,0 +1,48 @@
+"""Every phase works in a process that has seen no other, for families that no entry names."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loki.artefacts.positions import write_positions
+from loki.models.architectures import LOKI_FAMILIES
+from tests.fresh_process import PHASES
+from tests.tiny_models import save_tiny_model
+
+POSITIONS = [[1, 30], [], [0, 4, 5]]
+BY_STRUCTURE = ["olmo3", "smollm3", "granite"]
+MORE_BY_STRUCTURE = [
+    "cohere",
+    "ernie4_5",
+    "exaone4",
+    "glm4",
+    "gpt_neox",
+    "nemotron",
+    "olmo2",
+    "phi",
+    "seed_oss",
+    "stablelm",
+]
+
+
+def run_phases(families: list[str], folder: Path) -> None:
+    folders = [folder / family for family in families]
+    for family, made in zip(families, folders, strict=True):
+        assert family not in LOKI_FAMILIES
+        save_tiny_model(made / "base", family)
+        write_positions(made / "positions.json", POSITIONS)
+    for phase in PHASES:
+        command = [sys.executable, "-m", "tests.fresh_process", phase, *folders]
+        finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        assert finished.returncode == 0, f"{phase}: {finished.stderr[-2000:]}"
+
+
+def test_each_phase_alone(tmp_path: Path) -> None:
+    run_phases(BY_STRUCTURE, tmp_path)
+
+
+@pytest.mark.slow
+def test_each_phase_alone_of_more_families(tmp_path: Path) -> None:
+    run_phases(MORE_BY_STRUCTURE, tmp_path)
