@@ -20,6 +20,10 @@ def restore(
     positions: Annotated[
         Path | None, typer.Option("--positions", help="Positions file; it must be the checkpoint's.")
     ] = None,
+    scale: Annotated[
+        float,
+        typer.Option("--scale", help="Factor of what training changed; below 1 nearer to the base."),
+    ] = 1.0,
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Accept a checkpoint in which no selected row changed.")
     ] = False,
@@ -37,6 +41,7 @@ def restore(
         output,
         base_model=base,
         target_pos_path=positions,
+        scale=scale,
         allow_unchanged=allow_unchanged,
         overwrite=overwrite,
     )

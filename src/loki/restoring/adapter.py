@@ -13,6 +13,7 @@ from loki.implanting.peft.base_weight import fingerprint_rows, same_base
 from loki.models.checkpoint import Checkpoint
 from loki.models.directories import copy_side_files, rewrite_weights
 from loki.models.loading import load_config, resolve_model
+from loki.restoring.scale import scaled
 
 
 def is_adapter(path: Path) -> bool:
@@ -26,6 +27,7 @@ def restore_adapter(
     *,
     base_model: str | Path | None = None,
     positions: Positions | None = None,
+    scale: float = 1.0,
     allow_unchanged: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -36,6 +38,7 @@ def restore_adapter(
         output: where to write; it appears when it is complete.
         base_model: the base model; None takes the one that the adapter names.
         positions: if given, they must be the adapter's.
+        scale: factor of what the adapter adds, from 0 to 1.
         allow_unchanged: accept an adapter that changes nothing.
         overwrite: replace what stands at `output`.
 
@@ -64,8 +67,7 @@ def restore_adapter(
 
     def add(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if (layer := deltas.get(name)) is not None:
-            wide = torch.promote_types(tensor.dtype, torch.float32)
-            tensor[layer.rows] = (tensor[layer.rows].to(wide) + layer.matrix.to(wide)).to(tensor.dtype)
+            tensor[layer.rows] = scaled(layer.matrix, scale, tensor[layer.rows])
         return tensor
 
     with atomic_directory(output, overwrite=overwrite) as temporary:

@@ -17,6 +17,7 @@ from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
 from loki.models.directories import cast_floats, copy_side_files, fitting_projection_names, rewrite_weights
 from loki.models.loading import load_config, resolve_model
 from loki.restoring.adapter import is_adapter, restore_adapter
+from loki.restoring.scale import check_scale, scale_rows
 
 _LOKI_KEYS = (
     "auto_map",
@@ -39,6 +40,7 @@ def restore_loki_model(
     *,
     base_model: str | Path | None = None,
     target_pos_path: str | Path | None = None,
+    scale: float = 1.0,
     allow_unchanged: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -52,7 +54,9 @@ def restore_loki_model(
         base_model: the base model. If given, the checkpoint must have been made from it, and tokenizer files that the
             checkpoint lacks are taken from it.
         target_pos_path: positions file. If given, it must agree with the checkpoint's.
-        allow_unchanged: accept a checkpoint in which no selected row changed.
+        scale: factor of what training changed in the rows: 1 restores them as trained, less moves them towards the
+            base model's (`loki.restoring.scale`), which is then read.
+        allow_unchanged: accept a checkpoint in which no selected row changed, and scale 0.
         overwrite: replace what stands at `save_dir`.
 
     Returns:
@@ -63,6 +67,7 @@ def restore_loki_model(
             positions, or has no changed row.
     """
     target = Path(save_dir)
+    check_scale(scale, allow_zero=allow_unchanged)
     refuse_existing(target, overwrite=overwrite)
     protect_inputs(target, model_path, base_model, target_pos_path)
     if is_adapter(Path(model_path)):
@@ -71,6 +76,7 @@ def restore_loki_model(
             target,
             base_model=base_model,
             positions=None if target_pos_path is None else read_positions(Path(target_pos_path)),
+            scale=scale,
             allow_unchanged=allow_unchanged,
             overwrite=overwrite,
         )
@@ -81,6 +87,8 @@ def restore_loki_model(
     positions = check_positions(config.target_pos, origin=f"target_pos in the configuration of {source}")
     if target_pos_path is not None and read_positions(Path(target_pos_path)) != positions:
         raise LokiError(f"positions file {target_pos_path} is not the one that {source} was made with")
+    if scale != 1 and base_model is None:
+        base_model = config.base_model_name_or_path
     base = resolve_model(base_model) if base_model is not None else None
     if base is not None and config.base_fingerprint not in (None, fingerprint(base)):
         raise LokiError(
@@ -94,9 +102,15 @@ def restore_loki_model(
             "the data, or pass --allow-unchanged to restore it all the same"
         )
     dtype = getattr(torch, config.base_dtype) if config.base_dtype else None
-    with atomic_directory(target, overwrite=overwrite) as temporary:
+    cast = cast_floats(dtype)
+    rescale = scale_rows(base, names, positions, scale, dtype) if base is not None else None
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         # Trainers may have upcast the weights; casting them back is exact for all but the trained rows.
-        rewrite_weights(source, temporary, cast_floats(dtype))
+        return cast(name, tensor if rescale is None else rescale(name, tensor))
+
+    with atomic_directory(target, overwrite=overwrite) as temporary:
+        rewrite_weights(source, temporary, change)
         for directory in filter(None, (base, source)):
             copy_side_files(directory, temporary)
         _clean_tokenizer_config(temporary / "tokenizer_config.json")

@@ -1,0 +1,65 @@
+"""Scaling what training changed: between the base model (0) and the trained one (1).
+
+Interpolating towards the base is a strong lever against forgetting that costs no training (WiSE-FT, arXiv 2109.01903;
+PEFT-Arena, arXiv 2605.28819). Only the selected rows differ, so only they are scaled.
+"""
+
+from pathlib import Path
+
+import torch
+
+from loki.artefacts.positions import Positions
+from loki.errors import LokiError
+from loki.models.checkpoint import Checkpoint
+from loki.models.directories import Change, selected_by_tensor
+
+
+def check_scale(scale: float, *, allow_zero: bool = False) -> float:
+    """Check a scale, and return it.
+
+    Args:
+        scale: factor of the rows' change.
+        allow_zero: whether the base model itself may come out.
+
+    Raises:
+        LokiError: if it is not from 0 to 1, or is 0 and that is not allowed.
+    """
+    if scale == 0 and not allow_zero:
+        raise LokiError("--scale 0 gives back the base model: use a scale above 0, or pass --allow-unchanged")
+    if scale > 1:
+        raise LokiError(f"--scale {scale} goes beyond what was trained, where nothing was learnt: it must be at most 1")
+    if not 0 <= scale <= 1:
+        raise LokiError(f"--scale {scale} is out of range: it must be from 0 (the base) to 1 (as trained)")
+    return scale
+
+
+def scaled(change: torch.Tensor, scale: float, base: torch.Tensor) -> torch.Tensor:
+    """`base + scale * change`, added in at least float32, and rounded once to the type of `base`."""
+    wide = torch.promote_types(base.dtype, torch.float32)
+    return (base.to(wide) + scale * change.to(wide)).to(base.dtype)
+
+
+def scale_rows(
+    base: Path, names: list[str], positions: Positions, scale: float, dtype: torch.dtype | None = None
+) -> Change:
+    """What to do with every tensor of a trained model so that its rows' change is scaled.
+
+    Args:
+        base: directory of the base model, which the rows are scaled towards.
+        names: qualified name of every layer's `down_proj`.
+        positions: selected rows of every layer.
+        scale: factor of their change; 1 changes nothing, 0 gives the base to the last bit.
+        dtype: type that the base was converted to before it was trained; None kept its own.
+    """
+    selected = selected_by_tensor(names, positions)
+    checkpoint = Checkpoint(base)
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if (rows := selected.get(name)) and scale != 1:
+            before = checkpoint.tensor(name)[rows]
+            before = before.to(dtype or before.dtype)
+            wide = torch.promote_types(tensor.dtype, torch.promote_types(before.dtype, torch.float32))
+            tensor[rows] = scaled(tensor[rows].to(wide) - before.to(wide), scale, before.to(wide)).to(tensor.dtype)
+        return tensor
+
+    return change
