@@ -1,12 +1,14 @@
 """Nothing is half written, nothing is overwritten unasked."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from loki.errors import LokiError
-from loki.files import atomic_directory, atomic_file, protect_inputs, read_json, write_json
+from loki.files import atomic_directory, atomic_file, protect_inputs, read_json, refuse_existing, write_json
 
 
 def listing(folder: Path) -> list[str]:
@@ -93,8 +95,7 @@ def test_an_output_may_not_remove_an_input(tmp_path: Path) -> None:
     for output, given in [(folder, folder), (folder, file), (tmp_path / "models", file), (tmp_path / "link", folder)]:
         with pytest.raises(LokiError, match="--overwrite would remove"):
             protect_inputs(output, None, "org/hub-id", given)
-    for output in (tmp_path / "other", folder / "restored", file):
-        protect_inputs(output, None, "org/hub-id", folder)
+    protect_inputs(tmp_path / "other", None, "org/hub-id", folder)
 
 
 def test_a_file_is_no_place_for_an_output(tmp_path: Path) -> None:
@@ -140,3 +141,69 @@ def test_json_that_python_cannot_hold(tmp_path: Path, text: str) -> None:
     (tmp_path / "value.json").write_text(text)
     with pytest.raises(LokiError, match="is not JSON"):
         read_json(tmp_path / "value.json", what="settings")
+
+
+def leftover_of_a_dead_process(folder: Path, name: str, suffix: str) -> Path:
+    """What a process that ran on this machine, and runs no more, left of `name`."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with atomic_file(folder / "probe") as temporary:
+        machine = temporary.name.split(".")[2].partition("-")[0]
+    (folder / "probe").unlink()
+    return folder / f".{name}.{machine}-{ended.pid}.abcd1234{suffix}"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    leftover_of_a_dead_process(tmp_path, "out.txt", ".tmp").write_text("half")
+    for suffix in (".tmp", ".gone"):
+        leftover_of_a_dead_process(tmp_path, "model", suffix).mkdir()
+    with atomic_file(tmp_path / "out.txt") as temporary:
+        temporary.write_text("new")
+    with atomic_directory(tmp_path / "model"):
+        pass
+    assert listing(tmp_path) == ["model", "out.txt"]
+
+
+def test_what_a_running_process_writes_is_left_alone(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "out.txt") as first:
+        first.write_text("first")
+        with atomic_file(tmp_path / "out.txt") as second:
+            second.write_text("second")
+        assert first.read_text() == "first"
+        running = tmp_path / first.name.replace(f"-{os.getpid()}.", f"-{os.getppid()}.")
+        running.write_text("of another process")
+    with atomic_file(tmp_path / "out.txt", overwrite=True):
+        assert running.exists()
+
+
+def test_what_was_moved_aside_is_put_back(tmp_path: Path) -> None:
+    """Killed between moving the old directory away and putting the new one in its place."""
+    old = leftover_of_a_dead_process(tmp_path, "model", ".old")
+    old.mkdir()
+    (old / "weights").write_text("old")
+    with pytest.raises(LokiError, match="--overwrite"), atomic_directory(tmp_path / "model"):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+    with atomic_directory(tmp_path / "model", overwrite=True):
+        pass
+    assert listing(tmp_path) == ["model"]
+
+
+def test_a_directory_with_leftovers_alone_is_empty(tmp_path: Path) -> None:
+    leftover_of_a_dead_process(tmp_path, "run.json", ".tmp").write_text("half")
+    refuse_existing(tmp_path, overwrite=False)
+    (tmp_path / "mine").touch()
+    with pytest.raises(LokiError, match="exists already"):
+        refuse_existing(tmp_path, overwrite=False)
+
+
+@pytest.mark.parametrize("output", ["data", "data/inner", "data/inner/deep", ".", "link", "link/inner", "hard"])
+def test_no_output_over_in_or_around_an_input(tmp_path: Path, output: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "hard").hardlink_to(tmp_path / "data" / "file")
+    source = tmp_path / "data" / "file" if output == "hard" else tmp_path / "data"
+    with pytest.raises(LokiError, match=r"is or holds the input|lies in the input"):
+        protect_inputs(tmp_path / output, None, "a/hub-id", source)
+    protect_inputs(tmp_path / "elsewhere", source)

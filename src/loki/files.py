@@ -1,9 +1,12 @@
 """Writing files so that nothing is ever half written: write beside, then rename."""
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +19,13 @@ from loki.errors import LokiError
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Refuse to write the directory `path` over something unless `overwrite` is set.
 
-    An empty directory counts as absent.
+    An empty directory counts as absent, and so does one that holds only what a killed run left.
 
     Raises:
         LokiError: if `path` exists and `overwrite` is False, or it would lie in a file.
     """
     _refuse_place(path)
-    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
+    occupied = any(not _is_leftover(entry) for entry in path.iterdir()) if path.is_dir() else path.exists()
     _refuse_occupied(path, occupied and not overwrite)
 
 
@@ -39,21 +42,27 @@ def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
 
 
 def protect_inputs(output: Path, *inputs: str | Path | None) -> None:
-    """Refuse an output whose writing would remove what is read; call it before anything is written.
+    """Refuse an output over, in or around anything that is read; call it before anything is written.
+
+    Files and folders are compared as the system knows them, so neither links nor upper and lower case deceive it.
 
     Args:
         output: file or directory that is going to be written or replaced.
         inputs: files and directories that are read; None and what does not exist (a hub id) is passed over.
 
     Raises:
-        LokiError: if `output` is one of the inputs, or a directory that holds one.
+        LokiError: if `output` is one of the inputs, a directory that holds one, or lies in one.
     """
-    target = output.resolve()
+    target, target_and_above = _identity(output), _identities_upwards(output)
     for path in [Path(given) for given in inputs if given is not None]:
-        if path.exists() and path.resolve().is_relative_to(target):
+        if not path.exists():
+            continue
+        if target is not None and target in _identities_upwards(path):
             raise LokiError(
                 f"{output} is or holds the input {path}, which --overwrite would remove: choose another --output"
             )
+        if _identity(path) in target_and_above:
+            raise LokiError(f"{output} lies in the input {path}, where nothing may be written: choose another --output")
 
 
 @contextmanager
@@ -65,10 +74,11 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         LokiError: for what `refuse_existing_file` refuses.
     """
-    refuse_existing_file(path, overwrite=overwrite)
     path = path.resolve()
+    remove_leftovers(path)
+    refuse_existing_file(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -90,18 +100,18 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         LokiError: for what `refuse_existing` refuses, or if `path` is or holds the working directory.
     """
-    refuse_existing(path, overwrite=overwrite)
     path = path.resolve()
+    remove_leftovers(path)
+    refuse_existing(path, overwrite=overwrite)
     if Path.cwd().is_relative_to(path):
         raise LokiError(f"--output {path} would replace the folder you are in: name a directory in it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         if path.is_dir():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
-            path.replace(retired)
+            retired = _move_aside(path, _REPLACED)
             temporary.replace(path)
             shutil.rmtree(retired)
         else:
@@ -109,6 +119,27 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory so that one which is killed meanwhile leaves nothing at `path`, but in a place of its own."""
+    shutil.rmtree(_move_aside(path.resolve(), _REMOVED))
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes of this machine left beside `path` while they wrote or replaced it.
+
+    What stood at `path` before is put back, where a process was killed just before the new one took its place.
+    """
+    for leftover in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):
+        if not _is_leftover(leftover):
+            continue
+        if leftover.suffix == _REPLACED and not path.exists():
+            leftover.replace(path)
+        elif leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any, *, overwrite: bool = False, indent: int | None = 2) -> None:
@@ -146,6 +177,55 @@ def replace_durably(temporary: Path, path: Path) -> None:
     _flush_to_disk(temporary)
     temporary.replace(path)
     _flush_to_disk(path.parent)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _identities_upwards(path: Path) -> set[tuple[int, int]]:
+    """Of `path` and every folder above it, as far as they exist, links followed."""
+    resolved = path.resolve()
+    return {identity for place in (resolved, *resolved.parents) if (identity := _identity(place)) is not None}
+
+
+_WRITTEN, _REPLACED, _REMOVED = ".tmp", ".old", ".gone"
+# Of which machine, and which process there, a temporary file is: `.scores.h5.9f1c2ab4-4711.XXXXXXXX.tmp`.
+_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_LEFTOVER = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)\.[^.]+\.(tmp|old|gone)")
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{_MACHINE}-{os.getpid()}."
+
+
+def _move_aside(path: Path, suffix: str) -> Path:
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=suffix))
+    path.replace(aside)
+    return aside
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether `path` is a temporary file of a process of this machine that runs no more."""
+    match = _LEFTOVER.fullmatch(path.name)
+    if match is None or match["machine"] != _MACHINE:
+        return False
+    process = int(match["process"])
+    return process != os.getpid() and not _is_running(process)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _refuse_place(path: Path) -> None:

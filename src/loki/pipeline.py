@@ -16,7 +16,7 @@ from loki.calibration.sources import load_calibration
 from loki.data.examples import load_training_data
 from loki.data.fitting import fit_to_model, length_within
 from loki.errors import LokiError
-from loki.files import refuse_existing, sha256_of_file
+from loki.files import protect_inputs, refuse_existing, sha256_of_file
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
@@ -176,6 +176,7 @@ def run(
 
 
 def _begin(settings: RunSettings, output: Path, record: dict[str, Any], *, overwrite: bool) -> None:
+    protect_inputs(output, settings.model, settings.data, settings.calibration)
     if overwrite:
         remove_recorded(output, RECORD, settings.model, settings.data, settings.calibration)
     found = read_record(output, RECORD)

@@ -21,6 +21,7 @@ from loki.artefacts.provenance import SCORE_FIELDS, Provenance, combined_provena
 from loki.artefacts.scores import SampleRecords, ScoresReader
 from loki.calibration.samples import digest_of_sample
 from loki.errors import LokiError
+from loki.files import protect_inputs
 from loki.kva.settings import AttributionSettings
 from loki.ranks import Ranks
 from loki.selection.strategies import SelectionSettings
@@ -84,6 +85,7 @@ def analyse(
     """
     if output.is_dir():
         raise LokiError(f"{output} is a directory: name a file for the scores")
+    protect_inputs(output, model, source)
     rule = StabilityRule(until_stable) if until_stable is not None else None
     if append and rule:
         raise LokiError(

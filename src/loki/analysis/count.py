@@ -16,7 +16,7 @@ from loki.analysis.stability import StabilityRule
 from loki.analysis.work_folder import WorkFolder, work_folder_of
 from loki.artefacts.positions import Positions, positions_file_name, read_positions, write_positions
 from loki.errors import LokiError
-from loki.files import refuse_existing
+from loki.files import protect_inputs, refuse_existing
 from loki.kva.settings import AttributionSettings
 from loki.ranks import Ranks
 from loki.selection.strategies import SelectionSettings
@@ -78,6 +78,7 @@ def count_selections(
         raise LokiError("no quota is given: pass --quota, for example --quota 10 or --quota 5,10,20,30")
     if output.exists() and not output.is_dir():
         raise LokiError(f"{output} is a file: name a folder for the positions files")
+    protect_inputs(output, model, source)
     paths = {quota: output / positions_file_name(quota) for quota in quotas}
     work = work_folder_of(output)
     rule = StabilityRule(until_stable) if until_stable is not None else None

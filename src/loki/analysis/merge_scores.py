@@ -8,7 +8,7 @@ from loki.analysis.assemble import copy_samples
 from loki.artefacts.provenance import combined_provenance
 from loki.artefacts.scores import ScoresReader, ScoresWriter
 from loki.errors import LokiError
-from loki.files import atomic_file, refuse_existing
+from loki.files import atomic_file, protect_inputs, refuse_existing_file
 
 
 def merge_scores(parts: Sequence[Path], output: Path, *, overwrite: bool = False) -> int:
@@ -28,7 +28,8 @@ def merge_scores(parts: Sequence[Path], output: Path, *, overwrite: bool = False
     """
     if len(parts) < 2:
         raise LokiError(f"there is nothing to merge: give two scores files or more, not {len(parts)}")
-    refuse_existing(output, overwrite=overwrite)
+    refuse_existing_file(output, overwrite=overwrite)
+    protect_inputs(output, *parts)
     with ExitStack() as stack:
         readers = [stack.enter_context(ScoresReader(part)) for part in parts]
         provenances = []

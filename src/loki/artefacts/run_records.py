@@ -1,12 +1,11 @@
 """Records that a run leaves in its output directory, to know its own work when it is started again."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError
-from loki.files import protect_inputs, read_json, write_json
+from loki.files import protect_inputs, read_json, remove_directory, remove_leftovers, write_json
 
 
 def changes(found: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -27,13 +26,14 @@ def remove_recorded(output: Path, record: str, *inputs: str | Path | None) -> No
         LokiError: if it holds an input, or anything but such a run.
     """
     protect_inputs(output, *inputs)
+    remove_leftovers(output.resolve())
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not (output / record).is_file():
         raise LokiError(
             f"{output} holds no {record}, so --overwrite leaves it alone: remove it yourself, or choose another"
         )
-    shutil.rmtree(output)
+    remove_directory(output)
 
 
 def read_record(output: Path, record: str) -> dict[str, Any] | None:

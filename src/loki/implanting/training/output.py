@@ -12,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from loki.artefacts.positions import read_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.errors import LokiError
-from loki.files import read_json, refuse_existing, sha256_of_file
+from loki.files import protect_inputs, read_json, refuse_existing, sha256_of_file
 from loki.implanting.training.rows import ROWS_FILE
 from loki.implanting.training.settings import TrainingSettings
 
@@ -82,6 +82,7 @@ def prepare_output(
     """
     if output.exists() and not output.is_dir():
         raise LokiError(f"{output} is a file: choose another --output")
+    protect_inputs(output, *inputs)
     if overwrite:
         remove_recorded(output, RECORD, *inputs)
     found = read_record(output, RECORD)
