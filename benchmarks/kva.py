@@ -70,7 +70,7 @@ def measure(name: str, shape: Shape, threads: int, model: PreTrainedModel, gap_p
     found: dict[str, torch.Tensor] = {}
     for definition, analysed in zip(("captum", "paper"), shape.analysed, strict=True):
         counts = shape.counts(definition)
-        with make_attributor(model, AttributionSettings(definition, STEPS)) as attributor:
+        with make_attributor(model, AttributionSettings(definition, STEPS, engine="fast")) as attributor:
 
             def several(count=1, attributor=attributor):
                 return attributor.attribute(prompts[:count], [target] * count)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -21,6 +22,7 @@ from loki.analysis import batch_computer
 from loki.analysis.assemble import assemble
 from loki.analysis.batches import auto_batch_size
 from loki.analysis.job import Job
+from loki.analysis.options import AnalysisOptions
 from loki.analysis.runner import run
 from loki.analysis.work_folder import WorkFolder
 from loki.artefacts.provenance import Provenance
@@ -31,9 +33,13 @@ from loki.ranks import Ranks
 
 def analyse_whole(shape: Shape, model: PreTrainedModel, definition: str, count: int) -> None:
     """An analysis of `count` prompts, from the first batch to the finished scores file; only loading is left out."""
-    settings = AttributionSettings(definition)
+    settings = AttributionSettings(definition, engine="fast")
     samples = [Sample(f"random:{index}", "", ids, None) for index, ids in enumerate(shape.prompts(count))]
-    said = {name: value for name, value in vars(settings).items() if name in Provenance.__dataclass_fields__}
+    said: dict[str, Any] = {
+        name: str(value) if isinstance(value, str) else value
+        for name, value in vars(settings).items()
+        if name in Provenance.__dataclass_fields__
+    }
     job = Job(
         directory=Path(),
         settings=settings,
@@ -49,13 +55,8 @@ def analyse_whole(shape: Shape, model: PreTrainedModel, definition: str, count: 
         samples=samples,
         layers=shape.config.num_hidden_layers,
         hidden=shape.config.hidden_size,
-        batch_size=auto_batch_size([shape.tokens], shape.device),
+        options=AnalysisOptions(batch_size=auto_batch_size([shape.tokens], shape.device)),
         device=torch.device(shape.device),
-        device_map=None,
-        seed=0,
-        check=0,
-        memory_budget=None,
-        trust_remote_code=False,
     )
     with (
         tempfile.TemporaryDirectory() as folder,

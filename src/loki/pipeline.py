@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loki.analysis.analyse import analyse
+from loki.analysis.options import AnalysisOptions
 from loki.artefacts.positions import read_positions, write_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.calibration.sources import load_calibration
@@ -145,7 +146,7 @@ def run(
             settings.calibration,
             scores,
             settings.attribution,
-            samples_per_subject=settings.samples_per_subject,
+            AnalysisOptions(samples_per_subject=settings.samples_per_subject),
             progress=progress,
         )
         if advice := completeness_advice(analysis.completeness, settings.attribution.steps):

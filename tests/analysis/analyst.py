@@ -1,6 +1,7 @@
 """Analyses of the same data with the same model, by the fake engine."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,20 @@ import pytest
 
 from loki.analysis.analyse import analyse
 from loki.analysis.batches import plan_batches
+from loki.analysis.options import AnalysisOptions
 from loki.kva.settings import AttributionSettings
 from tests.analysis.calibration_files import write_prompts
 from tests.analysis.fake_engine import HIDDEN, LAYERS, FakeAttributor, fake_attribution
 
 COUNT = 37
 BATCH = 4
+
+
+def split_options(arguments: dict[str, Any]) -> tuple[AnalysisOptions, dict[str, Any]]:
+    """The options among keyword arguments, and the others."""
+    names = {field.name for field in fields(AnalysisOptions)}
+    own = {name: value for name, value in arguments.items() if name in names}
+    return AnalysisOptions(**own), {name: value for name, value in arguments.items() if name not in names}
 
 
 class Analyst:
@@ -29,9 +38,9 @@ class Analyst:
         self.prompts = write_prompts(self.data, COUNT)
 
     def __call__(self, settings: AttributionSettings | None = None, **changes: Any) -> Any:
-        arguments: dict[str, Any] = {"batch_size": BATCH, **changes}
+        options, arguments = split_options({"batch_size": BATCH, **changes})
         model, data = arguments.pop("model", self.model), arguments.pop("data", self.data)
-        return analyse(model, str(data), arguments.pop("output", self.output), settings, **arguments)
+        return analyse(model, str(data), arguments.pop("output", self.output), settings, options, **arguments)
 
     def dataset(self) -> np.ndarray:
         with h5py.File(self.output) as file:

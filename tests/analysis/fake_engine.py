@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loki.analysis import batch_computer
-from loki.kva.auto import Attribution
+from loki.kva.attributor import Attribution
 from loki.kva.settings import AttributionSettings
 
 LAYERS, HIDDEN = 3, 32

@@ -19,6 +19,7 @@ import torch
 
 from loki.analysis.analyse import analyse
 from loki.analysis.count import count_selections
+from loki.analysis.options import AnalysisOptions
 from loki.analysis.work_folder import BatchResults, WorkFolder
 
 Run = Callable[[Path], None]
@@ -99,8 +100,8 @@ if __name__ == "__main__":
     def analyse_or_count(output: Path) -> None:
         """What is disturbed."""
         if quota:
-            count_selections(model, data, output, [float(quota[0])], batch_size=2)
+            count_selections(model, data, output, [float(quota[0])], options=AnalysisOptions(batch_size=2))
         else:
-            analyse(model, data, output, batch_size=2)
+            analyse(model, data, output, options=AnalysisOptions(batch_size=2))
 
     main(analyse_or_count, Path(folder_), int(kills_), float(seconds_), int(seed_))

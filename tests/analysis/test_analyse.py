@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from loki.analysis.analyse import analyse, default_scores_path
 from loki.analysis.job import prepare
+from loki.analysis.options import AnalysisOptions
 from loki.analysis.work_folder import work_folder_of
 from loki.artefacts.scores import ScoresReader
 from loki.errors import CheckFailed, LokiError
@@ -80,7 +81,7 @@ def test_a_checkpoint_in_a_type_of_its_own_needs_a_choice(analyst: Analyst, tmp_
 
 def test_a_model_is_not_spread_by_several_processes(llama_dir: Path) -> None:
     with pytest.raises(LokiError, match="--device-map auto spreads one model over all devices, but 2 processes"):
-        prepare(llama_dir, "any.jsonl", AttributionSettings(), Ranks(0, 2), device_map="auto")
+        prepare(llama_dir, "any.jsonl", AttributionSettings(), Ranks(0, 2), AnalysisOptions(device_map="auto"))
 
 
 def test_two_processes_do_not_work_in_one_folder(analyst: Analyst) -> None:
@@ -275,8 +276,10 @@ def test_a_damaged_output_is_not_replaced(analyst: Analyst) -> None:
 
 def test_real_engine_agrees_with_captum(llama_dir: Path, tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 6)
-    for name, settings in {"fast": AttributionSettings(), "captum": AttributionSettings(engine="captum")}.items():
-        analyse(llama_dir, str(tmp_path / "prompts.jsonl"), tmp_path / f"{name}.h5", settings, batch_size=3, check=2)
+    options = AnalysisOptions(batch_size=3, check=2)
+    for name in ("fast", "captum"):
+        settings = AttributionSettings(engine=name)
+        analyse(llama_dir, str(tmp_path / "prompts.jsonl"), tmp_path / f"{name}.h5", settings, options)
     with ScoresReader(tmp_path / "fast.h5") as fast, ScoresReader(tmp_path / "captum.h5") as captum:
         expected = captum.scores(0, 6)
         assert np.linalg.norm(fast.scores(0, 6) - expected) <= 1e-5 * np.linalg.norm(expected)

@@ -7,6 +7,7 @@ import pytest
 
 from loki.analysis.analyse import analyse
 from loki.analysis.count import CountedSelections, count_selections
+from loki.analysis.options import AnalysisOptions
 from loki.analysis.selection_counts import CountingLog, SelectionCounts
 from loki.analysis.work_folder import BatchResults, WorkFolder
 from loki.artefacts.positions import Positions, default_positions_folder, read_positions
@@ -14,6 +15,7 @@ from loki.errors import LokiError
 from loki.selection.select import select
 from loki.selection.strategies import SelectionSettings, strategy_names
 from loki.selection.strategy import By
+from tests.analysis.analyst import split_options
 from tests.analysis.calibration_files import write_prompts
 from tests.analysis.fake_engine import HIDDEN, LAYERS, FakeAttributor, fake_attribution
 
@@ -33,8 +35,8 @@ class Counter:
         self.prompts = write_prompts(self.data, COUNT)
 
     def __call__(self, quotas: list[float] | None = None, **changes: Any) -> CountedSelections:
-        options: dict[str, Any] = {"batch_size": 2, **changes}
-        return count_selections(self.model, str(self.data), self.output, quotas or QUOTAS, **options)
+        options, arguments = split_options({"batch_size": 2, **changes})
+        return count_selections(self.model, str(self.data), self.output, quotas or QUOTAS, options=options, **arguments)
 
     def written(self) -> dict[float, Positions]:
         return {quota: read_positions(self.output / f"{quota:g}.json") for quota in QUOTAS}
@@ -42,7 +44,7 @@ class Counter:
     def expected(self, selection: SelectionSettings | None = None) -> dict[float, Positions]:
         """The same by way of a scores file."""
         if not self.scores.exists():
-            analyse(self.model, str(self.data), self.scores, batch_size=2)
+            analyse(self.model, str(self.data), self.scores, options=AnalysisOptions(batch_size=2))
         return {quota: select(self.scores, quota, selection) for quota in QUOTAS}
 
 

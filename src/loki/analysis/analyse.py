@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -12,7 +12,8 @@ from rich.progress import Progress
 from loki.analysis.assemble import assemble
 from loki.analysis.batch_computer import BatchComputer
 from loki.analysis.captum_check import drawn
-from loki.analysis.job import Job, JobOptions, begin, prepare
+from loki.analysis.job import Job, begin, prepare
+from loki.analysis.options import AnalysisOptions
 from loki.analysis.runner import run
 from loki.analysis.selection_counts import CountingLog, SelectionCounts
 from loki.analysis.stability import StabilityRule
@@ -51,13 +52,13 @@ def analyse(
     source: str,
     output: Path,
     settings: AttributionSettings | None = None,
+    options: AnalysisOptions | None = None,
     *,
     append: bool = False,
     overwrite: bool = False,
     until_stable: float | None = None,
     quotas: Sequence[float] = DEFAULT_QUOTAS,
     progress: Progress | None = None,
-    **options: Unpack[JobOptions],
 ) -> Analysis:
     """Score every row of every layer on every sample, and write a scores file.
 
@@ -69,14 +70,14 @@ def analyse(
         model: local directory or hub id.
         source: calibration data, see `loki.calibration.sources.load_calibration`.
         output: the scores file. If it is there already and holds what was asked for, nothing is done.
-        settings: definition, steps and so on (default: Captum's definition, 7 steps).
+        settings: what is attributed, definition, steps and so on (default: as published).
+        options: batch size, device and so on (default: everything chosen automatically).
         append: keep the samples of an existing file and add those it lacks.
         overwrite: replace an existing file; discard an interrupted run with other settings.
         until_stable: stop when the layer-balanced selections for `quotas` overlap by this much with those at the
             checkpoint before, see `StabilityRule` (default: never).
         quotas: percentages that `until_stable` looks at.
         progress: where to show how far the analysis has come (default: nowhere).
-        **options: see `loki.analysis.job.prepare`.
 
     Raises:
         LokiError: if something cannot be used or written, or there is an output or an interrupted run that does not
@@ -93,7 +94,7 @@ def analyse(
             "leave out one of them"
         )
     ranks = Ranks.current()
-    full = prepare(model, source, settings or AttributionSettings(), ranks, **options)
+    full = prepare(model, source, settings or AttributionSettings(), ranks, options or AnalysisOptions())
     work = work_folder_of(output)
     stopping = rule.record(quotas) if rule else {}
     counts = SelectionCounts(SelectionSettings(), quotas, full.layers, full.hidden) if rule else None
@@ -182,7 +183,7 @@ def _check_file(job: Job, output: Path, ranks: Ranks) -> None:
     samples = {sample.id: sample for sample in job.samples}
     with ScoresReader(output) as reader, BatchComputer(job, []) as computer:
         ids, targets = reader.records.sample_ids, reader.records.target_token_ids
-        rows = drawn([row for row, name in enumerate(ids) if name in samples], job.check, job.seed)
+        rows = drawn([row for row, name in enumerate(ids) if name in samples], job.options.check, job.options.seed)
         for row in rows[ranks.index :: ranks.count]:
             computer.check(samples[ids[row]], int(targets[row]), reader.scores(row, row + 1)[0])
 

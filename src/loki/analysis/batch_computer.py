@@ -18,7 +18,8 @@ from loki.analysis.work_folder import BatchResults, WorkFolder
 from loki.artefacts.scores import check_finite
 from loki.calibration.samples import Sample
 from loki.errors import LokiError, out_of_memory
-from loki.kva.auto import Attribution, Attributor, make_attributor
+from loki.kva.attributor import Attribution, Attributor
+from loki.kva.auto import make_attributor
 from loki.kva.fast.memory import free_memory
 from loki.kva.prompts import PromptError
 from loki.kva.settings import Engine
@@ -38,8 +39,8 @@ class BatchComputer:
         self._job = job
         self._batches = batches
         self._model: PreTrainedModel | None = None
-        self._memory_budget = job.memory_budget
-        self._to_check = set(drawn(range(len(job.samples)), job.check, job.seed))
+        self._memory_budget = job.options.memory_budget
+        self._to_check = set(drawn(range(len(job.samples)), job.options.check, job.options.seed))
         self._engines: dict[str, Attributor] = {}
         self._entered = ExitStack()
 
@@ -102,8 +103,8 @@ class BatchComputer:
                 self._job.directory,
                 dtype=self._job.provenance.dtype,
                 device=self._job.device,
-                device_map=self._job.device_map,
-                trust_remote_code=self._job.trust_remote_code,
+                device_map=self._job.options.device_map,
+                trust_remote_code=self._job.options.trust_remote_code,
             )
         return self._model
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
 
 import numpy as np
 from rich.progress import Progress
 
-from loki.analysis.job import JobOptions, begin, prepare
+from loki.analysis.job import begin, prepare
+from loki.analysis.options import AnalysisOptions
 from loki.analysis.runner import run
 from loki.analysis.selection_counts import CountingLog, SelectionCounts
 from loki.analysis.stability import StabilityRule
@@ -44,12 +44,12 @@ def count_selections(
     output: Path,
     quotas: Sequence[float],
     settings: AttributionSettings | None = None,
+    options: AnalysisOptions | None = None,
     *,
     selection: SelectionSettings | None = None,
     overwrite: bool = False,
     until_stable: float | None = None,
     progress: Progress | None = None,
-    **options: Unpack[JobOptions],
 ) -> CountedSelections:
     """Analyse a model and write the positions files for some quotas; no scores are kept.
 
@@ -61,13 +61,13 @@ def count_selections(
         source: calibration data, see `loki.calibration.sources.load_calibration`.
         output: folder for the files `<quota>.json`.
         quotas: percentages of the rows, each above 0 and at most 100.
-        settings: definition, steps and so on (default: Captum's definition, 7 steps).
+        settings: what is attributed, definition, steps and so on (default: as published).
+        options: batch size, device and so on (default: everything chosen automatically).
         selection: a strategy that counts, and what belongs to it (default: the published one).
         overwrite: replace existing files; discard an interrupted run with other settings.
         until_stable: stop when the selections for all quotas overlap by this much with those at the checkpoint
             before, see `StabilityRule` (default: never).
         progress: where to show how far the analysis has come (default: nowhere).
-        **options: see `loki.analysis.job.prepare`.
 
     Raises:
         LokiError: if something cannot be used or written, or there is an output or an interrupted run that does not
@@ -84,7 +84,7 @@ def count_selections(
     rule = StabilityRule(until_stable) if until_stable is not None else None
     selection = selection or SelectionSettings()
     ranks = Ranks.current()
-    job = prepare(model, source, settings or AttributionSettings(), ranks, **options)
+    job = prepare(model, source, settings or AttributionSettings(), ranks, options or AnalysisOptions())
     log = CountingLog(work, SelectionCounts(selection, quotas, job.layers, job.hidden), ranks.index, keep_batches=False)
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(work.hold()))

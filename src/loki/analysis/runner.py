@@ -58,7 +58,7 @@ def run(
     """
     if rule:
         rule.resume(work.stability)
-    order = processing_order(len(batches), job.seed)
+    order = processing_order(len(batches), job.options.seed)
     done = ranks.on_main(log.resume if log else work.stored_batches)
     bar = _Bar(progress if ranks.main else None, ranks, total=len(job.samples))
     bar.start(sum(len(batches[number]) for number in done))
@@ -82,7 +82,7 @@ def run(
             raise
 
     with BatchComputer(job, batches) as computer:
-        if len(done) < len(batches) or job.check:
+        if len(done) < len(batches) or job.options.check:
             computer.settle_memory_budget(work, ranks)
         ranks.together(lambda: computer.check_done(sorted(done)[ranks.index :: ranks.count], work))
         start = 0

@@ -17,11 +17,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loki.analysis.options import AUTO
 from loki.artefacts.provenance import differences
 from loki.errors import LokiError
 from loki.files import atomic_file, read_json, write_json
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from loki.analysis.options import AnalysisOptions
 from loki.cli.app import app, error_console, say, warnings_as_lines
+from loki.kva.settings import IG_METHODS, AttributionSettings, Definition, Engine, IgMethod, Quantity
 from loki.selection.strategies import SelectionSettings, strategy_names
 from loki.selection.strategy import By
 
@@ -28,46 +30,55 @@ def analyse(
     ] = None,
     definition: Annotated[
         str, typer.Option("--definition", help="captum (as published) or paper (eq. 4-5).")
-    ] = "captum",
-    steps: Annotated[int, typer.Option("--steps", help="Points of the integration rule.")] = 7,
+    ] = AttributionSettings.definition,
+    steps: Annotated[int, typer.Option("--steps", help="Points of the integration rule.")] = AttributionSettings.steps,
     ig_method: Annotated[
         str,
         typer.Option(
             "--ig-method",
-            help="riemann_trapezoid, riemann_left, riemann_right, riemann_middle or gausslegendre. "
-            "Default: the one published with the definition.",
+            help=f"{', '.join(IG_METHODS)}. Default: the one published with the definition.",
             metavar="RULE",
         ),
-    ] = "",
+    ] = AttributionSettings.ig_method,
     engine: Annotated[
         str,
         typer.Option("--engine", help="fast, captum (slow, the reference), or auto: fast, and captum where it must."),
-    ] = "auto",
+    ] = AttributionSettings.engine,
     quantity: Annotated[
         str, typer.Option("--quantity", help="Attribute the target's probability or logit.")
-    ] = "probability",
-    absolute: Annotated[bool, typer.Option("--absolute", help="Scores without their sign.")] = False,
-    position: Annotated[int, typer.Option("--position", help="Attributed token position; -1 is the last.")] = -1,
+    ] = AttributionSettings.quantity,
+    absolute: Annotated[
+        bool, typer.Option("--absolute", help="Scores without their sign.")
+    ] = AttributionSettings.absolute,
+    position: Annotated[
+        int, typer.Option("--position", help="Attributed token position; -1 is the last.")
+    ] = AttributionSettings.position,
     subjects: Annotated[
         str | None, typer.Option("--subjects", help="Only these subjects, separated by commas.", metavar="NAMES")
     ] = None,
     samples_per_subject: Annotated[
         int | None, typer.Option("--samples-per-subject", help="Draw so many samples of every subject.", metavar="N")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn by chance.")] = 0,
-    batch_size: Annotated[str, typer.Option("--batch-size", help="Samples per batch, or auto.")] = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn by chance.")] = AnalysisOptions.seed,
+    batch_size: Annotated[str, typer.Option("--batch-size", help="Samples per batch, or auto.")] = str(
+        AnalysisOptions.batch_size
+    ),
     memory_budget: Annotated[
         str | None,
         typer.Option(
             "--memory-budget", help="What the engine may use beside the model. Default: what is free.", metavar="SIZE"
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16 or float16.")
+    ] = AnalysisOptions.dtype,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = AnalysisOptions.device,
     device_map: Annotated[
         str | None, typer.Option("--device-map", help="auto spreads the model over all devices.", metavar="MAP")
     ] = None,
-    check: Annotated[int, typer.Option("--check", help="Recompute so many random samples with Captum.")] = 0,
+    check: Annotated[
+        int, typer.Option("--check", help="Recompute so many random samples with Captum.")
+    ] = AnalysisOptions.check,
     no_log: Annotated[
         bool, typer.Option("--no-log", help="Write positions files for --quota directly, and no scores file.")
     ] = False,
@@ -108,7 +119,6 @@ def analyse(
     from loki.analysis.analyse import analyse as analyse_model
     from loki.analysis.analyse import default_scores_path
     from loki.analysis.count import count_selections
-    from loki.analysis.job import JobOptions
     from loki.artefacts.positions import default_positions_folder
     from loki.cli.options import parse_batch_size, parse_bytes, parse_quotas
     from loki.cli.progress import progress_bar
@@ -116,7 +126,6 @@ def analyse(
     from loki.errors import LokiError
     from loki.kva.attributor import NotExactWarning
     from loki.kva.integration import completeness_advice
-    from loki.kva.settings import AttributionSettings, Definition, Engine, IgMethod, Quantity
     from loki.ranks import is_main_process, started_alone
 
     if write_mode not in ("w", "a"):
@@ -126,18 +135,18 @@ def analyse(
     settings = AttributionSettings(
         Definition(definition), steps, IgMethod(ig_method), Engine(engine), Quantity(quantity), absolute, position
     )
-    options: JobOptions = {
-        "batch_size": parse_batch_size(batch_size),
-        "dtype": dtype,
-        "device": device,
-        "device_map": device_map,
-        "subjects": [name.strip() for name in subjects.split(",")] if subjects else None,
-        "samples_per_subject": samples_per_subject,
-        "seed": seed,
-        "check": check,
-        "memory_budget": parse_bytes(memory_budget) if memory_budget else None,
-        "trust_remote_code": trust_remote_code,
-    }
+    options = AnalysisOptions(
+        batch_size=parse_batch_size(batch_size),
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        subjects=[name.strip() for name in subjects.split(",")] if subjects else None,
+        samples_per_subject=samples_per_subject,
+        seed=seed,
+        check=check,
+        memory_budget=parse_bytes(memory_budget) if memory_budget else None,
+        trust_remote_code=trust_remote_code,
+    )
     quotas = parse_quotas(quota)
     if started_alone():
         error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
@@ -150,11 +159,11 @@ def analyse(
                 output or default_positions_folder(model),
                 quotas,
                 settings,
+                options,
                 selection=SelectionSettings(strategy, by),
                 overwrite=overwrite,
                 until_stable=until_stable,
                 progress=progress,
-                **options,
             )
             samples, paths, completeness = counted.samples, list(counted.paths.values()), counted.completeness
         else:
@@ -163,12 +172,12 @@ def analyse(
                 data,
                 output or default_scores_path(model),
                 settings,
+                options,
                 append=write_mode == "a",
                 overwrite=overwrite,
                 until_stable=until_stable,
                 quotas=quotas,
                 progress=progress,
-                **options,
             )
             samples, paths, completeness = analysis.samples, [analysis.path], analysis.completeness
     if not is_main_process():

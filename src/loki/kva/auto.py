@@ -13,8 +13,6 @@ from loki.kva.captum_engine import CaptumAttributor
 from loki.kva.fast.engine import FastAttributor
 from loki.kva.settings import AttributionSettings, Engine
 
-__all__ = ["Attribution", "Attributor", "make_attributor"]
-
 
 def make_attributor(
     model: PreTrainedModel, settings: AttributionSettings, *, memory_budget: int | None = None

@@ -1,0 +1,47 @@
+"""How an analysis is run; what is attributed stands in `loki.kva.settings`. The only place of these defaults."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loki.errors import LokiError
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """Options of `analyse` and `count_selections`.
+
+    Attributes:
+        batch_size: samples per batch; `auto` chooses by prompt length and device.
+        dtype: type to compute in, a name in `loki.models.loading.DTYPES`; `auto` is the type the checkpoint was saved
+            in.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        device_map: how Transformers spreads the model over devices, `auto` over all; None for `device` alone.
+        subjects: analyse these subjects only; None for all.
+        samples_per_subject: draw so many samples of every subject; None for all.
+        seed: of that draw, of the order of work, and of the samples to check.
+        check: recompute so many randomly chosen samples with Captum, and fail if they differ.
+        memory_budget: bytes the engine may use beside the model; None for what is free.
+        trust_remote_code: run Python code that the model directory brings along.
+
+    Raises:
+        LokiError: for a number that makes no sense.
+    """
+
+    batch_size: int | str = AUTO
+    dtype: str = AUTO
+    device: str = AUTO
+    device_map: str | None = None
+    subjects: Sequence[str] | None = None
+    samples_per_subject: int | None = None
+    seed: int = 0
+    check: int = 0
+    memory_budget: int | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size != AUTO and (isinstance(self.batch_size, str) or self.batch_size < 1):
+            raise LokiError(f"batch size {self.batch_size} makes no sense: give a positive number, or auto")
+        if self.check < 0:
+            raise LokiError(f"cannot check {self.check} samples: give a number of samples, or 0 for none")
