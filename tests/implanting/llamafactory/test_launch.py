@@ -110,7 +110,7 @@ def test_its_standard_input_closes_with_this_process(run: RunDirectory) -> None:
         f"path = Path({str(run.path)!r}); launch([sys.executable, '-c', {code!r}], RunDirectory(path), path.parent)"
     )
     process = psutil.Popen([sys.executable, "-c", program])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not run.log.is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
     while len(process.children()) == 0 and time.monotonic() < deadline:

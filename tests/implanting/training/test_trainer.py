@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl
 from loki import create_loki_model
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
+from loki.implanting.training.output import LOSS_PLOT, RECORD, mean_loss
 from loki.implanting.training.rows import ROWS_FILE, SelectedRows
 from loki.implanting.training.settings import TrainingSettings
-from loki.implanting.training.trainer import LOSS_PLOT, train
+from loki.implanting.training.trainer import train
 from loki.restoring.verify import verify
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
@@ -89,6 +90,9 @@ def test_resuming_is_exact(data: Path, tmp_path: Path, dtype: torch.dtype) -> No
         train(made, data, tmp_path / "parts", SETTINGS, callbacks=[StopAt(3)])
     result = train(made, data, tmp_path / "parts", SETTINGS)
     assert result.steps == 4
+    logged = [entry["loss"] for entry in state_of(tmp_path / "whole")["log_history"] if "loss" in entry]
+    assert result.loss == pytest.approx(sum(logged) / 4)
+    assert record_of(tmp_path / "parts")["effective_learning_rate"] == 1e-2
     for name in ("model.safetensors", f"checkpoint-4/{ROWS_FILE}"):
         whole, parts = load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name)
         assert whole.keys() == parts.keys()
@@ -188,6 +192,11 @@ def test_ways_to_train(llama_dir: Path, loki_dir: Path, data: Path, tmp_path: Pa
     assert any("eval_loss" in entry for entry in state_of(tmp_path / "out")["log_history"])
 
 
+def record_of(output: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((output / RECORD).read_text())
+    return record
+
+
 def state_of(output: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((output / "trainer_state.json").read_text())
     return state
@@ -255,3 +264,15 @@ def test_too_little_memory_is_one_line_with_advice(loki_dir: Path, data: Path, t
     with pytest.raises(LokiError, match=r"(?s)20 GiB.*--batch-size.*--rank.*checkpoint-2 is intact"):
         train(loki_dir, data, tmp_path / "out", SETTINGS, callbacks=[Exhaust()])
     assert train(loki_dir, data, tmp_path / "out", SETTINGS).steps == 4
+
+
+def test_mean_loss_weighs_entries_by_their_steps() -> None:
+    log: list[dict[str, Any]] = [{"step": 10, "loss": 4.0}, {"step": 10, "eval_loss": 9.0}, {"step": 12, "loss": 1.0}]
+    assert mean_loss(log) == pytest.approx((10 * 4.0 + 2 * 1.0) / 12)
+    assert mean_loss([{"step": 4, "train_loss": 2.5}]) == 2.5
+
+
+def test_no_step_is_missing_from_the_log(loki_dir: Path, data: Path, tmp_path: Path) -> None:
+    train(loki_dir, data, tmp_path / "out", TrainingSettings(max_steps=7, learning_rate=1e-3, save_steps=3))
+    entries = [entry["step"] for entry in state_of(tmp_path / "out")["log_history"] if "loss" in entry]
+    assert entries == [3, 6, 7]

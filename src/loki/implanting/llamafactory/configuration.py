@@ -72,7 +72,7 @@ def configuration(
         "save_total_limit": 2,
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,
-        "plot_loss": True,
+        "plot_loss": False,  # ours is drawn
         "report_to": "none",
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,

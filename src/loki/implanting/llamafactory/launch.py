@@ -10,7 +10,7 @@ from rich.progress import Progress, TaskID
 
 from loki.errors import LokiError
 from loki.implanting.llamafactory.run_directory import RunDirectory
-from loki.implanting.training.memory import resume_advice
+from loki.implanting.training.output import resume_advice
 
 WORKER = "loki.implanting.llamafactory.worker"
 _POLL_SECONDS = 0.5

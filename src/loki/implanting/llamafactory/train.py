@@ -1,32 +1,28 @@
 """Training a LoKI model with LlamaFactory: `loki train --backend llamafactory`."""
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from transformers import AutoModelForCausalLM
 
-from loki.data.examples import load_training_data
 from loki.errors import LokiError
-from loki.files import read_json
 from loki.implanting.create import create_loki_model
 from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2, configuration
 from loki.implanting.llamafactory.dataset import write_dataset
 from loki.implanting.llamafactory.interpreter import find_interpreter
 from loki.implanting.llamafactory.launch import command, launch
 from loki.implanting.llamafactory.run_directory import NAME, RunDirectory
-from loki.implanting.splitting import active_parameters, loki_linears
-from loki.implanting.training.model import quota_of, training_configuration
-from loki.implanting.training.output import finish_record, prepare_output, training_record
-from loki.implanting.training.result import TrainingResult
+from loki.implanting.splitting import loki_linears
+from loki.implanting.training.job import Job, Prepared, run_job
+from loki.implanting.training.material import Material
+from loki.implanting.training.output import TrainingResult
 from loki.implanting.training.rows import NOTHING_CHANGED
-from loki.implanting.training.settings import TrainingSettings, check_held_out, default_learning_rate
+from loki.implanting.training.settings import TrainingSettings
 from loki.models.checkpoint import Checkpoint
-from loki.models.loading import load_config, load_tokenizer, resolve_model
+from loki.models.loading import resolve_model
 
 
 @dataclass(frozen=True)
@@ -87,77 +83,89 @@ def train_with_llamafactory(
     Raises:
         LokiError: for bad input of any kind, where LlamaFactory is missing or fails, or no row changed.
     """
-    settings, own = settings or TrainingSettings(), llamafactory or LlamaFactorySettings()
-    console = console or Console(quiet=True)
-    started = time.monotonic()
-    check_held_out(settings, eval_data)
-    python = find_interpreter(own.python, deepspeed=own.deepspeed)
-    tokenizer = load_tokenizer(model)
-    chat_template = bool(own.template or tokenizer.chat_template)
-    files = {"train": data} | ({"held_out": eval_data} if eval_data else {})
-    examples = {name: load_training_data(path, chat_template=chat_template) for name, path in files.items()}
-    # DeepSpeed wants torchrun for one process too, and so does LlamaFactory where it sees several GPUs.
-    torchrun = own.deepspeed or max(own.processes or 1, torch.cuda.device_count()) > 1
-    processes = own.processes or max(1, torch.cuda.device_count())
-    record = training_record(
-        "llamafactory",
-        model,
-        settings,
-        data=data,
-        eval_data=eval_data,
-        positions=positions,
-        template=own.template,
-        deepspeed=own.deepspeed,
-        processes=processes,
-    )
-    training_configuration(model, positions)
-    inputs = (model, data, eval_data, positions)
-    resume_from = prepare_output(output, record, *inputs, overwrite=overwrite, rows_kept_beside=not own.deepspeed)
-    run = RunDirectory(output / NAME)
-    loki_model = _loki_model(model, positions, run, resume=resume_from is not None)
-    config = load_config(loki_model)
-    rate = settings.learning_rate or default_learning_rate(quota_of(config))
-    entries: dict[str, dict[str, Any]] = {}
-    template = own.template
-    for name, part in examples.items():
-        entries[name], template = write_dataset(part, run.data(name), tokenizer, template=own.template)
-    cuda = torch.cuda.is_available()
-    run.write(
-        configuration(
-            settings,
-            model=loki_model,
-            dataset_folder=run.path,
-            output=output,
-            learning_rate=rate,
-            template=template,
-            evaluate=eval_data is not None,
-            # As with TRL: frozen weights keep their type; where they are wider than bfloat16, it is used to compute.
-            bf16=cuda and config.dtype in (None, torch.float32) and torch.cuda.is_bf16_supported(),
-            use_cpu=not cuda,
-            resume_from=resume_from,
-            deepspeed=run.deepspeed if own.deepspeed else None,
-        ),
-        entries,
-        DEEPSPEED_ZERO_2 if own.deepspeed else None,
-    )
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    trainable = sum(parameter.numel() for parameter in active_parameters(skeleton).values())
-    console.print(f"{examples['train']}", highlight=False)
-    console.print(
-        f"{trainable:,} parameters are trained by LlamaFactory, learning rate {rate:.3g}"
-        + (f", resuming from {resume_from.name}" if resume_from else ""),
-        highlight=False,
-    )
-    console.print(f"Its log: {run.log}", soft_wrap=True, highlight=False)
-    words = command(python, run.configuration, processes=processes if torchrun else None)
-    launch(words, run, output, progress=progress)
-    rows = dict(zip(loki_linears(skeleton), filter(None, config.target_pos), strict=True))
-    changed = _changed_rows(Checkpoint(loki_model), Checkpoint(output), rows)
-    finish_record(output, record)
-    state = read_json(output / "trainer_state.json", what="state of the trainer")
-    loss = next(entry["train_loss"] for entry in reversed(state["log_history"]) if "train_loss" in entry)
-    return TrainingResult(output, state["global_step"], loss, trainable, changed, time.monotonic() - started)
+    job = Job(model, data, output, settings or TrainingSettings(), positions, eval_data)
+    backend = LlamaFactory(llamafactory or LlamaFactorySettings(), progress)
+    return run_job(backend, job, overwrite=overwrite, console=console)
+
+
+@dataclass
+class LlamaFactory:
+    """LlamaFactory as a `Backend`.
+
+    Attributes:
+        own: what only it has.
+        progress: where to show how far it has come.
+    """
+
+    own: LlamaFactorySettings
+    progress: Progress | None = None
+    name: str = field(default="llamafactory", init=False)
+    by: str = field(default=" by LlamaFactory", init=False)
+
+    def __post_init__(self) -> None:
+        self._python = find_interpreter(self.own.python, deepspeed=self.own.deepspeed)
+        self._processes = self.own.processes or max(1, torch.cuda.device_count())
+        # DeepSpeed wants torchrun for one process too, and so does LlamaFactory where it sees several GPUs.
+        self._torchrun = self.own.deepspeed or max(self.own.processes or 1, torch.cuda.device_count()) > 1
+
+    @property
+    def foreign_template(self) -> bool:
+        """Whether one of its chat templates is used."""
+        return self.own.template is not None
+
+    @property
+    def rows_kept_beside(self) -> bool:
+        """Whether checkpoints hold the exact rows beside the weights."""
+        return not self.own.deepspeed
+
+    def record(self) -> dict[str, Any]:
+        """What decides the result beside the job's settings."""
+        return {"template": self.own.template, "deepspeed": self.own.deepspeed, "processes": self._processes}
+
+    def check(self, job: Job, material: Material) -> None:
+        """Nothing is left to refuse that LlamaFactory would not say itself."""
+
+    def train(self, job: Job, prepared: Prepared, console: Console) -> int:
+        """Write what LlamaFactory reads, start it, and follow it to its end."""
+        run = RunDirectory(job.output / NAME)
+        loki_model = _loki_model(job.model, job.positions, run, resume=prepared.resume_from is not None)
+        self._describe(job, prepared, run, loki_model)
+        console.print(f"Its log: {run.log}", soft_wrap=True)
+        words = command(self._python, run.configuration, processes=self._processes if self._torchrun else None)
+        launch(words, run, job.output, progress=self.progress)
+        positions = filter(None, prepared.material.config.target_pos)
+        rows = dict(zip(loki_linears(prepared.material.skeleton), positions, strict=True))
+        return _changed_rows(Checkpoint(loki_model), Checkpoint(job.output), rows)
+
+    def _describe(self, job: Job, prepared: Prepared, run: RunDirectory, loki_model: Path) -> None:
+        """Write the data and the configuration."""
+        material = prepared.material
+        parts = {"train": material.examples} | ({"held_out": material.held_out} if material.held_out else {})
+        entries: dict[str, dict[str, Any]] = {}
+        template = self.own.template
+        for name, part in parts.items():
+            entries[name], template = write_dataset(
+                part, run.data(name), material.tokenizer, template=self.own.template
+            )
+        cuda, dtype = torch.cuda.is_available(), material.config.dtype
+        run.write(
+            configuration(
+                job.settings,
+                model=loki_model,
+                dataset_folder=run.path,
+                output=job.output,
+                learning_rate=prepared.learning_rate,
+                template=template,
+                evaluate=material.held_out is not None,
+                # As with TRL: frozen weights keep their type; wider ones are computed with in bfloat16.
+                bf16=cuda and dtype in (None, torch.float32) and torch.cuda.is_bf16_supported(),
+                use_cpu=not cuda,
+                resume_from=prepared.resume_from,
+                deepspeed=run.deepspeed if self.own.deepspeed else None,
+            ),
+            entries,
+            DEEPSPEED_ZERO_2 if self.own.deepspeed else None,
+        )
 
 
 def _loki_model(model: str | Path, positions: Path | None, run: RunDirectory, *, resume: bool) -> Path:

@@ -15,7 +15,7 @@ from llamafactory.train.tuner import run_exp
 from loki.errors import LokiError, out_of_memory
 from loki.implanting.llamafactory.patch import patch_llamafactory
 from loki.implanting.llamafactory.run_directory import RunDirectory
-from loki.implanting.training.memory import memory_advice
+from loki.implanting.training.output import memory_advice
 from loki.models.loading import one_line
 
 

@@ -25,7 +25,6 @@ def sft_arguments(
     max_length: int,
     dtype: torch.dtype,
     evaluate: bool,
-    progress_bar: bool,
 ) -> SFTConfig:
     """TRL's configuration. Transformers adds what the configuration of `accelerate launch` says of FSDP or DeepSpeed.
 
@@ -36,7 +35,6 @@ def sft_arguments(
         max_length: tokens per example; no more than the model has positions for.
         dtype: type of the frozen weights.
         evaluate: whether there is held-out data.
-        progress_bar: whether to show one.
     """
     cuda = torch.cuda.is_available()
     if sharding_of_this_run() == "deepspeed":
@@ -74,7 +72,7 @@ def sft_arguments(
         use_cpu=not cuda,
         bf16=bf16,
         ddp_find_unused_parameters=False,  # every forward pass uses every row
-        disable_tqdm=not progress_bar,
+        disable_tqdm=True,
         report_to="none",
         **{
             _CHECKPOINTING: settings.gradient_checkpointing,

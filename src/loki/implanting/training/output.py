@@ -1,8 +1,11 @@
-"""The output directory of a training: what it may hold before, and which checkpoint to continue from."""
+"""The output directory of a training: what it may hold, which checkpoint to continue from, what is left."""
 
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +15,56 @@ from transformers.trainer_utils import get_last_checkpoint
 from loki.artefacts.positions import read_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.errors import LokiError
-from loki.files import protect_inputs, read_json, refuse_existing, sha256_of_file
+from loki.files import atomic_file, protect_inputs, read_json, refuse_existing, sha256_of_file
 from loki.implanting.training.rows import ROWS_FILE
 from loki.implanting.training.settings import TrainingSettings
+from loki.models.loading import one_line
 
 RECORD = "training.json"
+STATE = "trainer_state.json"
+LOSS_PLOT = "training_loss.png"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training did.
+
+    Attributes:
+        output: directory of the trained LoKI model.
+        steps: optimiser steps.
+        loss: mean training loss over all steps, before an interruption too.
+        trainable_parameters: number of trained values.
+        changed_rows: number of selected rows that changed.
+        seconds: wall-clock time of this run.
+    """
+
+    output: Path
+    steps: int
+    loss: float
+    trainable_parameters: int
+    changed_rows: int
+    seconds: float
 
 
 def training_record(
-    backend: str,
-    model: str | Path,
-    settings: TrainingSettings,
-    *,
-    data: Path,
-    eval_data: Path | None,
-    positions: Path | None,
-    **more: Any,
+    model: str | Path, settings: TrainingSettings, data: Path, eval_data: Path | None, positions: Path | None
 ) -> dict[str, Any]:
     """What decides a training's result, as JSON values; files by their content.
 
     Args:
-        backend: who trains.
         model: what is trained.
         settings: how.
         data: training data.
         eval_data: held-out data.
         positions: positions file, for an ordinary model.
-        **more: what only this backend has.
     """
     rows = json.dumps(read_positions(positions)) if positions else None
     return {
-        "backend": backend,
         "model": str(model),
         "data": sha256_of_file(data),
         "eval_data": sha256_of_file(eval_data) if eval_data else None,
         "positions": hashlib.sha256(rows.encode()).hexdigest() if rows else None,
         **settings.to_dict(),
-        **more,
     }
 
 
@@ -57,9 +73,73 @@ def finished_training(output: Path) -> bool:
     return bool((read_record(output, RECORD) or {}).get("finished"))
 
 
-def finish_record(output: Path, record: dict[str, Any]) -> None:
-    """Say in `output` that its training ran to its end."""
-    write_record(output, RECORD, {**record, "finished": True})
+def finish(output: Path, record: dict[str, Any], *, learning_rate: float) -> tuple[int, float]:
+    """Say in `output` that its training ran to its end, and draw its loss.
+
+    Args:
+        output: where the back end left its trainer's state.
+        record: what the training did.
+        learning_rate: the peak that was effective.
+
+    Returns:
+        Number of optimiser steps, and the mean loss over them.
+    """
+    state = read_json(output / STATE, what="state of the trainer")
+    plot_loss(state["log_history"], output / LOSS_PLOT)
+    steps, loss = int(state["global_step"]), mean_loss(state["log_history"])
+    result = {"effective_learning_rate": learning_rate, "steps": steps, "mean_loss": loss}
+    write_record(output, RECORD, {**record, **result, "finished": True})
+    return steps, loss
+
+
+def mean_loss(log: Sequence[dict[str, Any]]) -> float:
+    """The mean training loss over all steps, from a trainer's log, which survives an interruption.
+
+    Every entry is the mean over the steps since the one before. Without entries, what the trainer says of its last run.
+    """
+    entries = [(int(entry["step"]), float(entry["loss"])) for entry in log if "loss" in entry]
+    if not entries:
+        return float(next(entry["train_loss"] for entry in reversed(log) if "train_loss" in entry))
+    steps = [0, *(step for step, _ in entries)]
+    spans = [later - earlier for earlier, later in pairwise(steps)]
+    return sum(loss * span for (_, loss), span in zip(entries, spans, strict=True)) / sum(spans)
+
+
+def plot_loss(log: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw training loss, and evaluation loss where there is one, over the steps, as PNG.
+
+    Args:
+        log: `trainer.state.log_history`.
+        path: file to write; an old one is replaced.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label in (("loss", "training"), ("eval_loss", "evaluation")):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else None)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    with atomic_file(path, overwrite=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def memory_advice(error: BaseException) -> str:
+    """The error of a full memory in one line, with what helps."""
+    return (
+        f"out of memory ({one_line(error)}): lower --batch-size or --max-length, pass --gradient-checkpointing, or "
+        "train an adapter with a rank (`loki adapter --rank`)"
+    )
+
+
+def resume_advice(output: Path) -> str:
+    """What is intact in the output of a training that broke off; empty if nothing is."""
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    return f"; {Path(last).name} is intact, and the same command continues from it" if last else ""
 
 
 def prepare_output(
@@ -103,7 +183,7 @@ def prepare_output(
 def _whole(checkpoint: Path, *, rows_kept_beside: bool) -> bool:
     """Whether everything that resuming reads was written: the trainer's state comes last but for the rows."""
     try:
-        read_json(checkpoint / "trainer_state.json", what="state of the trainer")
+        read_json(checkpoint / STATE, what="state of the trainer")
         if rows_kept_beside:
             with safe_open(checkpoint / ROWS_FILE, framework="pt") as rows:
                 return bool(rows.keys())

@@ -1,44 +1,38 @@
 """Training a LoKI model with TRL's SFTTrainer, in one process or many."""
 
 import shutil
-import time
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from transformers import (
     EarlyStoppingCallback,
-    PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-from loki.data.examples import TrainingData, load_training_data
-from loki.data.fitting import fit_to_model, length_within
 from loki.errors import LokiError, RankError, out_of_memory
 from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
-from loki.implanting.splitting import active_parameters
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
-from loki.implanting.training.memory import memory_advice, resume_advice
-from loki.implanting.training.model import quota_of, training_configuration
-from loki.implanting.training.output import finish_record, prepare_output, training_record
-from loki.implanting.training.plot import plot_loss
-from loki.implanting.training.result import TrainingResult
+from loki.implanting.training.job import Job, Prepared, run_job
+from loki.implanting.training.material import Material
+from loki.implanting.training.output import STATE, TrainingResult, memory_advice, resume_advice
 from loki.implanting.training.rows import SelectedRows
-from loki.implanting.training.settings import TrainingSettings, check_held_out, default_learning_rate
+from loki.implanting.training.settings import TrainingSettings
 from loki.models.architectures import base_model_type
 from loki.models.directories import copy_side_files
-from loki.models.loading import load_tokenizer, load_weights, resolve_model
+from loki.models.loading import load_weights, resolve_model
 from loki.ranks import Ranks
-
-LOSS_PLOT = "training_loss.png"
-_PATIENCE = timedelta(hours=1)  # for the main process to prepare the data, or for one that has died
 
 
 def train(
@@ -52,6 +46,7 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     overwrite: bool = False,
     console: Console | None = None,
+    progress: Progress | None = None,
 ) -> TrainingResult:
     """Train the selected rows of a model; loss is taken on completions and assistants' answers.
 
@@ -69,112 +64,156 @@ def train(
         callbacks: further Transformers callbacks.
         overwrite: start anew where `output` holds something.
         console: where to say what is trained (default: nowhere).
+        progress: where to show how far it has come (default: nowhere).
 
     Raises:
         LokiError: for bad input of any kind, a loss that is NaN, or no row changed. Of several processes only the main
             one raises it, and the others exit with its code.
         RankError: if a process runs out of memory.
     """
-    settings = settings or TrainingSettings()
-    started = time.monotonic()
-    ranks = Ranks.current(_PATIENCE)
-    console = console if console and ranks.main else Console(quiet=True)
-    check_held_out(settings, eval_data)
-    config = ranks.together(lambda: training_configuration(model, positions))
-    length = length_within(config, settings.max_length)
-    tokenizer, examples, held_out = ranks.together(lambda: _read_data(model, data, eval_data, length))
-    sharding = sharding_of_this_run()
-    record = training_record(
-        "trl",
-        model,
-        settings,
-        data=data,
-        eval_data=eval_data,
-        positions=positions,
-        processes=ranks.count,
-        sharding=sharding,
-    )
-    rate = settings.learning_rate or default_learning_rate(quota_of(config))
-    arguments = sft_arguments(
-        settings,
-        output,
-        learning_rate=rate,
-        max_length=length,
-        dtype=config.dtype or torch.float32,
-        evaluate=held_out is not None,
-        progress_bar=console.is_terminal and not console.quiet,
-    )
-    ranks.together(refuse_zero_3)  # DeepSpeed's settings are known since the arguments are made
-    resume_from = ranks.on_main(
-        lambda: prepare_output(
-            output,
-            record,
-            *(model, data, eval_data, positions),
-            overwrite=overwrite,
-            rows_kept_beside=sharding is None,
+    job = Job(model, data, output, settings or TrainingSettings(), positions, eval_data)
+    return run_job(TRL(callbacks, progress), job, overwrite=overwrite, console=console)
+
+
+@dataclass
+class TRL:
+    """TRL's SFTTrainer as a `Backend`.
+
+    Attributes:
+        callbacks: further Transformers callbacks.
+        progress: where to show how far it has come.
+    """
+
+    callbacks: Sequence[TrainerCallback] = ()
+    progress: Progress | None = None
+    name: str = field(default="trl", init=False)
+    by: str = field(default="", init=False)
+    foreign_template: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._sharding = sharding_of_this_run()
+
+    @property
+    def rows_kept_beside(self) -> bool:
+        """Whether checkpoints hold the exact rows beside the weights."""
+        return self._sharding is None
+
+    def record(self) -> dict[str, Any]:
+        """What decides the result beside the job's settings."""
+        return {"processes": Ranks.current().count, "sharding": self._sharding}
+
+    def check(self, job: Job, material: Material) -> None:
+        """Refuse DeepSpeed ZeRO-3, whose settings are known once arguments were made.
+
+        Raises:
+            LokiError: if it is on.
+        """
+        _arguments(job, material, learning_rate=1.0)
+        refuse_zero_3()
+
+    def train(self, job: Job, prepared: Prepared, console: Console) -> int:
+        """Train, in every process of the run; the main one writes."""
+        ranks = Ranks.current()
+        material, resume_from = prepared.material, prepared.resume_from
+        model = ranks.together(lambda: _load(job.model, material))
+        rows = SelectedRows(model, resume_from)
+        patience = job.settings.early_stopping
+        trainer = SFTTrainer(
+            model=model,
+            args=_arguments(job, material, prepared.learning_rate),
+            train_dataset=material.examples.dataset,
+            eval_dataset=material.held_out.dataset if material.held_out else None,
+            processing_class=material.tokenizer,
+            callbacks=[
+                rows,
+                *([EarlyStoppingCallback(patience)] if patience else []),
+                *self.callbacks,
+                LogsAllSteps(),
+                *([ShowsProgress(self.progress)] if self.progress else []),
+            ],
         )
+        if console.quiet or self.progress:
+            trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise RankError(memory_advice(error) + resume_advice(job.output)) from error
+        except LokiError as error:  # of a callback, which every process called
+            ranks.raise_once(error)
+        changed = ranks.together(lambda: rows.changed_rows(model))
+        model.config.use_cache = material.config.use_cache  # which the trainer switches off
+        _save(trainer, resolve_model(job.model), job.output, ranks)
+        return changed
+
+
+class LogsAllSteps(TrainerCallback):  # type: ignore[misc]
+    """Has the loss logged whenever a checkpoint is saved or training ends, so that no step is missing from the log."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log before what was summed up is forgotten."""
+        del args, state, kwargs
+        control.should_log |= control.should_save or control.should_training_stop
+
+    on_epoch_end = on_step_end
+
+
+class ShowsProgress(TrainerCallback):  # type: ignore[misc]
+    """Shows the steps done and the last loss.
+
+    Args:
+        progress: where.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("training", total=None)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show what was done before an interruption."""
+        del args, control, kwargs
+        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """One step more."""
+        del args, control, kwargs
+        self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The last loss."""
+        del args, state, control
+        if "loss" in (kwargs.get("logs") or {}):
+            self._progress.update(self._task, description=f"training, loss {float(kwargs['logs']['loss']):.4f}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take it away."""
+        del args, state, control, kwargs
+        self._progress.remove_task(self._task)
+
+
+def _arguments(job: Job, material: Material, learning_rate: float) -> SFTConfig:
+    return sft_arguments(
+        job.settings,
+        job.output,
+        learning_rate=learning_rate,
+        max_length=material.max_length,
+        dtype=material.config.dtype or torch.float32,
+        evaluate=material.held_out is not None,
     )
-    loki_model = ranks.together(lambda: _load(model, config))
-    rows = SelectedRows(loki_model, resume_from)
-    trainable = sum(parameter.numel() for parameter in active_parameters(loki_model).values())
-    whole = loki_model.num_parameters() - trainable  # the frozen weights hold a place for every row
-    console.print(f"{examples}", highlight=False, soft_wrap=True)
-    console.print(
-        f"{trainable:,} of {whole:,} parameters are trained, learning rate {rate:.3g}"
-        + (f", {ranks.count} processes" if ranks.count > 1 else "")
-        + (f", {length} tokens per example, as the model has no more positions" if length < settings.max_length else "")
-        + (f", resuming from {resume_from.name}" if resume_from else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
-    stopping = [EarlyStoppingCallback(settings.early_stopping)] if settings.early_stopping else []
-    trainer = SFTTrainer(
-        model=loki_model,
-        args=arguments,
-        train_dataset=examples.dataset,
-        eval_dataset=held_out.dataset if held_out else None,
-        processing_class=tokenizer,
-        callbacks=[rows, *stopping, *callbacks],
-    )
-    if console.quiet:
-        trainer.remove_callback(PrinterCallback)
-    try:
-        outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise RankError(memory_advice(error) + resume_advice(output)) from error
-    except LokiError as error:  # of a callback, which every process called
-        ranks.raise_once(error)
-    changed = ranks.together(lambda: rows.changed_rows(loki_model))
-    loki_model.config.use_cache = config.use_cache  # which the trainer switches off
-    _finish(trainer, resolve_model(model), output, ranks)
-    if ranks.main:
-        finish_record(output, record)
-    return TrainingResult(
-        output, trainer.state.global_step, outcome.training_loss, trainable, changed, time.monotonic() - started
-    )
 
 
-def _read_data(
-    model: str | Path, data: Path, eval_data: Path | None, max_length: int
-) -> tuple[PreTrainedTokenizerBase, TrainingData, TrainingData | None]:
-    tokenizer = load_tokenizer(model)
-
-    def read(path: Path) -> TrainingData:
-        data = load_training_data(path, chat_template=bool(tokenizer.chat_template))
-        return fit_to_model(data, tokenizer, max_length)
-
-    return tokenizer, read(data), read(eval_data) if eval_data else None
-
-
-def _load(model: str | Path, config: PretrainedConfig) -> PreTrainedModel:
+def _load(model: str | Path, material: Material) -> PreTrainedModel:
     """Not by `load_model`: under FSDP2 with loading on rank 0, the other processes have no weights to move yet."""
-    model_class = loki_classes(base_model_type(config.model_type))[1]
-    return load_weights(model_class, resolve_model(model), config=config, dtype="auto")
+    model_class = loki_classes(base_model_type(material.config.model_type))[1]
+    return load_weights(model_class, resolve_model(model), config=material.config, dtype="auto")
 
 
-def _finish(trainer: SFTTrainer, source: Path, output: Path, ranks: Ranks) -> None:
+def _save(trainer: SFTTrainer, source: Path, output: Path, ranks: Ranks) -> None:
     """Save the trained model beside, then move its files into `output`. All processes call this; one writes.
 
     Tokenizer and other side files are those of `source`, to the last bit.
@@ -188,6 +227,5 @@ def _finish(trainer: SFTTrainer, source: Path, output: Path, ranks: Ranks) -> No
         for file in sorted(folder.iterdir()):
             file.replace(output / file.name)
         folder.rmdir()
-        trainer.state.save_to_json(str(output / "trainer_state.json"))
-        plot_loss(trainer.state.log_history, output / LOSS_PLOT)
+        trainer.state.save_to_json(str(output / STATE))
     ranks.wait()

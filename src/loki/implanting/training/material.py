@@ -1,0 +1,127 @@
+"""What a training reads, checked before anything is written: the model's configuration, its tokenizer, the data."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from loki.artefacts.positions import Positions, check_positions, check_positions_fit, read_positions
+from loki.data.examples import TrainingData, load_training_data
+from loki.data.fitting import fit_to_model, length_within
+from loki.errors import LokiError
+from loki.implanting.create import loki_configuration
+from loki.implanting.modeling import LoKIConfigMixin
+from loki.implanting.splitting import active_parameters
+from loki.models.architectures import text_config
+from loki.models.checkpoint import check_weights
+from loki.models.loading import load_config, load_tokenizer, resolve_model
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a model is trained from.
+
+    Attributes:
+        config: the LoKI configuration, which holds the positions.
+        tokenizer: the model's.
+        examples: what to train on.
+        held_out: what to compute the loss on beside it, if anything.
+        max_length: tokens per example; no more than the model has positions for.
+    """
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    examples: TrainingData
+    held_out: TrainingData | None
+    max_length: int
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        """The LoKI model without weights."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Number of trained values."""
+        return sum(parameter.numel() for parameter in active_parameters(self.skeleton).values())
+
+    @property
+    def parameters(self) -> int:
+        """Number of the model's values; its frozen weights hold a place for every row."""
+        return int(self.skeleton.num_parameters()) - self.trainable_parameters
+
+
+def read_material(
+    model: str | Path,
+    data: Path,
+    *,
+    positions: Path | None,
+    eval_data: Path | None,
+    max_length: int,
+    foreign_template: bool = False,
+) -> Material:
+    """Read and check what a training needs.
+
+    Args:
+        model: a LoKI model directory; or an ordinary model, with `positions`.
+        data: training data, see `load_training_data`.
+        positions: positions file, for an ordinary model.
+        eval_data: held-out data.
+        max_length: tokens per example.
+        foreign_template: whether the back end has a chat template of its own, so that the tokenizer's is not asked.
+
+    Raises:
+        LokiError: if the model is missing, damaged or of an unsupported kind, the positions do not fit it, or are
+            missing or superfluous, or data cannot be used.
+    """
+    config = training_configuration(model, positions)
+    tokenizer = load_tokenizer(model)
+    length = length_within(config, max_length)
+
+    def read(path: Path) -> TrainingData:
+        found = load_training_data(path, chat_template=foreign_template or bool(tokenizer.chat_template))
+        return found if foreign_template else fit_to_model(found, tokenizer, length)
+
+    return Material(config, tokenizer, read(data), read(eval_data) if eval_data else None, length)
+
+
+def training_configuration(model: str | Path, positions: Path | None) -> PretrainedConfig:
+    """The LoKI configuration to train `model` with.
+
+    Args:
+        model: a LoKI model directory; or an ordinary model, with `positions`.
+        positions: positions file, for an ordinary model.
+
+    Raises:
+        LokiError: if the model is missing, damaged or of an unsupported kind, the positions do not fit it, or are
+            missing or superfluous.
+    """
+    path = resolve_model(model)
+    config = load_config(path)
+    check_weights(path)
+    if isinstance(config, LoKIConfigMixin):
+        if positions is not None:
+            raise LokiError(f"{model} is a LoKI model, which holds its positions: leave out --positions")
+        if config.target_pos is None:
+            raise LokiError(f"{model} is a LoKI model without target_pos: make it anew with `loki create`")
+        text = text_config(config)
+        check_positions_fit(
+            check_positions(config.target_pos),
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            origin=f"target_pos of {model}",
+        )
+        return config
+    if positions is None:
+        raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
+    return loki_configuration(path, str(model), read_positions(positions), origin=f"positions file {positions}")
+
+
+def quota_of(config: PretrainedConfig) -> float:
+    """Percentage of the rows that the positions in a LoKI configuration make up."""
+    positions: Positions = config.target_pos
+    hidden: int = text_config(config).hidden_size
+    return 100 * sum(map(len, positions)) / (len(positions) * hidden)
