@@ -10,6 +10,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
     _refuse_occupied(path, path.exists() and not overwrite)
 
 
-def protect_inputs(output: Path, *inputs: str | Path | None) -> None:
+def protect_inputs(output: Path, *inputs: str | PathLike[str] | None) -> None:
     """Refuse an output over, in or around anything that is read; call it before anything is written.
 
     Files and folders are compared as the system knows them, so neither links nor upper and lower case deceive it.

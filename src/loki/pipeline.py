@@ -24,10 +24,8 @@ from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.kva.integration import completeness_advice
 from loki.kva.settings import AttributionSettings
-from loki.models.architectures import max_positions, text_config
-from loki.models.checkpoint import check_weights
-from loki.models.directories import projection_names
-from loki.models.loading import load_config, load_tokenizer, resolve_model
+from loki.models.architectures import max_positions
+from loki.models.model_directory import ModelDirectory
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify
 from loki.selection.select import select
@@ -60,8 +58,11 @@ class RunSettings:
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
-    def check(self) -> dict[str, Any]:
+    def check(self, base: ModelDirectory) -> dict[str, Any]:
         """Refuse now what a later phase would refuse after hours of analysis.
+
+        Args:
+            base: the model, looked up.
 
         Returns:
             The settings as JSON values, with hashes of the data in place of their paths.
@@ -70,18 +71,15 @@ class RunSettings:
             LokiError: if the model or the data are missing, damaged or do not fit each other, the model cannot be
                 implanted, or quota or strategy make no sense.
         """
-        directory = resolve_model(self.model)
-        config = load_config(directory)
-        check_weights(directory)
-        layers, text = len(projection_names(config)), text_config(config)
-        find_strategy(self.selection.strategy).rows(self.quota, layers, text.hidden_size)
-        tokenizer = load_tokenizer(directory)
+        base.check()
+        text, tokenizer = base.text_config, base.tokenizer
+        find_strategy(self.selection.strategy).rows(self.quota, len(base.projection_names), text.hidden_size)
         examples = load_training_data(self.data, chat_template=bool(tokenizer.chat_template))
-        fit_to_model(examples, tokenizer, length_within(config, self.training.max_length))
+        fit_to_model(examples, tokenizer, length_within(base.config, self.training.max_length))
         calibration = load_calibration(
             self.calibration,
             tokenizer,
-            max_positions=max_positions(config),
+            max_positions=max_positions(base.config),
             vocab_size=text.vocab_size,
             samples_per_subject=self.samples_per_subject,
         )
@@ -127,7 +125,8 @@ def run(
         CheckFailed: if anything but the selected rows differs in the end.
     """
     console = console or Console(quiet=True)
-    _begin(settings, output, settings.check(), overwrite=overwrite)
+    base = ModelDirectory(settings.model)
+    _begin(settings, output, settings.check(base), overwrite=overwrite)
     scores, positions = output / "scores.h5", output / "positions.json"
     loki_model, trained, restored = output / "loki_model", output / "trained", output / "restored"
     seconds: dict[str, float] = {}
@@ -142,7 +141,7 @@ def run(
 
     def score() -> None:
         analysis = analyse(
-            settings.model,
+            base,
             settings.calibration,
             scores,
             settings.attribution,
@@ -161,7 +160,7 @@ def run(
     phase(
         "create",
         loki_model.is_dir(),
-        lambda: create_loki_model(model_name=settings.model, target_pos_path=positions, save_dir=loki_model),
+        lambda: create_loki_model(model_name=base, target_pos_path=positions, save_dir=loki_model),
     )
     phase(
         "train",
@@ -170,7 +169,7 @@ def run(
     )
     phase("restore", restored.is_dir(), lambda: restore_loki_model(trained, restored))
     started = time.monotonic()
-    report = verify(settings.model, restored, read_positions(positions))
+    report = verify(base, restored, read_positions(positions))
     report.raise_for_differences()
     seconds["verify"] = time.monotonic() - started
     return RunResult(restored, report, seconds)

@@ -12,6 +12,7 @@ import torch
 from loki.analysis import batch_computer
 from loki.kva.attributor import Attribution
 from loki.kva.settings import AttributionSettings
+from loki.models.model_directory import ModelDirectory
 
 LAYERS, HIDDEN = 3, 32
 
@@ -89,6 +90,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeAttributor:
     """Replaces the engine; the model is not loaded either."""
     fake = FakeAttributor()
     monkeypatch.setattr(batch_computer, "make_attributor", fake.made)
-    monkeypatch.setattr(batch_computer, "load_model", lambda *_, **__: None)
+    monkeypatch.setattr(ModelDirectory, "load", lambda *_, **__: None)
     monkeypatch.setattr(batch_computer, "free_memory", lambda _: 2**30)
     return fake

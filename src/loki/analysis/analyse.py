@@ -24,6 +24,7 @@ from loki.calibration.samples import digest_of_sample
 from loki.errors import LokiError
 from loki.files import protect_inputs
 from loki.kva.settings import AttributionSettings
+from loki.models.model_directory import AnyModel
 from loki.ranks import Ranks
 from loki.selection.strategies import SelectionSettings
 
@@ -48,7 +49,7 @@ class Analysis:
 
 
 def analyse(
-    model: str | Path,
+    model: AnyModel,
     source: str,
     output: Path,
     settings: AttributionSettings | None = None,

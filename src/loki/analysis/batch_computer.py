@@ -23,7 +23,6 @@ from loki.kva.auto import make_attributor
 from loki.kva.fast.memory import free_memory
 from loki.kva.prompts import PromptError
 from loki.kva.settings import Engine
-from loki.models.loading import load_model
 from loki.ranks import Ranks
 
 
@@ -99,12 +98,8 @@ class BatchComputer:
 
     def _loaded(self) -> PreTrainedModel:
         if self._model is None:
-            self._model = load_model(
-                self._job.directory,
-                dtype=self._job.provenance.dtype,
-                device=self._job.device,
-                device_map=self._job.options.device_map,
-                trust_remote_code=self._job.options.trust_remote_code,
+            self._model = self._job.directory.load(
+                dtype=self._job.provenance.dtype, device=self._job.device, device_map=self._job.options.device_map
             )
         return self._model
 

@@ -18,6 +18,7 @@ from loki.artefacts.positions import Positions, positions_file_name, read_positi
 from loki.errors import LokiError
 from loki.files import protect_inputs, refuse_existing
 from loki.kva.settings import AttributionSettings
+from loki.models.model_directory import AnyModel
 from loki.ranks import Ranks
 from loki.selection.strategies import SelectionSettings
 
@@ -39,7 +40,7 @@ class CountedSelections:
 
 
 def count_selections(
-    model: str | Path,
+    model: AnyModel,
     source: str,
     output: Path,
     quotas: Sequence[float],

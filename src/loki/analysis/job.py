@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
 from loki.kva.prompts import up_to
 from loki.kva.settings import AttributionSettings
-from loki.models.architectures import max_positions, text_config
-from loki.models.checkpoint import fingerprint
-from loki.models.loading import DTYPES, load_config, load_tokenizer, pick_dtype, resolve_model
+from loki.models.architectures import max_positions
+from loki.models.loading import DTYPES, pick_dtype
+from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.ranks import Ranks
 
 # Names given by the user, and what is told apart in other ways.
@@ -30,7 +29,7 @@ class Job:
     """A prepared analysis.
 
     Attributes:
-        directory: local directory of the model.
+        directory: of the model.
         settings: how it is attributed.
         provenance: what the scores will come from.
         samples: what is attributed, in the order of the output.
@@ -40,7 +39,7 @@ class Job:
         device: of this process.
     """
 
-    directory: Path
+    directory: ModelDirectory
     settings: AttributionSettings
     provenance: Provenance
     samples: list[Sample]
@@ -72,9 +71,7 @@ class Job:
         }
 
 
-def prepare(
-    model: str | Path, source: str, settings: AttributionSettings, ranks: Ranks, options: AnalysisOptions
-) -> Job:
+def prepare(model: AnyModel, source: str, settings: AttributionSettings, ranks: Ranks, options: AnalysisOptions) -> Job:
     """Check everything that can be checked before the model is loaded, and encode the samples.
 
     Args:
@@ -96,12 +93,11 @@ def prepare(
     own_device = ranks.device(options.device)
 
     def read() -> Job:
-        directory = resolve_model(model)
-        config = load_config(directory, trust_remote_code=options.trust_remote_code)
-        text = text_config(config)
+        directory = ModelDirectory.of(model, trust_remote_code=options.trust_remote_code)
+        config, text = directory.config, directory.text_config
         calibration = load_calibration(
             source,
-            load_tokenizer(directory, trust_remote_code=options.trust_remote_code),
+            directory.tokenizer,
             max_positions=max_positions(config),
             vocab_size=text.vocab_size,
             subjects=options.subjects,
@@ -114,7 +110,7 @@ def prepare(
             raise LokiError(f"model {model} was saved in {saved}, in which LoKI does not compute: pass --dtype float32")
         provenance = Provenance(
             model=str(model),
-            model_fingerprint=fingerprint(directory),
+            model_fingerprint=directory.fingerprint,
             definition=str(settings.definition),
             steps=settings.steps,
             ig_method=str(settings.ig_method),
@@ -126,7 +122,7 @@ def prepare(
             source=calibration.source,
             source_digest=calibration.digest,
             versions=library_versions(),
-            config_digest=config_digest(directory),
+            config_digest=config_digest(directory.path),
         )
         return Job(
             directory=directory,

@@ -19,16 +19,16 @@ from loki.implanting.directions import (
     write_directions,
 )
 from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
-from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
-from loki.models.directories import cast_floats, copy_side_files, fitting_projection_names, rewrite_weights
-from loki.models.loading import load_config, resolve_model
+from loki.models.checkpoint import rows_fingerprint
+from loki.models.directories import cast_floats, copy_side_files, rewrite_weights
+from loki.models.model_directory import AnyModel, ModelDirectory
 
 
 def create_loki_model(
     loki_model_class: type[PreTrainedModel] | None = None,
     loki_config_cls: type[PretrainedConfig] | None = None,
     *,
-    model_name: str | Path,
+    model_name: AnyModel,
     target_pos_path: str | Path,
     save_dir: str | Path,
     torch_dtype: torch.dtype | None = None,
@@ -65,25 +65,23 @@ def create_loki_model(
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
     protect_inputs(target, model_name, target_pos_path, moments)
-    source = resolve_model(model_name)
-    base = load_config(source, trust_remote_code=trust_remote_code)
+    source = ModelDirectory.of(model_name, trust_remote_code=trust_remote_code)
+    base = source.config
     config_class, model_class = _classes(base, loki_config_cls, loki_model_class)
     config = loki_configuration(
         source,
-        str(model_name),
         read_positions(Path(target_pos_path)),
         config_class=config_class,
         model_class=model_class,
         dtype=torch_dtype,
         origin=f"positions file {target_pos_path}",
-        trust_remote_code=trust_remote_code,
     )
     directions = chosen_directions(source, config, moments, protect)
     with atomic_directory(target, overwrite=overwrite) as temporary:
         if directions is not None:
             write_directions(temporary, directions)
-        rewrite_weights(source, temporary, cast_floats(torch_dtype))
-        copy_side_files(source, temporary)
+        rewrite_weights(source.path, temporary, cast_floats(torch_dtype))
+        copy_side_files(source.path, temporary)
         if not (temporary / "generation_config.json").is_file():
             GenerationConfig.from_model_config(base).save_pretrained(temporary)
         config.save_pretrained(temporary)
@@ -92,44 +90,40 @@ def create_loki_model(
 
 
 def loki_configuration(
-    source: Path,
-    model_name: str,
+    source: ModelDirectory,
     positions: Positions,
     *,
     config_class: Any = None,
     model_class: Any = None,
     dtype: torch.dtype | None = None,
     origin: str = "positions",
-    trust_remote_code: bool = False,
 ) -> PretrainedConfig:
     """The configuration of a LoKI model made from the base model in `source`.
 
     Args:
-        source: the base model's directory.
-        model_name: what the user calls it; recorded as it is for a hub id.
+        source: the base model; a hub id is recorded as the user gave it.
         positions: active rows of every layer.
         config_class: LoKI configuration class; None finds it from the model.
         model_class: LoKI model class; None finds it from the model.
         dtype: type that the weights are converted to; None keeps theirs.
         origin: what the positions are called in error messages.
-        trust_remote_code: run Python code that the base model brings along.
 
     Raises:
         LokiError: if the positions do not fit the model, or it cannot be implanted.
     """
-    base = load_config(source, trust_remote_code=trust_remote_code)
+    base = source.config
     if config_class is None or model_class is None:
         config_class, model_class = _classes(base, config_class, model_class)
-    names = fitting_projection_names(base, positions, origin=origin, trust_remote_code=trust_remote_code)
-    stored = Checkpoint(source).tensor(f"{names[0]}.weight").dtype
+    names = source.projections_for(positions, origin=origin)
+    stored = source.checkpoint.tensor(f"{names[0]}.weight").dtype
     values = base.to_dict() | {
         "model_type": config_class.model_type,
         "architectures": [model_class.__name__],
         "auto_map": auto_map(config_class.model_type),
         "target_pos": positions,
-        "base_model_name_or_path": str(source.resolve()) if Path(model_name).is_dir() else model_name,
-        "base_fingerprint": fingerprint(source),
-        "base_rows_fingerprint": rows_fingerprint(source, names, positions, dtype=dtype),
+        "base_model_name_or_path": str(source.path.resolve()) if Path(source.name).is_dir() else source.name,
+        "base_fingerprint": source.fingerprint,
+        "base_rows_fingerprint": rows_fingerprint(source.path, names, positions, dtype=dtype),
         "base_dtype": str(dtype or stored).removeprefix("torch."),
         "loki_version": version("loki-llm"),
     }
@@ -140,12 +134,12 @@ def loki_configuration(
 
 
 def chosen_directions(
-    source: Path, config: PretrainedConfig, moments: str | Path | None, protect: float | None
+    source: ModelDirectory, config: PretrainedConfig, moments: str | Path | None, protect: float | None
 ) -> Directions | None:
     """The input directions to train rows along, noted in `config`; None where nothing is protected.
 
     Args:
-        source: the base model's directory.
+        source: the base model.
         config: LoKI configuration of the model.
         moments: file of second moments of the base model's inputs.
         protect: share of the input directions that training leaves alone.
@@ -159,8 +153,7 @@ def chosen_directions(
         raise LokiError("--protect and --moments belong together: measure the moments with `loki moments`")
     check_protect(protect)
     check_measured_on(Path(moments), config.base_fingerprint)
-    name = fitting_projection_names(load_config(source), config.target_pos)[0]
-    width = Checkpoint(source).shape(f"{name}.weight")[1]
+    width = source.checkpoint.shape(f"{source.projection_names[0]}.weight")[1]
     directions = least_used_directions(Path(moments), protect, config.target_pos, width=width)
     config.protect, config.directions_digest = protect, digest(directions)
     return directions

@@ -9,10 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from loki.artefacts.positions import Positions, check_positions_fit
+from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.files import read_json, write_json
-from loki.models.architectures import down_projections, text_config
+from loki.models.architectures import down_projections
 from loki.models.checkpoint import INDEX_NAME, check_weights
 from loki.models.loading import one_line
 
@@ -88,25 +88,6 @@ def projection_names(config: PretrainedConfig, *, trust_remote_code: bool = Fals
             "correct its config.json, or fetch or save it again"
         ) from error
     return list(down_projections(model))
-
-
-def fitting_projection_names(
-    config: PretrainedConfig, positions: Positions, *, origin: str = "positions", trust_remote_code: bool = False
-) -> list[str]:
-    """`projection_names`, of a model that `positions` were checked against.
-
-    Args:
-        config: the model's configuration.
-        positions: selected rows of every layer.
-        origin: what the positions are called in error messages.
-        trust_remote_code: run Python code that the model brings along.
-
-    Raises:
-        LokiError: if a layer has no MLP that ends in one `nn.Linear`, or the positions do not fit the model.
-    """
-    names = projection_names(config, trust_remote_code=trust_remote_code)
-    check_positions_fit(positions, layers=len(names), hidden=text_config(config).hidden_size, origin=origin)
-    return names
 
 
 def selected_by_tensor(names: list[str], positions: Positions) -> dict[str, list[int]]:

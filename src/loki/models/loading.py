@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ DTYPES: dict[str, torch.dtype | None] = {
 }
 
 
-def resolve_model(model: str | Path) -> Path:
+def resolve_model(model: str | PathLike[str]) -> Path:
     """The local directory of `model`: a directory, or a hub id whose snapshot is fetched or found in the cache.
 
     Raises:
@@ -53,7 +55,7 @@ def resolve_model(model: str | Path) -> Path:
     )
 
 
-def load_config(model: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(model: str | PathLike[str], *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of a decoder-only causal language model.
 
     Raises:
@@ -74,7 +76,7 @@ def load_config(model: str | Path, *, trust_remote_code: bool = False) -> Pretra
     return config
 
 
-def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str | PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of `model`.
 
     Raises:
@@ -95,12 +97,13 @@ def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> Pre
 
 
 def load_model(
-    model: str | Path,
+    model: str | PathLike[str],
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     device_map: str | None = None,
     trust_remote_code: bool = False,
+    config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, read from safetensors only.
 
@@ -110,17 +113,19 @@ def load_model(
         device: where to put it; ignored with `device_map`.
         device_map: passed to Transformers; `auto` spreads the model over all devices.
         trust_remote_code: run Python code that the model directory brings along.
+        config: what `load_config` gave for this directory; None reads it now.
 
     Raises:
         LokiError: for anything that `load_config` refuses, and for missing or truncated weights.
     """
     path = resolve_model(model)
-    load_config(path, trust_remote_code=trust_remote_code)
+    config = config or load_config(path, trust_remote_code=trust_remote_code)
     check_weights(path)
     torch_dtype = (pick_dtype(dtype) or "auto") if isinstance(dtype, str) else dtype
     loaded = load_weights(
         AutoModelForCausalLM,
         path,
+        config=deepcopy(config),  # loading notes things in it
         dtype=torch_dtype,
         device_map=device_map,
         trust_remote_code=trust_remote_code,

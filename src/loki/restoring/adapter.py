@@ -10,9 +10,8 @@ from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
 from loki.implanting.peft.base_weight import fingerprint_rows, same_base
-from loki.models.checkpoint import Checkpoint
 from loki.models.directories import copy_side_files, rewrite_weights
-from loki.models.loading import load_config, resolve_model
+from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.restoring.scale import scaled
 
 
@@ -25,7 +24,7 @@ def restore_adapter(
     path: Path,
     output: Path,
     *,
-    base_model: str | Path | None = None,
+    base_model: AnyModel | None = None,
     positions: Positions | None = None,
     scale: float = 1.0,
     allow_unchanged: bool = False,
@@ -56,7 +55,7 @@ def restore_adapter(
     if named is None:
         raise LokiError(f"adapter {path} names no base model: give --base")
     protect_inputs(output, path, named)
-    base = resolve_model(named)
+    base = ModelDirectory.of(named)
     _check_base(adapter, base)
     if not allow_unchanged and not any(layer.matrix.any() for layer in adapter.adapted):
         raise LokiError(
@@ -71,27 +70,29 @@ def restore_adapter(
         return tensor
 
     with atomic_directory(output, overwrite=overwrite) as temporary:
-        rewrite_weights(base, temporary, add)
-        copy_side_files(base, temporary)
-        load_config(base).save_pretrained(temporary)
+        rewrite_weights(base.path, temporary, add)
+        copy_side_files(base.path, temporary)
+        base.config.save_pretrained(temporary)
     return output
 
 
-def _check_base(adapter: SavedAdapter, base: Path) -> None:
-    checkpoint = Checkpoint(base)
+def _check_base(adapter: SavedAdapter, base: ModelDirectory) -> None:
+    checkpoint = base.checkpoint
     selected = []
     for index, layer in enumerate(adapter.layers):
         if layer is None:
             continue
         name = f"{layer.module}.weight"
         if name not in checkpoint:
-            raise LokiError(f"{base} has no tensor {name}: name the base model of {adapter.path} with --base")
+            raise LokiError(f"{base.path} has no tensor {name}: name the base model of {adapter.path} with --base")
         weight = checkpoint.tensor(name)
         if weight.shape[1] != layer.width or max(layer.rows) >= len(weight):
             raise LokiError(
-                f"{name} of {base} is {list(weight.shape)}, which {adapter.path} does not fit: check --base"
+                f"{name} of {base.path} is {list(weight.shape)}, which {adapter.path} does not fit: check --base"
             )
         selected.append((index, layer.rows, weight))
     wanted = adapter.config.base_fingerprint
     if wanted and not same_base(fingerprint_rows(selected), wanted):
-        raise LokiError(f"{adapter.path} was made for other weights than those of {base}: name its base with --base")
+        raise LokiError(
+            f"{adapter.path} was made for other weights than those of {base.path}: name its base with --base"
+        )

@@ -8,14 +8,15 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.trainer_utils import get_last_checkpoint
 
-from loki.artefacts.positions import check_positions, read_positions
+from loki.artefacts.positions import check_positions, check_positions_fit, read_positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, read_json, refuse_existing, write_json
 from loki.implanting.modeling import LoKIConfigMixin
-from loki.models.architectures import base_model_type
-from loki.models.checkpoint import Checkpoint, fingerprint, rows_fingerprint
-from loki.models.directories import cast_floats, copy_side_files, fitting_projection_names, rewrite_weights
-from loki.models.loading import load_config, resolve_model
+from loki.models.architectures import base_model_type, text_config
+from loki.models.checkpoint import Checkpoint, rows_fingerprint
+from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
+from loki.models.loading import load_config
+from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.restoring.adapter import is_adapter, restore_adapter
 from loki.restoring.scale import check_scale, scale_rows
 
@@ -38,7 +39,7 @@ def restore_loki_model(
     model_path: str | Path,
     save_dir: str | Path,
     *,
-    base_model: str | Path | None = None,
+    base_model: AnyModel | None = None,
     target_pos_path: str | Path | None = None,
     scale: float = 1.0,
     allow_unchanged: bool = False,
@@ -84,18 +85,20 @@ def restore_loki_model(
     config = load_config(source)
     if not isinstance(config, LoKIConfigMixin):
         raise LokiError(f"{source} is no LoKI model ({config.model_type}): it needs no restoring")
-    positions = check_positions(config.target_pos, origin=f"target_pos in the configuration of {source}")
+    origin = f"target_pos in the configuration of {source}"
+    positions = check_positions(config.target_pos, origin=origin)
     if target_pos_path is not None and read_positions(Path(target_pos_path)) != positions:
         raise LokiError(f"positions file {target_pos_path} is not the one that {source} was made with")
     if scale != 1 and base_model is None:
         base_model = config.base_model_name_or_path
-    base = resolve_model(base_model) if base_model is not None else None
-    if base is not None and config.base_fingerprint not in (None, fingerprint(base)):
+    base = ModelDirectory.of(base_model) if base_model is not None else None
+    if base is not None and config.base_fingerprint not in (None, base.fingerprint):
         raise LokiError(
             f"{source} was made from {config.base_model_name_or_path}, not from {base_model}: its fingerprint differs"
         )
-    ordinary = _ordinary_config(config, base)
-    names = fitting_projection_names(ordinary, positions, origin=f"target_pos in the configuration of {source}")
+    ordinary = _ordinary_config(config, base.path if base else None)
+    names = projection_names(ordinary)
+    check_positions_fit(positions, layers=len(names), hidden=text_config(ordinary).hidden_size, origin=origin)
     if not allow_unchanged and rows_fingerprint(source, names, positions) == config.base_rows_fingerprint:
         raise LokiError(
             f"{source}: 0 of {sum(map(len, positions))} selected rows changed in training; check the learning rate and "
@@ -111,7 +114,7 @@ def restore_loki_model(
 
     with atomic_directory(target, overwrite=overwrite) as temporary:
         rewrite_weights(source, temporary, change)
-        for directory in filter(None, (base, source)):
+        for directory in [base.path, source] if base else [source]:
             copy_side_files(directory, temporary)
         _clean_tokenizer_config(temporary / "tokenizer_config.json")
         ordinary.save_pretrained(temporary)

@@ -4,14 +4,12 @@ Interpolating towards the base is a strong lever against forgetting that costs n
 PEFT-Arena, arXiv 2605.28819). Only the selected rows differ, so only they are scaled.
 """
 
-from pathlib import Path
-
 import torch
 
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
-from loki.models.checkpoint import Checkpoint
 from loki.models.directories import Change, selected_by_tensor
+from loki.models.model_directory import ModelDirectory
 
 
 def check_scale(scale: float, *, allow_zero: bool = False) -> float:
@@ -40,19 +38,19 @@ def scaled(change: torch.Tensor, scale: float, base: torch.Tensor) -> torch.Tens
 
 
 def scale_rows(
-    base: Path, names: list[str], positions: Positions, scale: float, dtype: torch.dtype | None = None
+    base: ModelDirectory, names: list[str], positions: Positions, scale: float, dtype: torch.dtype | None = None
 ) -> Change:
     """What to do with every tensor of a trained model so that its rows' change is scaled.
 
     Args:
-        base: directory of the base model, which the rows are scaled towards.
+        base: the base model, which the rows are scaled towards.
         names: qualified name of every layer's `down_proj`.
         positions: selected rows of every layer.
         scale: factor of their change; 1 changes nothing, 0 gives the base to the last bit.
         dtype: type that the base was converted to before it was trained; None kept its own.
     """
     selected = selected_by_tensor(names, positions)
-    checkpoint = Checkpoint(base)
+    checkpoint = base.checkpoint
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if (rows := selected.get(name)) and scale != 1:

@@ -6,13 +6,12 @@ import torch
 
 from loki.artefacts.positions import read_positions
 from loki.files import atomic_directory, protect_inputs, refuse_existing
-from loki.models.checkpoint import Checkpoint
-from loki.models.directories import copy_side_files, fitting_projection_names, rewrite_weights, selected_by_tensor
-from loki.models.loading import load_config, resolve_model
+from loki.models.directories import copy_side_files, rewrite_weights, selected_by_tensor
+from loki.models.model_directory import AnyModel, ModelDirectory
 
 
 def set_zero_weights(
-    model_path: str | Path,
+    model_path: AnyModel,
     target_pos_path: str | Path,
     save_dir: str | Path,
     *,
@@ -38,11 +37,10 @@ def set_zero_weights(
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
     protect_inputs(target, model_path, target_pos_path)
-    source = resolve_model(model_path)
-    config = load_config(source)
+    source = ModelDirectory.of(model_path)
     positions = read_positions(Path(target_pos_path))
-    names = fitting_projection_names(config, positions, origin=f"positions file {target_pos_path}")
-    Checkpoint(source).require(f"{name}.weight" for name in names)
+    names = source.projections_for(positions, origin=f"positions file {target_pos_path}")
+    source.checkpoint.require(f"{name}.weight" for name in names)
     zeroed = selected_by_tensor(names, positions)
 
     def zero(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -51,7 +49,7 @@ def set_zero_weights(
         return tensor
 
     with atomic_directory(target, overwrite=overwrite) as temporary:
-        rewrite_weights(source, temporary, zero)
-        copy_side_files(source, temporary)
-        config.save_pretrained(temporary)
+        rewrite_weights(source.path, temporary, zero)
+        copy_side_files(source.path, temporary)
+        source.config.save_pretrained(temporary)
     return target

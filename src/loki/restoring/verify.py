@@ -1,15 +1,13 @@
 """Verifying that nothing but the selected rows of a model differs from its base."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from loki.artefacts.positions import Positions
 from loki.errors import CheckFailed
-from loki.models.checkpoint import Checkpoint
-from loki.models.directories import fitting_projection_names, selected_by_tensor
-from loki.models.loading import load_config, resolve_model
+from loki.models.directories import selected_by_tensor
+from loki.models.model_directory import AnyModel, ModelDirectory
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class VerifyReport:
             )
 
 
-def verify(base: str | Path, tuned: str | Path, positions: Positions) -> VerifyReport:
+def verify(base: AnyModel, tuned: AnyModel, positions: Positions) -> VerifyReport:
     """Compare every tensor of two models, one tensor of each in memory at a time.
 
     Only the listed rows of each layer's `down_proj.weight`, and their entries of its bias, may differ.
@@ -72,11 +70,11 @@ def verify(base: str | Path, tuned: str | Path, positions: Positions) -> VerifyR
     Raises:
         LokiError: if a model cannot be read, or the positions do not fit it.
     """
-    base_path, tuned_path = resolve_model(base), resolve_model(tuned)
-    config = load_config(base_path)
-    allowed = selected_by_tensor(fitting_projection_names(config, positions), positions)
-    load_config(tuned_path)
-    before, after = Checkpoint(base_path), Checkpoint(tuned_path)
+    base, tuned = ModelDirectory.of(base), ModelDirectory.of(tuned)
+    config = base.config
+    allowed = selected_by_tensor(base.projections_for(positions), positions)
+    tuned.check()
+    before, after = base.checkpoint, tuned.checkpoint
     # A tied output embedding need not be stored.
     optional = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
     differences: list[Difference] = []

@@ -22,7 +22,7 @@ from loki.implanting.training.output import TrainingResult
 from loki.implanting.training.rows import NOTHING_CHANGED
 from loki.implanting.training.settings import TrainingSettings
 from loki.models.checkpoint import Checkpoint
-from loki.models.loading import resolve_model
+from loki.models.model_directory import ModelDirectory
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class LlamaFactory:
     def train(self, job: Job, prepared: Prepared, console: Console) -> int:
         """Write what LlamaFactory reads, start it, and follow it to its end."""
         run = RunDirectory(job.output / NAME)
-        loki_model = _loki_model(job.model, job.positions, run, resume=prepared.resume_from is not None)
+        loki_model = _loki_model(
+            prepared.material.directory, job.positions, run, resume=prepared.resume_from is not None
+        )
         self._describe(job, prepared, run, loki_model)
         console.print(f"Its log: {run.log}", soft_wrap=True)
         words = command(self._python, run.configuration, processes=self._processes if self._torchrun else None)
@@ -168,9 +170,9 @@ class LlamaFactory:
         )
 
 
-def _loki_model(model: str | Path, positions: Path | None, run: RunDirectory, *, resume: bool) -> Path:
+def _loki_model(model: ModelDirectory, positions: Path | None, run: RunDirectory, *, resume: bool) -> Path:
     if positions is None:
-        return resolve_model(model)
+        return model.path
     if not (resume and run.model.is_dir()):
         create_loki_model(model_name=model, target_pos_path=positions, save_dir=run.model, overwrite=True)
     return run.model

@@ -15,12 +15,11 @@ from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
 from loki.implanting.peft.model import find_projections
 from loki.models.checkpoint import Checkpoint
-from loki.models.directories import fitting_projection_names
-from loki.models.loading import load_config, resolve_model
+from loki.models.model_directory import AnyModel, ModelDirectory
 
 
 def save_zero_adapter(
-    model: str | Path,
+    model: AnyModel,
     positions: Positions | Path,
     output: Path,
     *,
@@ -45,27 +44,26 @@ def save_zero_adapter(
         LokiError: if the positions do not fit the model, the model cannot be read, or `output` exists.
     """
     protect_inputs(output, model, positions if isinstance(positions, Path) else None)
-    directory = resolve_model(model)
+    base = ModelDirectory.of(model)
     config = LoKIConfig(positions=positions, rank=rank)
-    base = load_config(directory)
-    fitting_projection_names(base, config.row_lists)
+    base.projections_for(config.row_lists)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(base)
+        skeleton = AutoModelForCausalLM.from_config(base.config)
     projections = find_projections(skeleton, None)
     adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
-    config.base_model_name_or_path = str(model)
-    config.base_fingerprint = _fingerprint(directory, config, projections)
+    config.base_model_name_or_path = base.name
+    config.base_fingerprint = _fingerprint(base.checkpoint, config, projections)
     tensors = {}
-    for name, shape in ((name, weight.shape) for name, weight in get_peft_model_state_dict(adapted).items()):
-        tensors[name] = torch.zeros(shape)
+    # Else PEFT would look for the base model's configuration, on the hub too.
+    for name, weight in get_peft_model_state_dict(adapted, save_embedding_layers=False).items():
+        tensors[name] = torch.zeros(weight.shape)
         if name.endswith(".loki_A.weight"):
             initialise_rank_reduction(tensors[name])
     write_adapter(output, config, tensors, overwrite=overwrite)
     return config
 
 
-def _fingerprint(directory: Path, config: LoKIConfig, projections: dict[str, nn.Module]) -> str | None:
-    checkpoint = Checkpoint(directory)
+def _fingerprint(checkpoint: Checkpoint, config: LoKIConfig, projections: dict[str, nn.Module]) -> str | None:
     names = [f"{name}.weight" for name in projections]
     # Transformers can rename weights while loading; such a base is recognised only once it is loaded.
     if not all(name in checkpoint for name in names):

@@ -15,8 +15,7 @@ from loki.implanting.create import loki_configuration
 from loki.implanting.modeling import LoKIConfigMixin
 from loki.implanting.splitting import active_parameters
 from loki.models.architectures import text_config
-from loki.models.checkpoint import check_weights
-from loki.models.loading import load_config, load_tokenizer, resolve_model
+from loki.models.model_directory import AnyModel, ModelDirectory
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Material:
     """What a model is trained from.
 
     Attributes:
+        directory: the model's.
         config: the LoKI configuration, which holds the positions.
         tokenizer: the model's.
         examples: what to train on.
@@ -31,6 +31,7 @@ class Material:
         max_length: tokens per example; no more than the model has positions for.
     """
 
+    directory: ModelDirectory
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     examples: TrainingData
@@ -55,7 +56,7 @@ class Material:
 
 
 def read_material(
-    model: str | Path,
+    model: AnyModel,
     data: Path,
     *,
     positions: Path | None,
@@ -77,18 +78,18 @@ def read_material(
         LokiError: if the model is missing, damaged or of an unsupported kind, the positions do not fit it, or are
             missing or superfluous, or data cannot be used.
     """
-    config = training_configuration(model, positions)
-    tokenizer = load_tokenizer(model)
+    directory = ModelDirectory.of(model)
+    config, tokenizer = training_configuration(directory, positions), directory.tokenizer
     length = length_within(config, max_length)
 
     def read(path: Path) -> TrainingData:
         found = load_training_data(path, chat_template=foreign_template or bool(tokenizer.chat_template))
         return found if foreign_template else fit_to_model(found, tokenizer, length)
 
-    return Material(config, tokenizer, read(data), read(eval_data) if eval_data else None, length)
+    return Material(directory, config, tokenizer, read(data), read(eval_data) if eval_data else None, length)
 
 
-def training_configuration(model: str | Path, positions: Path | None) -> PretrainedConfig:
+def training_configuration(model: AnyModel, positions: Path | None) -> PretrainedConfig:
     """The LoKI configuration to train `model` with.
 
     Args:
@@ -99,9 +100,9 @@ def training_configuration(model: str | Path, positions: Path | None) -> Pretrai
         LokiError: if the model is missing, damaged or of an unsupported kind, the positions do not fit it, or are
             missing or superfluous.
     """
-    path = resolve_model(model)
-    config = load_config(path)
-    check_weights(path)
+    directory = ModelDirectory.of(model)
+    directory.check()
+    config = directory.config
     if isinstance(config, LoKIConfigMixin):
         if positions is not None:
             raise LokiError(f"{model} is a LoKI model, which holds its positions: leave out --positions")
@@ -117,7 +118,7 @@ def training_configuration(model: str | Path, positions: Path | None) -> Pretrai
         return config
     if positions is None:
         raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
-    return loki_configuration(path, str(model), read_positions(positions), origin=f"positions file {positions}")
+    return loki_configuration(directory, read_positions(positions), origin=f"positions file {positions}")
 
 
 def quota_of(config: PretrainedConfig) -> float:

@@ -31,7 +31,7 @@ from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.settings import TrainingSettings
 from loki.models.architectures import base_model_type
 from loki.models.directories import copy_side_files
-from loki.models.loading import load_weights, resolve_model
+from loki.models.loading import load_weights
 from loki.ranks import Ranks
 
 
@@ -115,7 +115,7 @@ class TRL:
         """Train, in every process of the run; the main one writes."""
         ranks = Ranks.current()
         material, resume_from = prepared.material, prepared.resume_from
-        model = ranks.together(lambda: _load(job.model, material))
+        model = ranks.together(lambda: _load(material))
         rows = SelectedRows(model, resume_from)
         patience = job.settings.early_stopping
         trainer = SFTTrainer(
@@ -144,7 +144,7 @@ class TRL:
             ranks.raise_once(error)
         changed = ranks.together(lambda: rows.changed_rows(model))
         model.config.use_cache = material.config.use_cache  # which the trainer switches off
-        _save(trainer, resolve_model(job.model), job.output, ranks)
+        _save(trainer, material.directory.path, job.output, ranks)
         return changed
 
 
@@ -207,10 +207,10 @@ def _arguments(job: Job, material: Material, learning_rate: float) -> SFTConfig:
     )
 
 
-def _load(model: str | Path, material: Material) -> PreTrainedModel:
+def _load(material: Material) -> PreTrainedModel:
     """Not by `load_model`: under FSDP2 with loading on rank 0, the other processes have no weights to move yet."""
     model_class = loki_classes(base_model_type(material.config.model_type))[1]
-    return load_weights(model_class, resolve_model(model), config=material.config, dtype="auto")
+    return load_weights(model_class, material.directory.path, config=material.config, dtype="auto")
 
 
 def _save(trainer: SFTTrainer, source: Path, output: Path, ranks: Ranks) -> None:

@@ -1,0 +1,131 @@
+"""A model directory as an object: looked up once, and each thing in it read at most once."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from loki.artefacts.positions import Positions, check_positions_fit
+from loki.models.architectures import text_config
+from loki.models.checkpoint import Checkpoint, fingerprint
+from loki.models.directories import projection_names
+from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
+
+
+class ModelDirectory:
+    """A local model directory, or the snapshot of a hub repository.
+
+    Make it once where a command begins and pass it on: every look-up of a hub id asks the hub for its snapshot, and a
+    configuration that is read twice may have changed in between. It stands for its path wherever a path is taken
+    (`Path(directory)`), and `str(directory)` is the name that the user gave.
+
+    What it holds is shared: copy the configuration before changing it.
+
+    Args:
+        model: local directory or hub id.
+        trust_remote_code: run Python code that the directory brings along.
+
+    Attributes:
+        name: `model` as it was given.
+        path: the local directory.
+        trust_remote_code: see above.
+
+    Raises:
+        LokiError: if the directory does not exist or the hub cannot be reached. The properties below raise one for
+            what is missing or damaged when it is first asked for.
+    """
+
+    def __init__(self, model: str | Path, *, trust_remote_code: bool = False) -> None:
+        self.name = str(model)
+        self.path = resolve_model(model)
+        self.trust_remote_code = trust_remote_code
+
+    @classmethod
+    def of(cls, model: "AnyModel", *, trust_remote_code: bool = False) -> "ModelDirectory":
+        """`model` itself if it has been looked up already, else the directory that it names."""
+        return model if isinstance(model, ModelDirectory) else cls(model, trust_remote_code=trust_remote_code)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The configuration, see `loki.models.loading.load_config`."""
+        return load_config(self.path, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """The configuration of the language model itself; `hidden_size` is the number of rows D per layer."""
+        return text_config(self.config)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, see `loki.models.loading.load_tokenizer`."""
+        return load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The weights, read lazily; that they are whole has been checked."""
+        return Checkpoint(self.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights; reads them all, see `loki.models.checkpoint.fingerprint`."""
+        return fingerprint(self.path)
+
+    @cached_property
+    def projection_names(self) -> list[str]:
+        """Qualified names of every layer's `down_proj`, from the first layer to the last."""
+        return projection_names(self.config, trust_remote_code=self.trust_remote_code)
+
+    def projections_for(self, positions: Positions, *, origin: str = "positions") -> list[str]:
+        """`projection_names`, once `positions` have been checked against the model.
+
+        Args:
+            positions: selected rows of every layer.
+            origin: what the positions are called in error messages.
+
+        Raises:
+            LokiError: if the model has no rows to select, or the positions do not fit it.
+        """
+        names = self.projection_names
+        check_positions_fit(positions, layers=len(names), hidden=self.text_config.hidden_size, origin=origin)
+        return names
+
+    def check(self) -> None:
+        """Check now that the configuration is that of a causal language model, and that the weights are whole.
+
+        Raises:
+            LokiError: if not.
+        """
+        _ = self.config, self.checkpoint
+
+    def load(
+        self,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "cpu",
+        device_map: str | None = None,
+    ) -> PreTrainedModel:
+        """The model in evaluation mode; every call loads it anew. See `loki.models.loading.load_model`."""
+        return load_model(
+            self.path,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            trust_remote_code=self.trust_remote_code,
+            config=self.config,
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        # Another process reads what it needs itself: a configuration made by remote code does not unpickle there.
+        return {name: vars(self)[name] for name in ("name", "path", "trust_remote_code")}
+
+
+AnyModel: TypeAlias = str | Path | ModelDirectory
+"""A model as functions take it: a local directory, a hub id, or one that has been looked up already."""
