@@ -37,11 +37,20 @@ def positions_file_name(quota: float) -> str:
     return f"{quota:.12g}.json"
 
 
-def check_positions(value: object, *, origin: str = "positions") -> Positions:
+def check_positions(
+    value: object, *, layers: int | None = None, hidden: int | None = None, origin: str = "positions"
+) -> Positions:
     """Check the nesting and return the positions sorted within each layer.
 
+    Args:
+        value: what should be positions.
+        layers: number of layers of the model they are for; None where the model is not known yet.
+        hidden: number of rows per layer, given together with `layers`.
+        origin: what they are called in error messages.
+
     Raises:
-        LokiError: if `value` is not a list of lists of distinct, non-negative integers with at least one index.
+        LokiError: if `value` is not a list of lists of distinct, non-negative integers with at least one index, or they
+            do not fit the model.
     """
     if not isinstance(value, list) or not all(isinstance(rows, list) for rows in value):
         raise LokiError(f"{origin}: expected a list of lists, one list of row indices per layer")
@@ -54,7 +63,10 @@ def check_positions(value: object, *, origin: str = "positions") -> Positions:
             raise LokiError(f"{origin}: layer {layer} lists row {twice} more than once")
     if not any(value):
         raise LokiError(f"{origin}: no row is selected in any layer")
-    return [sorted(rows) for rows in value]
+    positions = [sorted(rows) for rows in value]
+    if layers is not None and hidden is not None:
+        check_positions_fit(positions, layers=layers, hidden=hidden, origin=origin)
+    return positions
 
 
 def check_positions_fit(positions: Positions, *, layers: int, hidden: int, origin: str = "positions") -> None:

@@ -13,6 +13,7 @@ Files of the published project hold `dataset` (float16) and nothing else; `Score
 import errno
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,13 +24,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from loki.artefacts.packing import packed
 from loki.artefacts.provenance import Provenance
 from loki.errors import LokiError
 
 _CHUNK_BYTES = 2**20
 _READ_BYTES = 2**24
 _RESERVED_BYTES = 2**22  # for what HDF5 writes beside the values
+_ZLIB_HEADER = b"\x78\x01"  # fastest level
+_ZLIB_LEVEL, _ZLIB_WINDOW, _ZLIB_MEMORY = 1, -15, 9  # a negative window: no header, so that streams can be joined
 _TEXT_COLUMNS = ("sample_ids", "sample_digests", "subjects")
 _NUMBER_COLUMNS = {"target_token_ids": np.int64, "target_probabilities": np.float64, "completeness": np.float64}
 _UNKNOWN: dict[str, Any] = {"target_token_ids": -1, "target_probabilities": np.nan, "completeness": np.nan}
@@ -118,7 +120,7 @@ class ScoresWriter:
         self._file.attrs["samples_done"] = stop
 
     def _write_chunk(self, chunk: NDArray[np.float32], start: int) -> None:
-        self._dataset.id.write_direct_chunk((start, 0, 0), packed(chunk))
+        self._dataset.id.write_direct_chunk((start, 0, 0), _packed(chunk))
 
     def __enter__(self) -> Self:
         return self
@@ -244,3 +246,23 @@ def check_finite(scores: NDArray[np.float32], ids: Sequence[str], *, origin: str
             f"{origin}: sample {ids[sample]}, layer {layer}: a score is NaN or infinite: "
             "analyse that sample again, in float32 if it was half precision"
         )
+
+
+def _packed(chunk: NDArray[np.float32]) -> bytes:
+    """The bytes of a chunk as HDF5 stores them behind the filters `shuffle` and `gzip`.
+
+    HDF5's own filter takes five to six times as long, for files that are 11% smaller (64 samples of 30 x 576 scores)
+    to 2% larger (32 of 32 x 4096); with `lzf` it takes twice to three times as long, for files up to 11% larger.
+
+    Of a float32's four bytes only the highest, the exponent, repeats itself: it alone is compressed. The others are
+    stored as they are. The stream's checksum tells damage on disk when it is read.
+    """
+    planes = np.ascontiguousarray(chunk.astype("<f4", copy=False).reshape(-1).view(np.uint8).reshape(-1, 4).T)
+    stored = zlib.compressobj(0, zlib.DEFLATED, _ZLIB_WINDOW)
+    compressed = zlib.compressobj(_ZLIB_LEVEL, zlib.DEFLATED, _ZLIB_WINDOW, _ZLIB_MEMORY, zlib.Z_RLE)
+    parts = [
+        *(_ZLIB_HEADER, stored.compress(planes[:3].data), stored.flush(zlib.Z_FULL_FLUSH)),
+        *(compressed.compress(planes[3].data), compressed.flush()),
+        zlib.adler32(planes.data).to_bytes(4, "big"),
+    ]
+    return b"".join(parts)

@@ -19,7 +19,7 @@ from loki.implanting.directions import (
     write_directions,
 )
 from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
-from loki.models.checkpoint import rows_fingerprint
+from loki.models.checkpoint import rows_digest
 from loki.models.directories import cast_floats, copy_side_files, rewrite_weights
 from loki.models.model_directory import AnyModel, ModelDirectory
 
@@ -123,7 +123,7 @@ def loki_configuration(
         "target_pos": positions,
         "base_model_name_or_path": str(source.path.resolve()) if Path(source.name).is_dir() else source.name,
         "base_fingerprint": source.fingerprint,
-        "base_rows_fingerprint": rows_fingerprint(source.path, names, positions, dtype=dtype),
+        "base_rows_fingerprint": rows_digest(source.path, names, positions, dtype=dtype),
         "base_dtype": str(dtype or stored).removeprefix("torch."),
         "loki_version": version("loki-llm"),
     }

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loki.artefacts.positions import Positions, check_positions, check_positions_fit
+from loki.artefacts.positions import Positions, check_positions
 from loki.errors import LokiError
 from loki.implanting.linear import LoKILinear
 from loki.models.architectures import down_projections
@@ -20,10 +20,9 @@ def split_rows(model: PreTrainedModel, positions: Positions) -> None:
     Raises:
         LokiError: if the positions do not fit the model.
     """
-    positions = check_positions(positions)
     projections = down_projections(model)
     hidden = next(iter(projections.values())).out_features
-    check_positions_fit(positions, layers=len(projections), hidden=hidden)
+    positions = check_positions(positions, layers=len(projections), hidden=hidden)
     model.requires_grad_(False)
     for (name, projection), rows in zip(projections.items(), positions, strict=True):
         if rows:

@@ -118,10 +118,13 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def rows_fingerprint(
+def rows_digest(
     directory: Path, names: list[str], positions: list[list[int]], *, dtype: torch.dtype | None = None
 ) -> str:
-    """128-bit hash of the selected rows' values, whatever type they are stored in (bfloat16 or wider).
+    """128-bit hash of all values of the selected rows, to tell whether training changed any.
+
+    It is the same whatever type they are stored in (bfloat16 or wider). What tells one base model from another under
+    an adapter is `loki.implanting.peft.base_weight.base_fingerprint`.
 
     Args:
         directory: a model directory.

@@ -9,7 +9,7 @@ from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
-from loki.implanting.peft.base_weight import fingerprint_rows, same_base
+from loki.implanting.peft.base_weight import base_fingerprint, same_base
 from loki.models.directories import copy_side_files, rewrite_weights
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.restoring.scale import scaled
@@ -92,7 +92,7 @@ def _check_base(adapter: SavedAdapter, base: ModelDirectory) -> None:
             )
         selected.append((index, layer.rows, weight))
     wanted = adapter.config.base_fingerprint
-    if wanted and not same_base(fingerprint_rows(selected), wanted):
+    if wanted and not same_base(base_fingerprint(selected), wanted):
         raise LokiError(
             f"{adapter.path} was made for other weights than those of {base.path}: name its base with --base"
         )

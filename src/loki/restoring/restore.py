@@ -13,7 +13,7 @@ from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, read_json, refuse_existing, write_json
 from loki.implanting.modeling import LoKIConfigMixin
 from loki.models.architectures import base_model_type, text_config
-from loki.models.checkpoint import Checkpoint, rows_fingerprint
+from loki.models.checkpoint import Checkpoint, rows_digest
 from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
 from loki.models.loading import load_config
 from loki.models.model_directory import AnyModel, ModelDirectory
@@ -99,7 +99,7 @@ def restore_loki_model(
     ordinary = _ordinary_config(config, base.path if base else None)
     names = projection_names(ordinary)
     check_positions_fit(positions, layers=len(names), hidden=text_config(ordinary).hidden_size, origin=origin)
-    if not allow_unchanged and rows_fingerprint(source, names, positions) == config.base_rows_fingerprint:
+    if not allow_unchanged and rows_digest(source, names, positions) == config.base_rows_fingerprint:
         raise LokiError(
             f"{source}: 0 of {sum(map(len, positions))} selected rows changed in training; check the learning rate and "
             "the data, or pass --allow-unchanged to restore it all the same"

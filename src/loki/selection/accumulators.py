@@ -1,6 +1,6 @@
 """Counting how often every row is among a sample's lowest scores: all that a selection needs, in O(L * D) memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loki.artefacts.positions import Positions
-from loki.artefacts.scores import check_finite
 from loki.errors import LokiError
 from loki.selection.exact_sum import ExactSum
 from loki.selection.ranking import check_rows_left, excluded_rows, first_rows, grouped
@@ -71,30 +70,28 @@ class RowCounter:
         self._counts: NDArray[np.int64] = np.zeros((layers, hidden), dtype=np.int64)
         self._sums = ExactSum((layers, hidden))
 
-    def update(self, scores: NDArray[np.float32], ids: Sequence[str] | None = None) -> None:
+    def update(self, scores: NDArray[np.float32]) -> None:
         """Count some samples.
 
         Args:
-            scores: `[n, L, D]`, float32 or float16.
-            ids: the samples' names in error messages; by default their number, counted from 0.
+            scores: finite, `[n, L, D]`, float32 or float16; whoever computes or reads scores has checked them.
 
         Raises:
-            LokiError: if the shape is not `[n, L, D]`, or a score is NaN or infinite; nothing is counted then.
+            LokiError: if the shape is not `[n, L, D]`; nothing is counted then.
+            ValueError: if a score is NaN or infinite; nothing is counted then.
         """
         if scores.ndim != 3 or scores.shape[1:] != (self.layers, self.hidden):
             raise LokiError(
                 f"scores have shape {list(scores.shape)}: expected [samples, {self.layers} layers, {self.hidden} rows]"
             )
-        numbers = range(self.samples, self.samples + len(scores))
-        check_finite(scores, ids if ids is not None else list(map(str, numbers)), origin="scores")
         if len(scores):
             ranked = np.abs(scores) if self.by is By.ABSOLUTE else scores
             ranked = -ranked if self.counting.highest else ranked
+            self._sums.add(ranked)
             if self.counting.votes:
                 candidates = np.where(self._excluded, np.inf, ranked) if self._excluded.any() else ranked
                 marked = _among_lowest(grouped(candidates, self.scope), self.rows)
                 self._counts += marked.sum(axis=0).reshape(self.layers, self.hidden)
-            self._sums.add(ranked)
         self.samples += len(scores)
 
     def positions(self) -> Positions:

@@ -27,7 +27,13 @@ class ExactSum:
         self.limbs: NDArray[np.int64] = np.zeros((LIMBS, *shape), dtype=np.int64)
 
     def add(self, terms: NDArray[np.float32]) -> None:
-        """Add finite `terms` `[n, *shape]`, float32 (or float16)."""
+        """Add finite `terms` `[n, *shape]`, float32 (or float16).
+
+        Raises:
+            ValueError: if a term is NaN or infinite; nothing is added then.
+        """
+        if not np.isfinite(terms).all():
+            raise ValueError("only finite numbers have a sum: a term is NaN or infinite")
         block = max(1, min(_BLOCK_TERMS, _BLOCK_ELEMENTS // max(1, self.limbs[0].size)))
         for start in range(0, len(terms), block):
             self._add_block(terms[start : start + block].astype(np.float64))

@@ -45,8 +45,8 @@ def select(
             return strategy.choose(Request(rows, strategy.scope, layers, hidden, exclude, settings.seed))
         counter = make_counter(settings, quota, layers, hidden, exclude=exclude)
         task = progress.add_task("Selecting", total=reader.samples) if progress else None
-        for start, chunk in reader.chunks():
-            counter.update(chunk, ids=reader.records.sample_ids[start : start + len(chunk)])
+        for _, chunk in reader.chunks():
+            counter.update(chunk)
             if progress and task is not None:
                 progress.advance(task, len(chunk))
     return counter.positions()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from loki.implanting.peft.base_weight import fingerprint_rows, plain_weight, same_base, sum_fingerprints
+from loki.implanting.peft.base_weight import base_fingerprint, plain_weight, same_base, sum_fingerprints
 
 WEIGHT = torch.randn(16, 100, generator=torch.Generator().manual_seed(0))
 
@@ -27,9 +27,9 @@ def test_packed_integer_float8_and_meta_weights_are_not_plain():
 
 
 def test_disjoint_rows_add_up():
-    one = fingerprint_rows([(0, [1, 5], WEIGHT), (1, [2], WEIGHT)])
-    other = fingerprint_rows([(0, [0], WEIGHT), (1, [3, 9], WEIGHT)])
-    assert sum_fingerprints([one, other]) == fingerprint_rows([(1, [2, 3, 9], WEIGHT), (0, [0, 1, 5], WEIGHT)])
+    one = base_fingerprint([(0, [1, 5], WEIGHT), (1, [2], WEIGHT)])
+    other = base_fingerprint([(0, [0], WEIGHT), (1, [3, 9], WEIGHT)])
+    assert sum_fingerprints([one, other]) == base_fingerprint([(1, [2, 3, 9], WEIGHT), (0, [0, 1, 5], WEIGHT)])
     assert sum_fingerprints([one, None]) is None
     assert sum_fingerprints([one, "float16:00"]) is None
 
@@ -38,11 +38,11 @@ def test_disjoint_rows_add_up():
 def test_another_value_row_or_layer_is_another_base(change):
     changed = WEIGHT.clone()
     changed[5, 3] += 0.1
-    expected = fingerprint_rows([(0, [5], WEIGHT)])
+    expected = base_fingerprint([(0, [5], WEIGHT)])
     found = {
-        "value": fingerprint_rows([(0, [5], changed)]),
-        "row": fingerprint_rows([(0, [6], WEIGHT)]),
-        "layer": fingerprint_rows([(1, [5], WEIGHT)]),
+        "value": base_fingerprint([(0, [5], changed)]),
+        "row": base_fingerprint([(0, [6], WEIGHT)]),
+        "layer": base_fingerprint([(1, [5], WEIGHT)]),
     }[change]
     assert not same_base(found, expected)
 
@@ -50,9 +50,9 @@ def test_another_value_row_or_layer_is_another_base(change):
 def test_precisions_of_one_base_agree_and_float16_is_given_the_benefit_of_the_doubt():
     rows = [0, 15]
     single, brain, half = (
-        fingerprint_rows([(0, rows, WEIGHT.to(dtype))]) for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        base_fingerprint([(0, rows, WEIGHT.to(dtype))]) for dtype in (torch.float32, torch.bfloat16, torch.float16)
     )
     assert same_base(single, brain)
-    assert same_base(brain, fingerprint_rows([(0, rows, WEIGHT.to(torch.bfloat16).float())]))
+    assert same_base(brain, base_fingerprint([(0, rows, WEIGHT.to(torch.bfloat16).float())]))
     assert same_base(single, half)
-    assert not same_base(half, fingerprint_rows([(0, rows, 2 * WEIGHT.half())]))
+    assert not same_base(half, base_fingerprint([(0, rows, 2 * WEIGHT.half())]))

@@ -26,7 +26,7 @@ def plain_weight(layer: nn.Module) -> torch.Tensor | None:
     return data if data.shape == (layer.out_features, layer.in_features) else None
 
 
-def fingerprint_rows(selected: Iterable[tuple[int, list[int], torch.Tensor]]) -> str:
+def base_fingerprint(selected: Iterable[tuple[int, list[int], torch.Tensor]]) -> str:
     """What tells a base model from another by its selected rows: `DTYPE:HEX`.
 
     The 64-bit hashes of the rows (layer, index and the first 64 values, in bfloat16) are summed, so that the sum over
@@ -47,7 +47,7 @@ def fingerprint_rows(selected: Iterable[tuple[int, list[int], torch.Tensor]]) ->
 
 
 def is_fingerprint(value: str) -> bool:
-    """Whether `value` has the form of what `fingerprint_rows` returns."""
+    """Whether `value` has the form of what `base_fingerprint` returns."""
     return re.fullmatch(r"(float64|float32|bfloat16|float16):[0-9a-f]{16}", value) is not None
 
 

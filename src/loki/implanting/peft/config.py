@@ -29,7 +29,7 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
             `loki.models.architectures`; the n-th match takes the n-th list of positions. None: found by structure.
         rows_per_layer: rows `D` of a projection. None: taken from the base model. A base with another number is
             refused.
-        base_fingerprint: of the selected rows of the base (`base_weight.fingerprint_rows`). Written when the adapter is
+        base_fingerprint: of the selected rows of the base (`base_weight.base_fingerprint`). Written when the adapter is
             saved; where it is given, another base is refused. None: any base whose shape fits.
         task_type: as in PEFT; LoKI is for causal language models.
 

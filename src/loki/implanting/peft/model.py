@@ -9,7 +9,7 @@ from torch import nn
 
 from loki.artefacts.positions import check_positions_fit
 from loki.errors import LokiError
-from loki.implanting.peft.base_weight import fingerprint_rows, plain_weight, same_base
+from loki.implanting.peft.base_weight import base_fingerprint, plain_weight, same_base
 from loki.implanting.peft.combine import add_weighted_rows
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import RowAdapter
@@ -137,7 +137,7 @@ def _fingerprint(config: LoKIConfig, projections: dict[str, nn.Module]) -> str |
         if weight is None or (isinstance(module, BaseTunerLayer) and module.merged):
             return None
         selected.append((layer, rows, weight))
-    return fingerprint_rows(selected)
+    return base_fingerprint(selected)
 
 
 def _base_layer(module: Any) -> Any:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from loki.artefacts.positions import Positions
 from loki.files import protect_inputs
 from loki.implanting.peft.adapter_files import write_adapter
-from loki.implanting.peft.base_weight import fingerprint_rows
+from loki.implanting.peft.base_weight import base_fingerprint
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
 from loki.implanting.peft.model import find_projections
@@ -68,7 +68,7 @@ def _fingerprint(checkpoint: Checkpoint, config: LoKIConfig, projections: dict[s
     # Transformers can rename weights while loading; such a base is recognised only once it is loaded.
     if not all(name in checkpoint for name in names):
         return None
-    return fingerprint_rows(
+    return base_fingerprint(
         (layer, rows, checkpoint.tensor(name))
         for layer, (rows, name) in enumerate(zip(config.row_lists, names, strict=True))
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from loki.artefacts.positions import Positions, check_positions, check_positions_fit, read_positions
+from loki.artefacts.positions import Positions, check_positions, read_positions
 from loki.data.examples import TrainingData, load_training_data
 from loki.data.fitting import fit_to_model, length_within
 from loki.errors import LokiError
@@ -109,12 +109,8 @@ def training_configuration(model: AnyModel, positions: Path | None) -> Pretraine
         if config.target_pos is None:
             raise LokiError(f"{model} is a LoKI model without target_pos: make it anew with `loki create`")
         text = text_config(config)
-        check_positions_fit(
-            check_positions(config.target_pos),
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            origin=f"target_pos of {model}",
-        )
+        origin = f"target_pos of {model}"
+        check_positions(config.target_pos, layers=text.num_hidden_layers, hidden=text.hidden_size, origin=origin)
         return config
     if positions is None:
         raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
