@@ -49,11 +49,12 @@ def load(folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     import loki
+    from loki.models.classes import auto_class
 
     config = AutoConfig.from_pretrained(folder / "trained")
     trained = AutoModelForCausalLM.from_pretrained(folder / "trained")
     assert isinstance(trained, loki.loki_classes(config.model_type)[1])
-    restored = AutoModelForCausalLM.from_pretrained(folder / "restored")
+    restored = auto_class(AutoConfig.from_pretrained(folder / "restored")).from_pretrained(folder / "restored")
     assert not isinstance(restored, type(trained))
     tokens = torch.tensor([[5, 9, 40, 77]])
     # The trained directory holds the rows in the type of the base, as the restored one does.

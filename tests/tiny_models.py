@@ -8,7 +8,9 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from loki.models.classes import auto_class
 
 VOCAB = 320
 CHAT_TEMPLATE = (
@@ -87,9 +89,95 @@ HYBRID_FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 
+_TEXT = _COMMON | {"head_dim": 8}
+# As many layers as the text model, so that the one cannot be taken for the other by their number.
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+_QWEN_VISION = {
+    "depth": 3,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "patch_size": 8,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+_MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+
+# Families whose text model is wrapped with a vision tower.
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {**_TEXT, "sliding_window": 6, "query_pre_attn_scalar": 8},
+        "vision_config": _VISION,
+        "mm_tokens_per_image": 4,
+    },
+    "gemma4": {
+        "text_config": {
+            **_TEXT,
+            "sliding_window": 6,
+            "vocab_size_per_layer_input": VOCAB,
+            "hidden_size_per_layer_input": 8,
+            "global_head_dim": 8,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "patch_size": 8,
+        },
+        "audio_config": None,
+    },
+    "glm4v": {
+        "text_config": {**_TEXT, "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}},
+        "vision_config": {**_QWEN_VISION, "in_channels": 3},
+    },
+    "llava": {
+        "text_config": {**_TEXT, "model_type": "llama"},
+        "vision_config": {**_VISION, "model_type": "clip_vision_model"},
+    },
+    "mistral3": {
+        "text_config": {**_TEXT, "model_type": "mistral"},
+        "vision_config": {**_VISION, "model_type": "pixtral", "head_dim": 8},
+    },
+    "qwen2_5_vl": {
+        "text_config": {**_TEXT, "rope_parameters": _MROPE},
+        "vision_config": {**_QWEN_VISION, "window_size": 16, "fullatt_block_indexes": [1]},
+    },
+    "qwen3_5": {
+        "text_config": {
+            **_TEXT,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0},
+        },
+        "vision_config": {**_QWEN_VISION, "num_position_embeddings": 16},
+    },
+    "qwen3_vl": {
+        "text_config": {**_TEXT, "rope_parameters": _MROPE},
+        "vision_config": {**_QWEN_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+    },
+}
+
 
 def tiny_config(family: str, **changes: Any) -> PretrainedConfig:
     """Configuration of a tiny model of `family` (a key of the tables above, or any type with the common fields)."""
+    if family in WRAPPERS:
+        return AutoConfig.for_model(family, **{**WRAPPERS[family], **changes})
     own = {**FAMILIES, **ATTENTION_FAMILIES, **HYBRID_FAMILIES}.get(family, {})
     return AutoConfig.for_model(family, **{**_COMMON, **own, **changes})
 
@@ -99,7 +187,8 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A tiny random model in evaluation mode; weights large enough that its outputs are far from uniform."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes), dtype=dtype)
+    config = tiny_config(family, **changes)
+    model = auto_class(config).from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

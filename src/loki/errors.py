@@ -30,3 +30,9 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an error's text, for use inside a message of our own."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -49,13 +49,20 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
 
 
 def test_tensors_under_other_names_are_not_passed_over(llama_dir: Path, tmp_path: Path) -> None:
+    """Transformers takes the names of the bare decoder as well, and no others."""
     base = Path(shutil.copytree(llama_dir, tmp_path / "base"))
+    write_positions(tmp_path / "positions.json", [[1], [2], [3]])
     weights = {name.removeprefix("model."): value for name, value in load_file(base / "model.safetensors").items()}
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    write_positions(tmp_path / "positions.json", [[1], [2], [3]])
+    set_zero_weights(base, tmp_path / "positions.json", tmp_path / "zeroed")
+    zeroed = load_file(tmp_path / "zeroed" / "model.safetensors")
+    for layer, row in enumerate([1, 2, 3]):
+        name = f"layers.{layer}.mlp.down_proj.weight"
+        assert zeroed[name].any(dim=1).logical_not().nonzero().flatten().tolist() == [row]
+    save_file({f"x.{name}": value for name, value in weights.items()}, base / "model.safetensors")
     with pytest.raises(LokiError, match=r"no tensor model\.layers\.0\.mlp\.down_proj\.weight"):
-        set_zero_weights(base, tmp_path / "positions.json", tmp_path / "zeroed")
-    assert not (tmp_path / "zeroed").exists()
+        set_zero_weights(base, tmp_path / "positions.json", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_loki_model_is_to_be_restored_first(llama_dir: Path, tmp_path: Path) -> None:

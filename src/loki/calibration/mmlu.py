@@ -11,9 +11,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from loki.calibration.prompts import question_prompt
 from loki.calibration.records import Conversation, Record
-from loki.errors import LokiError
+from loki.errors import LokiError, one_line
 from loki.models.hub import fetch
-from loki.models.loading import one_line
 
 HUB_ID = "cais/mmlu"
 TABLE_SUFFIXES = (".parquet", ".csv")

@@ -8,8 +8,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from loki.calibration.records import Conversation
-from loki.errors import LokiError
-from loki.models.loading import one_line
+from loki.errors import LokiError, one_line
 
 _LOGGER = logging.getLogger(__name__)
 

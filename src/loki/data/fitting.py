@@ -6,9 +6,8 @@ from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from loki.data.examples import TrainingData
-from loki.errors import LokiError
+from loki.errors import LokiError, one_line
 from loki.models.architectures import max_positions
-from loki.models.loading import one_line
 
 
 def length_within(config: PretrainedConfig, max_length: int) -> int:

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
@@ -24,6 +30,7 @@ from loki.implanting.protected import directions_of, protect_rows
 from loki.implanting.sharding import full_state_dict, refuse_zero_3, rows_are_kept_apart
 from loki.implanting.splitting import loki_linears, split_rows
 from loki.models.architectures import LOKI_FAMILIES, LOKI_MODEL_TYPE_PREFIX, base_model_type
+from loki.models.classes import class_of_type
 
 REMOTE_MODULE = "modeling_loki"
 
@@ -175,9 +182,12 @@ def class_names(model_type: str) -> tuple[str, str]:
         LokiError: if Transformers has no causal language model of this type.
     """
     base = base_model_type(model_type)
-    if base not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    held_by = class_of_type(base)
+    if held_by is None:
         raise LokiError(f"Transformers has no causal language model of type {base}: it cannot be implanted")
-    prefix = LOKI_FAMILIES.get(base) or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[base].removesuffix("ForCausalLM")
+    prefix = LOKI_FAMILIES.get(base) or held_by.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    if held_by.endswith("ForConditionalGeneration"):  # beside the text model's own `LoKIGemma3ForCausalLM`
+        return f"LoKI{held_by}Config", f"LoKI{held_by}"
     return f"LoKI{prefix}Config", f"LoKI{prefix}ForCausalLM"
 
 
@@ -195,7 +205,7 @@ def loki_classes(model_type: str) -> tuple[type[PretrainedConfig], type[PreTrain
     config_name, model_name = class_names(base)
     if not hasattr(module, model_name):
         base_config = CONFIG_MAPPING[base]
-        base_model = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[base])
+        base_model = getattr(transformers, class_of_type(base) or "")
         config = type(
             config_name,
             (LoKIConfigMixin, base_config),
@@ -219,13 +229,18 @@ def loki_classes(model_type: str) -> tuple[type[PretrainedConfig], type[PreTrain
         _take_over_key_conversions({base: LOKI_MODEL_TYPE_PREFIX + base, base_model.__name__: model_name})
         AutoConfig.register(LOKI_MODEL_TYPE_PREFIX + base, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
+        if base_config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            AutoModelForImageTextToText.register(config, model, exist_ok=True)
     return getattr(module, config_name), getattr(module, model_name)
 
 
 def auto_map(model_type: str) -> dict[str, str]:
     """What `config.json` says for loading with `trust_remote_code=True`."""
     config_name, model_name = class_names(model_type)
-    return {"AutoConfig": f"{REMOTE_MODULE}.{config_name}", "AutoModelForCausalLM": f"{REMOTE_MODULE}.{model_name}"}
+    classes = {"AutoConfig": config_name, "AutoModelForCausalLM": model_name}
+    if model_name.endswith("ForConditionalGeneration"):
+        classes["AutoModelForImageTextToText"] = model_name
+    return {auto: f"{REMOTE_MODULE}.{name}" for auto, name in classes.items()}
 
 
 def write_remote_module(directory: Path, model_type: str) -> None:

@@ -106,8 +106,11 @@ def base_model_type(model_type: str) -> str:
 
 
 def _decoder_layers(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
+    # A vision tower can have as many layers as the text model, so that is looked for first.
+    text = type(text_config(model.config))
+    found = [part for part in model.modules() if isinstance(part, PreTrainedModel) and type(part.config) is text]
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    for scope in (decoder, model):
+    for scope in (*found[-1:], decoder, model):
         for module in scope.modules():
             if isinstance(module, nn.ModuleList) and len(module) == count and count > 0:
                 qualified = next(full for full, candidate in model.named_modules() if candidate is module)

@@ -21,14 +21,16 @@ class Checkpoint:
 
     Args:
         directory: a model directory with `model.safetensors` or a sharded set with its index.
+        shards: files to read, checked before; None takes those that Transformers would load.
 
     Raises:
         LokiError: if there are no safetensors weights, or a shard is missing or truncated.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, shards: list[Path] | None = None) -> None:
         self.directory = directory
-        self._shards = {name: shard for shard in check_weights(directory) for name in tensor_names(shard)}
+        shards = check_weights(directory) if shards is None else shards
+        self._shards = {name: shard for shard in shards for name in tensor_names(shard)}
 
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
@@ -80,15 +82,35 @@ def check_weights(directory: Path) -> list[Path]:
     Raises:
         LokiError: if there are none, one that the index names is missing, or one is truncated.
     """
-    if (directory / INDEX_NAME).is_file():
-        index = read_json(directory / INDEX_NAME, what="weight index")
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        names = weight_map.values() if isinstance(weight_map, dict) else []
-        if not names or not all(isinstance(name, str) for name in names):
-            raise LokiError(f"{directory / INDEX_NAME} names no weights: fetch or save the model again")
-        shards = [directory / name for name in sorted(set(names))]
-    else:
-        shards = [directory / SINGLE_NAME]
+    return _checked(directory, _indexed_shards(directory) if is_sharded(directory) else [directory / SINGLE_NAME])
+
+
+def is_sharded(directory: Path) -> bool:
+    """Whether the weights are those of a sharded set; Transformers prefers a single file beside one."""
+    return (directory / INDEX_NAME).is_file() and not (directory / SINGLE_NAME).is_file()
+
+
+def shards_beside_single_file(directory: Path) -> Checkpoint | None:
+    """The sharded set beside a single file, which hides it; None where there are not both.
+
+    Raises:
+        LokiError: if a shard is missing or truncated.
+    """
+    if not (directory / INDEX_NAME).is_file() or not (directory / SINGLE_NAME).is_file():
+        return None
+    return Checkpoint(directory, _checked(directory, _indexed_shards(directory)))
+
+
+def _indexed_shards(directory: Path) -> list[Path]:
+    index = read_json(directory / INDEX_NAME, what="weight index")
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    names = weight_map.values() if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise LokiError(f"{directory / INDEX_NAME} names no weights: fetch or save the model again")
+    return [directory / name for name in sorted(set(names))]
+
+
+def _checked(directory: Path, shards: list[Path]) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise LokiError(

@@ -1,20 +1,20 @@
 """Model directories: rewriting their weights shard by shard, and taking along everything that is no weight."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from loki.artefacts.positions import Positions
-from loki.errors import LokiError
 from loki.files import read_json, write_json
 from loki.models.architectures import down_projections
-from loki.models.checkpoint import INDEX_NAME, check_weights
-from loki.models.loading import one_line
+from loki.models.checkpoint import INDEX_NAME, check_weights, is_sharded
+from loki.models.classes import skeleton
+from loki.models.tensor_names import stored_modules
 
 _SIDE_FILES = (
     "tokenizer*",
@@ -50,7 +50,7 @@ def rewrite_weights(source: Path, target: Path, change: Change) -> None:
             tensors = {name: change(name, opened.get_tensor(name)).contiguous() for name in opened.keys()}  # noqa: SIM118
         save_file(tensors, target / shard.name, metadata=metadata or {"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
-    if (source / INDEX_NAME).is_file():
+    if is_sharded(source):
         index = read_json(source / INDEX_NAME, what="weight index")
         index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}
         write_json(target / INDEX_NAME, index)
@@ -73,21 +73,23 @@ def copy_side_files(source: Path, target: Path) -> None:
                 shutil.copy2(file, target / file.name)
 
 
-def projection_names(config: PretrainedConfig, *, trust_remote_code: bool = False) -> list[str]:
+def projection_names(
+    config: PretrainedConfig, *, trust_remote_code: bool = False, stored: Iterable[str] | None = None
+) -> list[str]:
     """Qualified names of every layer's `down_proj`, from the first layer to the last, without loading any weight.
+
+    Args:
+        config: the model's configuration.
+        trust_remote_code: run Python code that the model brings along.
+        stored: names of a checkpoint's tensors; if given, the names are those that the checkpoint has the weights
+            under (`loki.models.tensor_names`), else those of the modules.
 
     Raises:
         LokiError: if the configuration makes no model, or a layer has no MLP that ends in one `nn.Linear`.
     """
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise LokiError(
-            f"the configuration of this {config.model_type} model cannot be made a model ({one_line(error)}): "
-            "correct its config.json, or fetch or save it again"
-        ) from error
-    return list(down_projections(model))
+    model = skeleton(config, trust_remote_code=trust_remote_code)
+    names = list(down_projections(model))
+    return names if stored is None else stored_modules(model, names, stored)
 
 
 def selected_by_tensor(names: list[str], positions: Positions) -> dict[str, list[int]]:

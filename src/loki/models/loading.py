@@ -13,17 +13,16 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from loki.errors import LokiError
-from loki.models.architectures import base_model_type
+from loki.errors import LokiError, one_line
+from loki.models.architectures import LOKI_MODEL_TYPE_PREFIX, base_model_type
 from loki.models.checkpoint import check_weights
+from loki.models.classes import auto_class, class_of_type
 from loki.models.hub import fetch
 
 DTYPES: dict[str, torch.dtype | None] = {
@@ -32,6 +31,9 @@ DTYPES: dict[str, torch.dtype | None] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+_GENERATES = ("CausalLM", "LMHead", "ConditionalGeneration")
 
 
 def resolve_model(model: str | PathLike[str]) -> Path:
@@ -123,7 +125,7 @@ def load_model(
     check_weights(path)
     torch_dtype = (pick_dtype(dtype) or "auto") if isinstance(dtype, str) else dtype
     loaded = load_weights(
-        AutoModelForCausalLM,
+        auto_class(config),
         path,
         config=deepcopy(config),  # loading notes things in it
         dtype=torch_dtype,
@@ -187,12 +189,6 @@ def pick_dtype(dtype: str) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's text, for use inside a message of our own."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 @contextmanager
 def _without_reports_of_missing_weights() -> Iterator[None]:
     """Keep Transformers from printing a table of what `refuse_missing_weights` says in one line."""
@@ -209,18 +205,13 @@ def _without_reports_of_missing_weights() -> Iterator[None]:
 
 
 def _check_causal(path: Path, config: PretrainedConfig, architectures: list[str]) -> None:
-    advice = "LoKI works on decoder-only causal language models"
+    own_code = hasattr(config, "auto_map") and not config.model_type.startswith(LOKI_MODEL_TYPE_PREFIX)
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder model"
-    elif base_model_type(config.model_type) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(
-        config, "auto_map"
-    ):
+    elif class_of_type(base_model_type(config.model_type)) is None and not own_code:
         kind = "no causal language model"
-    elif hasattr(config, "vision_config") or hasattr(config, "audio_config"):
-        kind = f"a {architectures[0] if architectures else 'model'} that takes more than text"
-        advice = "save its language model as a checkpoint of its own, or choose a text-only model"
-    elif architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
+    elif architectures and not any(word in name for name in architectures for word in _GENERATES):
         kind = f"a {architectures[0]}, no causal language model"
     else:
         return
-    raise LokiError(f"model {path} ({config.model_type}) is {kind}: {advice}")
+    raise LokiError(f"model {path} ({config.model_type}) is {kind}: LoKI works on decoder-only causal language models")

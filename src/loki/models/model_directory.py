@@ -80,8 +80,11 @@ class ModelDirectory:
 
     @cached_property
     def projection_names(self) -> list[str]:
-        """Qualified names of every layer's `down_proj`, from the first layer to the last."""
-        return projection_names(self.config, trust_remote_code=self.trust_remote_code)
+        """Under which names the weights of every layer's `down_proj` are stored, from the first layer to the last.
+
+        Nearly always those of the modules, see `loki.models.tensor_names`.
+        """
+        return projection_names(self.config, trust_remote_code=self.trust_remote_code, stored=self.checkpoint.names())
 
     def projections_for(self, positions: Positions, *, origin: str = "positions") -> list[str]:
         """`projection_names`, once `positions` have been checked against the model.

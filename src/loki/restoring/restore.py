@@ -1,36 +1,24 @@
 """From a trained LoKI model back to an ordinary one."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from loki.artefacts.positions import check_positions, check_positions_fit, read_positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, read_json, refuse_existing, write_json
 from loki.implanting.modeling import LoKIConfigMixin
-from loki.models.architectures import base_model_type, text_config
+from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, rows_digest
 from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
 from loki.models.loading import load_config
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.restoring.adapter import is_adapter, restore_adapter
+from loki.restoring.ordinary import ordinary_config
 from loki.restoring.scale import check_scale, scale_rows
 
-_LOKI_KEYS = (
-    "auto_map",
-    "target_pos",
-    "base_model_name_or_path",
-    "base_fingerprint",
-    "base_rows_fingerprint",
-    "base_dtype",
-    "protect",
-    "directions_digest",
-    "loki_version",
-)
 # Of the place where a tokenizer was loaded from; TRL saves them with it.
 _LOADING_KEYS = ("is_local", "local_files_only")
 
@@ -96,8 +84,8 @@ def restore_loki_model(
         raise LokiError(
             f"{source} was made from {config.base_model_name_or_path}, not from {base_model}: its fingerprint differs"
         )
-    ordinary = _ordinary_config(config, base.path if base else None)
-    names = projection_names(ordinary)
+    ordinary = ordinary_config(config, base.path if base else None)
+    names = projection_names(ordinary, stored=Checkpoint(source).names())
     check_positions_fit(positions, layers=len(names), hidden=text_config(ordinary).hidden_size, origin=origin)
     if not allow_unchanged and rows_digest(source, names, positions) == config.base_rows_fingerprint:
         raise LokiError(
@@ -132,28 +120,6 @@ def _checkpoint(path: Path) -> Path:
         raise LokiError(f"checkpoint {path} has no config.json: it is no model directory{hint}")
     Checkpoint(path)
     return path
-
-
-def _ordinary_config(config: PretrainedConfig, base: Path | None) -> PretrainedConfig:
-    base_class: Any = next(cls for cls in type(config).__mro__ if cls.__module__.startswith("transformers."))
-    values: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in _LOKI_KEYS}
-    values["model_type"] = base_model_type(config.model_type)
-    values["architectures"] = [name.removeprefix("LoKI") for name in config.architectures or []]
-    if "use_cache" in values:
-        values["use_cache"] = _uses_cache(config, base)
-    if config.base_dtype:
-        values["dtype"] = config.base_dtype
-    ordinary: PretrainedConfig = base_class.from_dict(json.loads(json.dumps(values, default=str)))
-    return ordinary
-
-
-def _uses_cache(config: PretrainedConfig, base: Path | None) -> bool:
-    """What the base says, where it is at hand; trainers turn the cache off and save that."""
-    directory = base or Path(str(config.base_model_name_or_path))
-    try:
-        return bool(read_json(directory / "config.json", what="configuration").get("use_cache", True))
-    except LokiError:
-        return True
 
 
 def _clean_tokenizer_config(path: Path) -> None:

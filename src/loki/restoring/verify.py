@@ -6,16 +6,23 @@ import torch
 
 from loki.artefacts.positions import Positions
 from loki.errors import CheckFailed
+from loki.implanting.modeling import LoKIConfigMixin
+from loki.models.architectures import down_projections
+from loki.models.checkpoint import SINGLE_NAME, shards_beside_single_file
+from loki.models.classes import skeleton
 from loki.models.directories import selected_by_tensor
 from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.models.tensor_names import module_names
+from loki.restoring.ordinary import ordinary_config
+from loki.restoring.same_outputs import different_fields, logits_of, probe_prompts, put_rows, same_bits
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor that differs where it should not.
+    """One thing that differs where it should not.
 
     Attributes:
-        tensor: its name.
+        tensor: name of the tensor, or what else it is.
         reason: what differs, in words.
     """
 
@@ -34,13 +41,15 @@ class VerifyReport:
         tensors: number of tensors compared.
         changed_rows: number of selected rows that differ.
         selected_rows: number of selected rows.
-        differences: tensors that differ elsewhere; empty if the check holds.
+        differences: what differs elsewhere; empty if the check holds.
+        prompts: number of prompts whose logits were compared; 0 where a difference was found before.
     """
 
     tensors: int
     changed_rows: int
     selected_rows: int
     differences: list[Difference]
+    prompts: int = 0
 
     def raise_for_differences(self, shown: int = 5) -> None:
         """Raise unless nothing but selected rows differs.
@@ -52,60 +61,140 @@ class VerifyReport:
             listed = "; ".join(map(str, self.differences[:shown]))
             more = len(self.differences) - shown
             raise CheckFailed(
-                f"{len(self.differences)} tensors differ outside the selected rows: {listed}"
+                f"{len(self.differences)} differences outside the selected rows: {listed}"
                 + (f"; and {more} more" if more > 0 else "")
             )
 
 
-def verify(base: AnyModel, tuned: AnyModel, positions: Positions) -> VerifyReport:
-    """Compare every tensor of two models, one tensor of each in memory at a time.
+def verify(
+    base: AnyModel,
+    tuned: AnyModel,
+    positions: Positions,
+    *,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> VerifyReport:
+    """Prove that two models differ in nothing but selected rows.
 
-    Only the listed rows of each layer's `down_proj.weight`, and their entries of its bias, may differ.
+    Every tensor is compared, one of each model in memory at a time, under the names that the modules have: only the
+    listed rows of each layer's `down_proj.weight`, and their entries of its bias, may differ, and they must be finite.
+    So is every field of the configuration that changes what is computed. Where nothing else differs, both models run
+    on a few prompts, the tuned one with the base's rows put back: their logits must be equal to the last bit.
 
     Args:
         base: the model before, a local directory or hub id.
         tuned: the model after: restored, or a LoKI model directory.
         positions: the rows that may differ, per layer.
+        device: where to run the models.
+        trust_remote_code: run Python code that the models bring along.
 
     Raises:
         LokiError: if a model cannot be read, or the positions do not fit it.
     """
-    base, tuned = ModelDirectory.of(base), ModelDirectory.of(tuned)
-    config = base.config
-    allowed = selected_by_tensor(base.projections_for(positions), positions)
-    tuned.check()
-    before, after = base.checkpoint, tuned.checkpoint
-    # A tied output embedding need not be stored.
-    optional = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
-    differences: list[Difference] = []
+    base = ModelDirectory.of(base, trust_remote_code=trust_remote_code)
+    tuned = ModelDirectory.of(tuned, trust_remote_code=trust_remote_code)
+    base.projections_for(positions)
+    before, after = _Model(base), _Model(tuned)
+    names = list(down_projections(before.skeleton))
+    differences = [difference for model in (before, after) for difference in model.contradictions()]
+    differences += [
+        Difference(f"configuration, {field}", reason)
+        for field, reason in different_fields(before.config, after.config).items()
+    ]
+    if before.dtype != after.dtype:
+        differences.append(Difference("configuration, dtype", f"{before.dtype} became {after.dtype}"))
+    allowed = selected_by_tensor(names, positions)
     changed_rows = 0
-    everything = sorted({*before.names(), *after.names()})
+    everything = sorted({*before.tensors, *after.tensors})
     for name in everything:
-        if name not in before or name not in after:
-            if name not in optional:
-                where = "the tuned model" if name in before else "the base model"
-                differences.append(Difference(name, f"missing in {where}"))
+        if name not in before.tensors or name not in after.tensors:
+            if reason := _alone(name, before, after):
+                differences.append(Difference(name, reason))
             continue
         changed, reason = _compare(before.tensor(name), after.tensor(name), allowed.get(name, []))
         if name.endswith(".weight"):
             changed_rows += changed
         if reason:
             differences.append(Difference(name, reason))
-    return VerifyReport(len(everything), changed_rows, sum(map(len, positions)), differences)
+    prompts = []
+    if not differences:
+        prompts = probe_prompts(before.config)
+        expected = logits_of(base.load(device=device), prompts)
+        model = tuned.load(device=device)
+        put_rows(model, {name: before.rows(name, rows) for name, rows in zip(names, positions, strict=True)}, positions)
+        for number, (logits, wanted) in enumerate(zip(logits_of(model, prompts), expected, strict=True)):
+            if not same_bits(logits, wanted):
+                differences.append(
+                    Difference(f"logits of prompt {number}", "differ although the selected rows are those of the base")
+                )
+    return VerifyReport(len(everything), changed_rows, sum(map(len, positions)), differences, len(prompts))
+
+
+class _Model:
+    """A model directory as Transformers would load it: its ordinary configuration, and tensors by module name."""
+
+    def __init__(self, directory: ModelDirectory) -> None:
+        self._directory = directory
+        self._checkpoint = directory.checkpoint
+        loaded = directory.config
+        self.config = ordinary_config(loaded) if isinstance(loaded, LoKIConfigMixin) else loaded
+        self.skeleton = skeleton(self.config, trust_remote_code=directory.trust_remote_code)
+        names = module_names(self.skeleton, self._checkpoint.names())
+        self.tensors = {name: stored for stored, name in names.items()}
+        self.tied: dict[str, str] = dict(getattr(self.skeleton, "all_tied_weights_keys", {}))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the model is loaded in if no other is asked for."""
+        stored = (tensor.dtype for _, tensor in self._checkpoint.tensors() if tensor.is_floating_point())
+        return self.config.dtype or next(stored, torch.float32)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._checkpoint.tensor(self.tensors[name])
+
+    def rows(self, name: str, rows: list[int]) -> dict[str, torch.Tensor]:
+        parts = [part for part in ("weight", "bias") if f"{name}.{part}" in self.tensors]
+        return {part: self.tensor(f"{name}.{part}")[rows] for part in parts}
+
+    def contradictions(self) -> list[Difference]:
+        """Shards beside a single file, which Transformers does not read, that say something else."""
+        shards = shards_beside_single_file(self._directory.path)
+        if shards is None:
+            return []
+        same = shards.names() == self._checkpoint.names() and all(
+            same_bits(tensor, self._checkpoint.tensor(name)) for name, tensor in shards.tensors()
+        )
+        reason = "is loaded, and the shards beside it hold something else: remove the one or the other"
+        return [] if same else [Difference(str(self._directory.path / SINGLE_NAME), reason)]
+
+
+def _alone(name: str, before: _Model, after: _Model) -> str:
+    """Why a tensor that one model lacks matters; empty for one that is tied to another and equal to that."""
+    holder = before if name in before.tensors else after
+    source = holder.tied.get(name, "")
+    if source in holder.tensors:
+        same = same_bits(holder.tensor(name), holder.tensor(source))
+        return "" if same else f"differs from {source}, which it is tied to, and is missing in the other model"
+    return f"missing in {'the tuned model' if holder is before else 'the base model'}"
 
 
 def _compare(before: torch.Tensor, after: torch.Tensor, allowed: list[int]) -> tuple[int, str]:
-    """Number of allowed rows that differ, and in words what else does."""
+    """Number of allowed rows that differ, and in words what else does, or what is no number."""
     if before.shape != after.shape:
         return 0, f"shape {list(before.shape)} became {list(after.shape)}"
     if before.dtype != after.dtype:
         return 0, f"type {before.dtype} became {after.dtype}"
+    if not before.numel():
+        return 0, ""
     different = before != after
     # NaN is unequal to itself: compare bits where both are NaN.
     if before.is_floating_point():
         different &= ~(before.isnan() & after.isnan())
     rows = different.reshape(len(different), -1).any(dim=1) if different.dim() else different.reshape(1)
     changed = int(rows[allowed].sum()) if allowed else 0
+    if allowed and not after[allowed].isfinite().all():
+        broken = [row for row in allowed if not after[row].isfinite().all()]
+        return changed, f"{len(broken)} selected rows are NaN or infinite ({', '.join(map(str, broken[:5]))})"
     rows[allowed] = False
     if not rows.any():
         return changed, ""

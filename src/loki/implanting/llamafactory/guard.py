@@ -47,6 +47,17 @@ class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
         if self._rows is not None:
             self._rows.on_save(args, state, control, **kwargs)
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop before a step along a gradient that is no number.
+
+        Raises:
+            LokiError: if it is NaN or infinite.
+        """
+        if self._rows is not None:
+            self._rows.on_pre_optimizer_step(args, state, control, **kwargs)
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop at a loss that is no number.
 

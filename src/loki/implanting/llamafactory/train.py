@@ -182,6 +182,8 @@ def _changed_rows(before: Checkpoint, after: Checkpoint, positions: dict[str, li
     changed = 0
     for name, rows in positions.items():
         old, new = (checkpoint.tensor(f"{name}.weight")[rows] for checkpoint in (before, after))
+        if not new.isfinite().all():
+            raise LokiError(f"rows of {name} became NaN or infinite in training: lower the learning rate")
         changed += int((old != new.to(old.dtype)).any(dim=1).sum())
     if not changed:
         raise LokiError(NOTHING_CHANGED)

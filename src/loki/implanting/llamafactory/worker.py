@@ -12,11 +12,10 @@ from pathlib import Path
 import yaml
 from llamafactory.train.tuner import run_exp
 
-from loki.errors import LokiError, out_of_memory
+from loki.errors import LokiError, one_line, out_of_memory
 from loki.implanting.llamafactory.patch import patch_llamafactory
 from loki.implanting.llamafactory.run_directory import RunDirectory
 from loki.implanting.training.output import memory_advice
-from loki.models.loading import one_line
 
 
 def main(configuration: Path) -> int:

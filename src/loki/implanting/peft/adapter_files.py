@@ -88,6 +88,9 @@ def read_adapter(path: Path) -> SavedAdapter:
         tensors = load_file(weights)
     except SafetensorError as error:
         raise LokiError(f"{weights} is truncated or damaged ({error}): save or fetch the adapter again") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise LokiError(f"{weights}: {name} is NaN or infinite: train the adapter again, at a lower rate")
     return SavedAdapter(path, config, _layers(path, config, tensors))
 
 

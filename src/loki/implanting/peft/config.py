@@ -31,10 +31,11 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
             refused.
         base_fingerprint: of the selected rows of the base (`base_weight.base_fingerprint`). Written when the adapter is
             saved; where it is given, another base is refused. None: any base whose shape fits.
-        task_type: as in PEFT; LoKI is for causal language models.
+        task_type: CAUSAL_LM or None; other tasks add a head, of which nothing would be trained or saved.
 
     Raises:
-        LokiError: if the positions are missing or malformed, or the rank is not a positive number.
+        LokiError: if the task is another one, the positions are missing or malformed, or the rank is no positive
+            number.
     """
 
     task_type: TaskType | str | None = field(default=TaskType.CAUSAL_LM)
@@ -46,6 +47,11 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task_type not in (None, TaskType.CAUSAL_LM):
+            raise LokiError(
+                f"LoKIConfig: task_type {self.task_type!s} would train a new head, which a LoKI adapter does not hold: "
+                "use CAUSAL_LM"
+            )
         self.peft_type = PeftType("LOKI")
         if isinstance(self.positions, dict):
             self.rows_per_layer = self.positions.get("rows")

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from peft import get_peft_model, get_peft_model_state_dict
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from loki.artefacts.positions import Positions
 from loki.files import protect_inputs
@@ -15,6 +14,7 @@ from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
 from loki.implanting.peft.model import find_projections
 from loki.models.checkpoint import Checkpoint
+from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
 
 
@@ -47,10 +47,9 @@ def save_zero_adapter(
     base = ModelDirectory.of(model)
     config = LoKIConfig(positions=positions, rank=rank)
     base.projections_for(config.row_lists)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(base.config)
-    projections = find_projections(skeleton, None)
-    adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
+    unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
+    projections = find_projections(unloaded, None)
+    adapted = get_peft_model(unloaded, config, low_cpu_mem_usage=True)
     config.base_model_name_or_path = base.name
     config.base_fingerprint = _fingerprint(base.checkpoint, config, projections)
     tensors = {}

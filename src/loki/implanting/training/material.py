@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.artefacts.positions import Positions, check_positions, read_positions
 from loki.data.examples import TrainingData, load_training_data
@@ -15,6 +14,7 @@ from loki.implanting.create import loki_configuration
 from loki.implanting.modeling import LoKIConfigMixin
 from loki.implanting.splitting import active_parameters
 from loki.models.architectures import text_config
+from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
 
 
@@ -41,8 +41,7 @@ class Material:
     @cached_property
     def skeleton(self) -> PreTrainedModel:
         """The LoKI model without weights."""
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self.config)
+        return skeleton(self.config)
 
     @property
     def trainable_parameters(self) -> int:

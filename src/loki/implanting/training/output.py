@@ -14,11 +14,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from loki.artefacts.positions import read_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
-from loki.errors import LokiError
+from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, read_json, refuse_existing, sha256_of_file
 from loki.implanting.training.rows import ROWS_FILE
 from loki.implanting.training.settings import TrainingSettings
-from loki.models.loading import one_line
 
 RECORD = "training.json"
 STATE = "trainer_state.json"

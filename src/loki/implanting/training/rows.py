@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from loki.errors import LokiError
 from loki.files import atomic_file
 from loki.implanting.sharding import is_sharded, refuse_zero_3, whole
-from loki.implanting.splitting import active_parameters, check_trainable, exact_rows
+from loki.implanting.splitting import active_parameters, check_trainable, exact_rows, loki_linears
 
 ROWS_FILE = "active_rows.safetensors"
 NOTHING_CHANGED = (
@@ -28,7 +28,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
     - exactly they are trainable, and the optimiser holds state for nothing else;
     - checkpoints hold them in float32 beside the ordinary weights, so that resuming is exact (DeepSpeed and FSDP2 see
       to that themselves);
-    - a loss that is NaN or infinite, or a training that changed nothing, is an error.
+    - a gradient, a loss or a row that is NaN or infinite, or a training that changed nothing, is an error.
 
     Args:
         model: the LoKI model.
@@ -44,6 +44,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
             parameter.data = parameter.data.to(torch.float32)
         self._resume_from = resume_from
         self._kept_by_trainer = False
+        self.vanished = 0
         self._before = {name: parameter.detach().clone() for name, parameter in active_parameters(model).items()}
 
     def on_train_begin(
@@ -70,13 +71,30 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
                     tensor.copy_(saved[name])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save the rows exactly, beside the checkpoint's weights."""
+        """Save the rows exactly, beside the checkpoint's weights.
+
+        Raises:
+            LokiError: if one is NaN or infinite.
+        """
         del control
+        check_finite(kwargs["model"])
         if state.is_world_process_zero and not self._kept_by_trainer:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             rows = {name: tensor.cpu() for name, tensor in exact_rows(kwargs["model"]).items()}
             with atomic_file(folder / ROWS_FILE, overwrite=True) as temporary:
                 save_file(rows, temporary)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop before a step along a gradient that is no number.
+
+        Raises:
+            LokiError: if it is NaN or infinite.
+        """
+        del control
+        if not args.fp16:  # whose loss scaling makes infinite gradients on purpose, and then skips the step
+            check_gradients(kwargs["model"], state.global_step + 1)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop at a loss that is no number."""
@@ -86,22 +104,63 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
     def changed_rows(self, model: PreTrainedModel) -> int:
         """Number of selected rows that training changed. Where the model is sharded, every process must call this.
 
-        A process that had no weights before training, as FSDP2's other ranks where rank 0 loads, counts 0.
+        A row counts if it still differs once it is rounded to the type that the model is saved in; `vanished` is the
+        number of those that do not. A process that had no weights before training, as FSDP2's other ranks where rank 0
+        loads, counts 0.
 
         Raises:
-            LokiError: if it is 0.
+            LokiError: if it is 0, or a row is NaN or infinite.
         """
-        changed = 0
+        check_finite(model)
+        saved_as = {f"{name}.active_weight": linear.weight.dtype for name, linear in loki_linears(model).items()}
+        changed = self.vanished = 0
         unknown = False
         for name, parameter in active_parameters(model).items():
             after, before = whole(parameter), self._before[name]
             if before.is_meta:
                 unknown = True
             elif not name.endswith("active_bias"):
-                changed += int((after != before.to(after)).any(dim=1).sum())
+                before, dtype = before.to(after), saved_as.get(name, after.dtype)
+                kept = int((after.to(dtype) != before.to(dtype)).any(dim=1).sum())
+                changed += kept
+                self.vanished += int((after != before).any(dim=1).sum()) - kept
         if not changed and not unknown:
-            raise LokiError(NOTHING_CHANGED)
+            lost = f"{self.vanished} rows changed by less than the weights' type can hold; " if self.vanished else ""
+            raise LokiError(lost + NOTHING_CHANGED)
         return changed
+
+
+def check_gradients(model: torch.nn.Module, step: int) -> None:
+    """Check the gradients of the active rows, before the optimiser follows them.
+
+    Args:
+        model: with gradients; parameters without one (DeepSpeed keeps them elsewhere) pass.
+        step: number of the step that is about to be taken, for the error message.
+
+    Raises:
+        LokiError: if one is NaN or infinite.
+    """
+    gradients = [whole(parameter.grad) for parameter in active_parameters(model).values() if parameter.grad is not None]
+    if gradients and not torch.stack([gradient.float().sum() for gradient in gradients]).isfinite().all():
+        raise LokiError(
+            f"the gradient is NaN or infinite at step {step}, so nothing is saved of it: lower the learning rate, or "
+            "train a model in bfloat16 or float32 instead of float16; earlier checkpoints are intact"
+        )
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Check the active rows themselves.
+
+    Raises:
+        LokiError: if one is NaN or infinite.
+    """
+    for name, parameter in active_parameters(model).items():
+        held = parameter.detach()
+        if not held.is_meta and not whole(held).isfinite().all():
+            raise LokiError(
+                f"{name} became NaN or infinite, so nothing is saved: lower the learning rate; earlier checkpoints are "
+                "intact"
+            )
 
 
 def check_logged(logs: dict[str, Any], step: int) -> None:

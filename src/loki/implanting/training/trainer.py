@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import (
     EarlyStoppingCallback,
+    PretrainedConfig,
     PreTrainedModel,
     TrainerCallback,
     TrainerControl,
@@ -143,7 +144,14 @@ class TRL:
         except LokiError as error:  # of a callback, which every process called
             ranks.raise_once(error)
         changed = ranks.together(lambda: rows.changed_rows(model))
-        model.config.use_cache = material.config.use_cache  # which the trainer switches off
+        if rows.vanished:
+            console.print(
+                f"{rows.vanished} more rows changed by less than their type can hold, and are saved unchanged: train "
+                "longer, at a higher rate, or a model made with `loki create --dtype float32`",
+                highlight=False,
+                soft_wrap=True,
+            )
+        _keep_use_cache(model.config, material.config)
         _save(trainer, material.directory.path, job.output, ranks)
         return changed
 
@@ -205,6 +213,14 @@ def _arguments(job: Job, material: Material, learning_rate: float) -> SFTConfig:
         dtype=material.config.dtype or torch.float32,
         evaluate=material.held_out is not None,
     )
+
+
+def _keep_use_cache(trained: PretrainedConfig, given: PretrainedConfig) -> None:
+    """Put back what the trainer switches off, and take away what it adds to the configuration of a wrapper."""
+    if hasattr(given, "use_cache"):
+        trained.use_cache = given.use_cache
+    elif hasattr(trained, "use_cache"):
+        del trained.use_cache
 
 
 def _load(material: Material) -> PreTrainedModel:

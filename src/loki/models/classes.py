@@ -1,0 +1,45 @@
+"""Which class a model is of: one for text alone, or one that wraps a text model with what sees or hears."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from loki.errors import LokiError, one_line
+
+
+def class_of_type(model_type: str) -> str | None:
+    """Name of the Transformers class that holds a whole model of this type; None if it generates no text.
+
+    Where a type can be loaded as its text model alone as well (`qwen3_5`), this is the class of the whole.
+    """
+    wrapper: str | None = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
+    return wrapper or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The Auto class that loads the whole model of `config`, its vision tower included where it has one."""
+    wraps = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if wraps else AutoModelForCausalLM
+
+
+def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of `config` without weights, on the meta device.
+
+    Raises:
+        LokiError: if the configuration makes no model.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, ImportError) as error:
+        raise LokiError(
+            f"the configuration of this {config.model_type} model cannot be made a model ({one_line(error)}): "
+            "correct its config.json, or fetch or save it again"
+        ) from error
+    return model
