@@ -16,6 +16,15 @@ def adapter(
     rank: Annotated[
         int | None, typer.Option("--rank", help="Train a product of this rank (LoKI + LoRA). Default: the full rows.")
     ] = None,
+    moments: Annotated[
+        Path | None, typer.Option("--moments", help="Second moments made by `loki moments`, for --protect.")
+    ] = None,
+    protect: Annotated[
+        float | None,
+        typer.Option(
+            "--protect", help="Share of the input directions, the most used ones, that training leaves alone."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random factor that a rank needs.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
@@ -31,5 +40,5 @@ def adapter(
 
     quiet_libraries()
     torch.manual_seed(seed)
-    save_zero_adapter(model, positions, output, rank=rank, overwrite=overwrite)
+    save_zero_adapter(model, positions, output, rank=rank, moments=moments, protect=protect, overwrite=overwrite)
     say(f"LoKI adapter: {output}", output=output)

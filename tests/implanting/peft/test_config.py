@@ -10,24 +10,21 @@ from loki.implanting.peft import LoKIConfig
 from tests.implanting.peft.adapters import POSITIONS
 
 
-def test_positions_come_from_a_path_a_list_or_a_mask(tmp_path):
+def test_positions_come_from_a_path_or_a_list(tmp_path):
     write_positions(tmp_path / "pos.json", POSITIONS)
     unsorted = [list(reversed(rows)) for rows in POSITIONS]
     for given in (tmp_path / "pos.json", str(tmp_path / "pos.json"), unsorted):
         assert LoKIConfig(positions=given).positions == POSITIONS
-    mask = LoKIConfig(positions=POSITIONS).to_dict()["positions"]
-    assert LoKIConfig(positions=mask).positions == POSITIONS
 
 
-def test_it_survives_saving_with_the_positions_as_a_mask(tmp_path):
+def test_it_survives_saving(tmp_path):
     config = LoKIConfig(positions=POSITIONS, rank=4, base_fingerprint="float32:00000000000000ff")
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert saved["positions"] == {"layers": 3, "rows": 32, "bitmask": "UAAAAAAAAACBAAAB"}
+    assert saved["positions"] == POSITIONS
     loaded = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, LoKIConfig)
     assert (loaded.positions, loaded.rank, loaded.base_fingerprint) == (POSITIONS, 4, config.base_fingerprint)
-    assert loaded.rows_per_layer == 32
 
 
 def test_it_is_for_causal_language_models_and_can_be_copied():
@@ -46,6 +43,9 @@ def test_it_is_for_causal_language_models_and_can_be_copied():
         ({"positions": [["3"]]}, "not a row index"),
         ({"positions": [[0]], "rank": 0}, "rank 0 is not a positive number"),
         ({"positions": [[0]], "rank": 1.5}, "rank 1.5 is not"),
+        ({"positions": [[0]], "protect": 1.0}, "--protect 1.0"),
+        ({"positions": [[0]], "protect": 0.5, "rank": 2}, "protect and rank exclude"),
+        ({"positions": [[0]], "moments": "m"}, "moments are for protect"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(options, message):

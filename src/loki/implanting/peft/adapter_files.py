@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from loki.errors import LokiError
 from loki.files import atomic_directory, read_json
+from loki.implanting.directions import digest
 from loki.implanting.peft.config import LoKIConfig
+from loki.implanting.peft.layer import InputDirections
 
 KEY_PREFIX = "base_model.model."
-_KEY = re.compile(r"(?P<module>.+)\.(?P<kind>loki_delta|loki_A|loki_B)\.weight")
+_KEY = re.compile(r"(?P<module>.+)\.(?P<kind>loki_delta|loki_A|loki_B|loki_C|loki_U)\.weight")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class LayerDelta:
     Attributes:
         module: qualified name of the projection in the base model, `model.layers.3.mlp.down_proj`.
         rows: the `k` row indices.
-        tensors: `loki_delta` `[k, d_ff]`, or `loki_B` `[k, r]` and `loki_A` `[r, d_ff]`.
+        tensors: `loki_delta` `[k, d_ff]`; or `loki_B` `[k, r]` and `loki_A` `[r, d_ff]`; or `loki_C` `[k, blocks * r]`
+            and `loki_U` `[blocks, n, r]`, see `loki.implanting.directions`.
     """
 
     module: str
@@ -36,6 +39,8 @@ class LayerDelta:
     @property
     def width(self) -> int:
         """Number of columns `d_ff`."""
+        if "loki_U" in self.tensors:
+            return self.tensors["loki_U"].shape[0] * self.tensors["loki_U"].shape[1]
         return self.tensors["loki_delta" if "loki_delta" in self.tensors else "loki_A"].shape[1]
 
     @property
@@ -43,6 +48,8 @@ class LayerDelta:
         """The delta of the rows, `[k, d_ff]`; multiplied out in at least float32 where there is a rank."""
         if "loki_delta" in self.tensors:
             return self.tensors["loki_delta"]
+        if "loki_U" in self.tensors:
+            return InputDirections(self.tensors["loki_U"]).expand(self.tensors["loki_C"])
         up, down = self.tensors["loki_B"], self.tensors["loki_A"]
         dtype = torch.promote_types(up.dtype, torch.float32)
         return up.to(dtype) @ down.to(dtype)
@@ -127,24 +134,33 @@ def _layers(path: Path, config: LoKIConfig, tensors: dict[str, torch.Tensor]) ->
     modules = sorted(by_module, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
     selected = [index for index, rows in enumerate(config.row_lists) if rows]
     kinds = {"loki_delta"} if config.rank is None else {"loki_A", "loki_B"}
+    if config.protect is not None:
+        kinds = {"loki_C", "loki_U"}
     if len(modules) != len(selected):
         raise LokiError(f"adapter {path} has weights for {len(modules)} layers but positions for {len(selected)}")
     layers: list[LayerDelta | None] = [None] * len(config.row_lists)
     for index, module in zip(selected, modules, strict=True):
         rows, found = config.row_lists[index], by_module[module]
-        if set(found) != kinds or not _shapes_fit(found, len(rows), config.rank):
+        if set(found) != kinds or not _shapes_fit(found, len(rows), config):
             raise LokiError(
                 f"adapter {path}: the weights of {module} do not fit its {len(rows)} positions"
                 + (f" and rank {config.rank}" if config.rank else "")
                 + ": save or fetch the adapter again"
             )
+        if config.directions_digests and digest({0: found["loki_U"]}) != config.directions_digests[index]:
+            raise LokiError(
+                f"adapter {path} holds other input directions for {module} than it was made with: save it again"
+            )
         layers[index] = LayerDelta(module, rows, found)
     return layers
 
 
-def _shapes_fit(tensors: dict[str, torch.Tensor], rows: int, rank: int | None) -> bool:
+def _shapes_fit(tensors: dict[str, torch.Tensor], rows: int, config: LoKIConfig) -> bool:
+    if config.protect is not None:
+        blocks, size, count = config.directions_shape or (0, 0, 0)
+        return tensors["loki_C"].shape == (rows, blocks * count) and tensors["loki_U"].shape == (blocks, size, count)
     if any(tensor.ndim != 2 for tensor in tensors.values()):
         return False
-    if rank is None:
+    if config.rank is None:
         return len(tensors["loki_delta"]) == rows
-    return tensors["loki_B"].shape == (rows, rank) and len(tensors["loki_A"]) == rank
+    return tensors["loki_B"].shape == (rows, config.rank) and len(tensors["loki_A"]) == config.rank

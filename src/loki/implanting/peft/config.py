@@ -1,7 +1,7 @@
 """Configuration of a LoKI adapter."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,28 @@ from peft import PeftConfig, PeftType, TaskType
 
 from loki.artefacts.positions import Positions, check_positions, read_positions
 from loki.errors import LokiError
+from loki.implanting.directions import Directions, check_protect
 from loki.implanting.peft.base_weight import is_fingerprint
-from loki.implanting.peft.positions_codec import PositionsMask, decode_positions, encode_positions
+from loki.implanting.peft.old_positions import PositionsMask, decode_positions
 
 
 @dataclass
 class LoKIConfig(PeftConfig):  # type: ignore[misc]
     """Trains the selected rows of every layer's MLP output projection (`down_proj.weight`) and nothing else.
 
-    `get_peft_model(model, LoKIConfig(positions="pos.json"))` changes no output until it is trained. In
-    `adapter_config.json` the positions are a bitmask (`positions_codec`).
+    `get_peft_model(model, LoKIConfig(positions="pos.json"))` changes no output until it is trained.
 
     Attributes:
         positions: row indices, one list per layer: the lists themselves (from `loki.selection`), or the path of a
             positions file. Read when the configuration is made; sorted lists afterwards.
         rank: None trains the rows themselves (`k * d_ff` values per layer with `k` rows). A number `r` trains a product
             of that rank instead, `dW_S = A B` (equation 11 of the LoKI paper; `r * (k + d_ff)` values).
+        protect: None trains along all input directions. A share, 0.5, leaves the directions alone that the base model
+            uses most, and trains `dW_S = C U^T` along the others (`loki.implanting.directions`). `U` is saved with `C`.
+        moments: file of second moments that `U` is taken from; needed to make an adapter with `protect`, not to load
+            one, and not saved.
+        directions_shape: of `U` in one layer, `[blocks, n, r]`. Written when the adapter is made.
+        directions_digests: hash of `U` for every layer, None where it has no rows; other directions are refused.
         target_modules: names (or one regular expression) of the projections, for models whose structure is unknown to
             `loki.models.architectures`; the n-th match takes the n-th list of positions. None: found by structure.
         rows_per_layer: rows `D` of a projection. None: taken from the base model. A base with another number is
@@ -34,13 +40,17 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         task_type: CAUSAL_LM or None; other tasks add a head, of which nothing would be trained or saved.
 
     Raises:
-        LokiError: if the task is another one, the positions are missing or malformed, or the rank is no positive
-            number.
+        LokiError: if the task is another one, the positions are missing or malformed, the rank is no positive number,
+            or `protect` is no share or stands beside a rank.
     """
 
     task_type: TaskType | str | None = field(default=TaskType.CAUSAL_LM)
     positions: Positions | PositionsMask | str | os.PathLike[str] | None = None
     rank: int | None = None
+    protect: float | None = None
+    moments: str | os.PathLike[str] | None = None
+    directions_shape: list[int] | None = None
+    directions_digests: list[str | None] | None = None
     target_modules: list[str] | str | None = None
     rows_per_layer: int | None = None
     base_fingerprint: str | None = None
@@ -68,10 +78,17 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
             )
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise LokiError(f"LoKIConfig: rank {self.rank!r} is not a positive number; None trains the full rows")
+        if self.protect is not None:
+            check_protect(self.protect)
+            if self.rank is not None:
+                raise LokiError("LoKIConfig: protect and rank exclude each other: leave out one of them")
+        elif self.moments is not None:
+            raise LokiError("LoKIConfig: moments are for protect: give its share, 0.5, as well")
         # What the model at hand has, as opposed to what a saved adapter demands: written out by `to_dict`, so that one
         # configuration can be applied to several models.
         self.found_rows: int | None = None
         self.found_fingerprint: str | None = None
+        self.found_directions: Directions = {}  # made from the moments
 
     @property
     def row_lists(self) -> Positions:
@@ -79,11 +96,23 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         assert isinstance(self.positions, list)
         return self.positions
 
+    def with_full_rows(self, positions: Positions) -> "LoKIConfig":
+        """The configuration of an adapter of the same base that trains other rows, along all directions."""
+        return replace(
+            self,
+            positions=positions,
+            rank=None,
+            protect=None,
+            moments=None,
+            directions_shape=None,
+            directions_digests=None,
+            base_fingerprint=None,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """The configuration for JSON, with the positions as a bitmask."""
+        """The configuration for JSON."""
         values: dict[str, Any] = super().to_dict()
-        rows = self.rows_per_layer or self.found_rows or 1 + max(max(row, default=0) for row in self.row_lists)
-        values["positions"] = encode_positions(self.row_lists, rows)
+        del values["moments"]
         values["rows_per_layer"] = self.rows_per_layer or self.found_rows
         values["base_fingerprint"] = self.base_fingerprint or self.found_fingerprint
         return values

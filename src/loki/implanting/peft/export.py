@@ -61,8 +61,8 @@ def export_lora(adapter: Path, output: Path, *, full_rows: bool = False, overwri
 
 def _factors(layer: LayerDelta, rank: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`lora_A` `[rank, d_ff]` and `lora_B` `[hidden, rank]` whose product is the layer's delta."""
-    if "loki_delta" in layer.tensors:
-        delta = layer.tensors["loki_delta"]
+    if "loki_A" not in layer.tensors:
+        delta = layer.matrix
         down = delta.new_zeros(rank, delta.shape[1])
         down[: len(delta)] = delta
         up = delta.new_zeros(hidden, rank)

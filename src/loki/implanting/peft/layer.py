@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from loki.errors import LokiError
+from loki.implanting.directions import digest
 from loki.implanting.peft.base_weight import plain_weight
 
 
@@ -36,6 +37,49 @@ class AdapterLinear(nn.Linear):
         return functional.linear(x, self.weight.to(x.dtype))
 
 
+class InputDirections(nn.Module):
+    """The fixed input directions `U` of an adapter that trains `dW_S = C U^T`.
+
+    Args:
+        directions: `[blocks, n, r]`, orthonormal in each block of `n` neighbouring inputs; NaN where they will be read
+            with the adapter's weights.
+        expected_digest: hash of the directions that may be read; None takes any.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, directions: torch.Tensor, expected_digest: str | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", directions)
+        self._expected = expected_digest
+
+    @property
+    def count(self) -> int:
+        """Number of directions, `blocks * r`."""
+        return self.weight.shape[0] * self.weight.shape[2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x U`: `[..., blocks * n]` to `[..., blocks * r]`, in the dtype of `x`."""
+        blocks, size, _ = self.weight.shape
+        by_block = x.reshape(*x.shape[:-1], blocks, size)
+        return torch.einsum("...bn,bnr->...br", by_block, self.weight.to(x.dtype)).flatten(-2)
+
+    def expand(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """`C U^T` `[k, blocks * n]` in at least float32, from `C` `[k, blocks * r]`."""
+        wide = _at_least_float32(coefficients)
+        directions = self.weight.to(wide.dtype)
+        by_block = wide.view(len(wide), len(directions), -1).transpose(0, 1)
+        return (by_block @ directions.transpose(1, 2)).transpose(0, 1).reshape(len(wide), -1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given = state_dict.get(prefix + "weight")
+        if given is not None and self._expected is not None and digest({0: given}) != self._expected:
+            raise LokiError(
+                f"{prefix}weight holds other input directions than the adapter was made with: save or fetch it again"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A frozen projection `[..., d_ff] -> [..., D]` plus a trainable delta on `k` of its `D` rows, per adapter.
 
@@ -46,7 +90,7 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         base_layer: the projection, or another PEFT layer around it.
     """
 
-    adapter_layer_names = ("loki_delta", "loki_A", "loki_B")
+    adapter_layer_names = ("loki_delta", "loki_A", "loki_B", "loki_C")
     other_param_names = ("loki_rows",)
 
     # Inherited from PEFT, which has no types.
@@ -66,21 +110,35 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.loki_delta = nn.ModuleDict()
         self.loki_A = nn.ModuleDict()
         self.loki_B = nn.ModuleDict()
+        self.loki_C = nn.ModuleDict()
+        self.loki_U = nn.ModuleDict()  # not among `adapter_layer_names`: PEFT would train and cast it
         self.loki_rows: dict[str, torch.Tensor] = {}
         self.merged_adapters: list[str] = []
         self._rows_before_merge: list[torch.Tensor] = []
         self._disable_adapters = False
 
-    def update_layer(self, adapter_name: str, rows: list[int], rank: int | None, *, inference_mode: bool) -> None:
+    def update_layer(
+        self,
+        adapter_name: str,
+        rows: list[int],
+        rank: int | None,
+        directions: "InputDirections | None" = None,
+        *,
+        inference_mode: bool,
+    ) -> None:
         """Add an adapter of this name that changes nothing yet.
 
         Args:
             adapter_name: its name in the PEFT model.
             rows: the `k` row indices of the projection.
             rank: rank of the delta; None for full rows.
+            directions: input directions to train along; None for all.
             inference_mode: whether the adapter stays frozen.
         """
-        if rank is None:
+        if directions is not None:
+            self.loki_C[adapter_name] = AdapterLinear(directions.count, len(rows))
+            self.loki_U[adapter_name] = directions.to(self.get_base_layer().weight.device)
+        elif rank is None:
             self.loki_delta[adapter_name] = AdapterLinear(self.in_features, len(rows))
         else:
             self.loki_A[adapter_name] = AdapterLinear(self.in_features, rank)
@@ -99,14 +157,42 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             return output
         for name in self.active_adapters:
             if name in self.loki_rows:
-                delta = self.loki_delta[name](x) if name in self.loki_delta else self.loki_B[name](self.loki_A[name](x))
-                output = output.index_add(-1, self._rows(name, output.device), delta.to(output.dtype))
+                output = output.index_add(-1, self._rows(name, output.device), self._delta(name, x).to(output.dtype))
         return output
+
+    def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """What an adapter adds to the outputs of its rows, `[..., k]`."""
+        if name in self.loki_delta:
+            delta: torch.Tensor = self.loki_delta[name](x)
+        elif name in self.loki_C:
+            directions, coefficients = self._directions(name), self._coefficients(name)
+            # With more tokens than rows, multiplying out is less work than projecting every token.
+            if x.numel() // x.shape[-1] > len(coefficients):
+                with torch.autocast(x.device.type, enabled=False):
+                    change = directions.expand(coefficients)
+                delta = functional.linear(x, change.to(x.dtype))
+            else:
+                delta = self.loki_C[name](directions(x))
+        else:
+            delta = self.loki_B[name](self.loki_A[name](x))
+        return delta
+
+    def _coefficients(self, adapter_name: str) -> torch.Tensor:
+        layer = self.loki_C[adapter_name]
+        assert isinstance(layer, AdapterLinear)
+        return layer.weight
+
+    def _directions(self, adapter_name: str) -> "InputDirections":
+        directions = self.loki_U[adapter_name]
+        assert isinstance(directions, InputDirections)
+        return directions
 
     def delta_rows(self, adapter_name: str) -> torch.Tensor:
         """The delta of this adapter's rows `[k, d_ff]` in at least float32."""
         if adapter_name in self.loki_delta:
             return _at_least_float32(adapter_weight(self.loki_delta, adapter_name))
+        if adapter_name in self.loki_C:
+            return self._directions(adapter_name).expand(adapter_weight(self.loki_C, adapter_name))
         up, down = adapter_weight(self.loki_B, adapter_name), adapter_weight(self.loki_A, adapter_name)
         return _at_least_float32(up) @ _at_least_float32(down)
 
@@ -151,6 +237,8 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if adapter_name in self.merged_adapters:
             raise LokiError(f"adapter {adapter_name} is merged: call unmerge_adapter() before deleting it")
         super().delete_adapter(adapter_name)
+        if adapter_name in self.loki_U:
+            del self.loki_U[adapter_name]
 
     def _rows(self, adapter_name: str, device: torch.device) -> torch.Tensor:
         rows = self.loki_rows[adapter_name]
@@ -170,7 +258,7 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
 
 def adapter_weight(layers: nn.ModuleDict, adapter_name: str) -> torch.Tensor:
-    """The weight of one adapter in `loki_delta`, `loki_A` or `loki_B`, detached."""
+    """The weight of one adapter in `loki_delta`, `loki_A`, `loki_B` or `loki_C`, detached."""
     layer = layers[adapter_name]
     assert isinstance(layer, nn.Linear)
     return layer.weight.detach()

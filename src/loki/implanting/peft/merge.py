@@ -49,11 +49,9 @@ def merge_adapters(adapters: list[Path], output: Path, *, overwrite: bool = Fals
         if present:
             merged = _stack_rows(present) if rank is None else _stack_ranks(layers, ranks)
             tensors |= {f"{KEY_PREFIX}{present[0].module}.{kind}.weight": tensor for kind, tensor in merged.items()}
+    lists = zip(*(part.config.row_lists for part in parts), strict=True)
     config = replace(
-        given[0].config,
-        positions=[
-            sorted(chain.from_iterable(lists)) for lists in zip(*(part.config.row_lists for part in parts), strict=True)
-        ],
+        given[0].config.with_full_rows([sorted(chain.from_iterable(rows)) for rows in lists]),
         rank=rank,
         base_fingerprint=sum_fingerprints([part.config.base_fingerprint for part in parts]),
     )

@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from loki.artefacts.positions import check_positions_fit
 from loki.errors import LokiError
+from loki.implanting.directions import digest, least_used_directions
 from loki.implanting.peft.base_weight import base_fingerprint, plain_weight, same_base
-from loki.implanting.peft.combine import add_weighted_rows
 from loki.implanting.peft.config import LoKIConfig
-from loki.implanting.peft.layer import RowAdapter
+from loki.implanting.peft.layer import InputDirections, RowAdapter, adapter_weight
 from loki.implanting.sharding import refuse_zero_3
 from loki.models.architectures import mlp_outputs
 
@@ -33,6 +35,7 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
         projections = find_projections(self.model, peft_config.target_modules)
         check_adapter_fits(peft_config, projections)
         self._rows_by_module = dict(zip(projections, peft_config.row_lists, strict=True))
+        self._directions_by_module = dict(zip(projections, _directions(peft_config, projections), strict=True))
         return peft_config
 
     def _check_target_module_exists(self, peft_config: LoKIConfig, key: str) -> bool:
@@ -57,6 +60,7 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
             adapter_name,
             self._rows_by_module[current_key],
             peft_config.rank,
+            self._directions_by_module[current_key],
             inference_mode=peft_config.inference_mode,
         )
         if adapter is not target:
@@ -73,7 +77,32 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
         Raises:
             LokiError: if an adapter does not exist, the new name is taken, or the numbers of names and weights differ.
         """
-        add_weighted_rows(self, adapters, weights, adapter_name)
+        if adapter_name in self.peft_config:
+            raise LokiError(f"adapter {adapter_name} exists already: choose another name for the combination")
+        if not adapters or len(adapters) != len(weights):
+            raise LokiError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight per adapter")
+        for name in adapters:
+            if name not in self.peft_config:
+                raise LokiError(f"adapter {name} does not exist: the model has {', '.join(self.peft_config)}")
+        parts = [self.peft_config[name].row_lists for name in adapters]
+        union = [sorted(set().union(*lists)) for lists in zip(*parts, strict=True)]
+        self.peft_config[adapter_name] = self.peft_config[adapters[0]].with_full_rows(union)
+        self.inject_adapter(self.model, adapter_name)
+        for module in self.model.modules():
+            if isinstance(module, RowAdapter) and adapter_name in module.loki_rows:
+                _fill(module, adapter_name, list(zip(adapters, weights, strict=True)))
+
+
+def _fill(module: RowAdapter, adapter_name: str, factors: list[tuple[str, float]]) -> None:
+    """Set an adapter's full rows to the weighted sum of others' rows."""
+    rows = module.loki_rows[adapter_name]
+    weight = adapter_weight(module.loki_delta, adapter_name)
+    total = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    for name, factor in factors:
+        if name in module.loki_rows:
+            places = torch.searchsorted(rows, module.loki_rows[name].to(rows.device)).to(weight.device)
+            total.index_add_(0, places, factor * module.delta_rows(name).to(weight.device))
+    weight.copy_(total)
 
 
 def find_projections(model: nn.Module, target_modules: list[str] | str | None) -> dict[str, nn.Module]:
@@ -104,6 +133,24 @@ def find_projections(model: nn.Module, target_modules: list[str] | str | None) -
             )
         projections[name] = module
     return projections
+
+
+def _directions(config: LoKIConfig, projections: dict[str, nn.Module]) -> list[InputDirections | None]:
+    """The input directions of every projection; to be read with the adapter's weights where it was saved with them."""
+    if config.protect is None:
+        return [None] * len(projections)
+    width: int = _base_layer(next(iter(projections.values()))).in_features
+    if config.moments is not None:
+        found = least_used_directions(Path(config.moments), config.protect, config.row_lists, width=width)
+        config.found_directions = found
+        config.directions_shape = list(next(iter(found.values())).shape)
+        made = [InputDirections(found[layer]) if layer in found else None for layer in range(len(projections))]
+        config.directions_digests = [digest({0: one.weight}) if one else None for one in made]
+        return made
+    if config.directions_shape is None or config.directions_digests is None:
+        raise LokiError("LoKIConfig: protect needs moments: give the file that `loki moments` wrote")
+    unknown = torch.full(config.directions_shape, torch.nan)
+    return [None if known is None else InputDirections(unknown.clone(), known) for known in config.directions_digests]
 
 
 def check_adapter_fits(config: LoKIConfig, projections: dict[str, nn.Module]) -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from loki.artefacts.positions import Positions
 from loki.files import protect_inputs
-from loki.implanting.peft.adapter_files import write_adapter
+from loki.implanting.directions import check_measured_on
+from loki.implanting.peft.adapter_files import KEY_PREFIX, write_adapter
 from loki.implanting.peft.base_weight import base_fingerprint
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
@@ -24,6 +25,8 @@ def save_zero_adapter(
     output: Path,
     *,
     rank: int | None = None,
+    moments: Path | None = None,
+    protect: float | None = None,
     overwrite: bool = False,
 ) -> LoKIConfig:
     """Save an adapter whose delta is zero, without loading the model.
@@ -35,6 +38,8 @@ def save_zero_adapter(
         positions: the rows to train, or the path of a positions file.
         output: directory to write.
         rank: as in `LoKIConfig`.
+        moments: file of second moments of the model's inputs, for `protect`.
+        protect: as in `LoKIConfig`.
         overwrite: replace a directory that exists.
 
     Returns:
@@ -43,9 +48,11 @@ def save_zero_adapter(
     Raises:
         LokiError: if the positions do not fit the model, the model cannot be read, or `output` exists.
     """
-    protect_inputs(output, model, positions if isinstance(positions, Path) else None)
+    protect_inputs(output, model, positions if isinstance(positions, Path) else None, moments)
     base = ModelDirectory.of(model)
-    config = LoKIConfig(positions=positions, rank=rank)
+    config = LoKIConfig(positions=positions, rank=rank, moments=moments, protect=protect)
+    if moments is not None:
+        check_measured_on(moments, base.fingerprint)
     base.projections_for(config.row_lists)
     unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
     projections = find_projections(unloaded, None)
@@ -58,6 +65,9 @@ def save_zero_adapter(
         tensors[name] = torch.zeros(weight.shape)
         if name.endswith(".loki_A.weight"):
             initialise_rank_reduction(tensors[name])
+    for layer, projection in enumerate(projections):
+        if layer in config.found_directions:
+            tensors[f"{KEY_PREFIX}{projection}.loki_U.weight"] = config.found_directions[layer]
     write_adapter(output, config, tensors, overwrite=overwrite)
     return config
 

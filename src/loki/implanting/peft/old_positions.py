@@ -1,4 +1,4 @@
-"""Positions as a bitmask: 22 kB for an 8B model, where the JSON lists take up to 462 kB."""
+"""Positions as older releases stored them in adapters: as a bitmask."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ from loki.errors import LokiError
 
 
 class PositionsMask(TypedDict):
-    """What is stored in `adapter_config.json`.
+    """What stands in the `adapter_config.json` of such an adapter.
 
     Attributes:
         layers: number of layers `L`.
@@ -24,23 +24,8 @@ class PositionsMask(TypedDict):
     bitmask: str
 
 
-def encode_positions(positions: Positions, rows: int) -> PositionsMask:
-    """Pack positions into a bitmask over `rows` rows per layer.
-
-    Raises:
-        LokiError: if a row is not below `rows`.
-    """
-    selected = np.zeros((len(positions), rows), dtype=bool)
-    for layer, indices in enumerate(positions):
-        if indices and max(indices) >= rows:
-            raise LokiError(f"positions: layer {layer} lists row {max(indices)} of only {rows} rows")
-        selected[layer, indices] = True
-    packed = base64.b64encode(np.packbits(selected).tobytes()).decode("ascii")
-    return PositionsMask(layers=len(positions), rows=rows, bitmask=packed)
-
-
 def decode_positions(mask: PositionsMask) -> Positions:
-    """Unpack a bitmask; the inverse of `encode_positions`.
+    """Unpack a bitmask.
 
     Raises:
         LokiError: if a field is missing, or the bitmask does not hold `layers * rows` bits.

@@ -1,11 +1,25 @@
+"""Adapters of older releases hold their positions as a bitmask."""
+
+import base64
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loki.errors import LokiError
-from loki.implanting.peft.positions_codec import decode_positions, encode_positions
+from loki.implanting.peft import LoKIConfig
+from loki.implanting.peft.old_positions import decode_positions
+
+
+def encode_positions(positions, rows):
+    """As the older releases did."""
+    selected = np.zeros((len(positions), rows), dtype=bool)
+    for layer, indices in enumerate(positions):
+        selected[layer, indices] = True
+    packed = base64.b64encode(np.packbits(selected).tobytes()).decode("ascii")
+    return {"layers": len(positions), "rows": rows, "bitmask": packed}
 
 
 @st.composite
@@ -27,14 +41,11 @@ def test_the_first_row_is_the_highest_bit():
     assert encode_positions([[0, 7], [8]], 16)["bitmask"] == "gQAAgA=="
 
 
-def test_the_mask_of_an_8b_model_takes_22_kb():
-    positions = [list(range(0, 4096, 3))] * 32
-    assert len(json.dumps(encode_positions(positions, 4096))) < 22_000
-
-
-def test_a_row_beyond_the_mask_is_refused():
-    with pytest.raises(LokiError, match="layer 1 lists row 8 of only 8 rows"):
-        encode_positions([[0], [8]], 8)
+def test_an_adapter_of_an_older_release_is_read(tmp_path):
+    old = {"peft_type": "LOKI", "positions": {"layers": 3, "rows": 32, "bitmask": "UAAAAAAAAACBAAAB"}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(old))
+    config = LoKIConfig.from_pretrained(str(tmp_path))
+    assert (config.positions, config.rows_per_layer) == ([[1, 3], [], [0, 7, 31]], 32)
 
 
 @pytest.mark.parametrize(
