@@ -14,10 +14,10 @@ from loki.analysis.options import AnalysisOptions
 from loki.artefacts.positions import read_positions, write_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.calibration.sources import load_calibration
-from loki.data.examples import load_training_data
-from loki.data.fitting import fit_to_model, length_within
+from loki.data.preparing import prepare_training_data
+from loki.data.sources import Data, local_paths
 from loki.errors import LokiError
-from loki.files import protect_inputs, refuse_existing, sha256_of_file
+from loki.files import protect_inputs, refuse_existing
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
@@ -40,7 +40,7 @@ class RunSettings:
 
     Attributes:
         model: base model, a local directory or hub id.
-        data: training data.
+        data: training data, see `load_training_data`.
         calibration: calibration data, see `loki.calibration.sources.load_calibration`.
         quota: percentage of the rows to train.
         selection: how they are selected.
@@ -50,7 +50,7 @@ class RunSettings:
     """
 
     model: str
-    data: Path
+    data: Data
     calibration: str
     quota: float
     selection: SelectionSettings = field(default_factory=SelectionSettings)
@@ -74,8 +74,7 @@ class RunSettings:
         base.check()
         text, tokenizer = base.text_config, base.tokenizer
         find_strategy(self.selection.strategy).rows(self.quota, len(base.projection_names), text.hidden_size)
-        examples = load_training_data(self.data, chat_template=bool(tokenizer.chat_template))
-        fit_to_model(examples, tokenizer, length_within(base.config, self.training.max_length))
+        examples = prepare_training_data(self.data, base, self.training.max_length)
         calibration = load_calibration(
             self.calibration,
             tokenizer,
@@ -83,7 +82,7 @@ class RunSettings:
             vocab_size=text.vocab_size,
             samples_per_subject=self.samples_per_subject,
         )
-        return {**asdict(self), "data": sha256_of_file(self.data), "calibration": calibration.digest}
+        return {**asdict(self), "data": examples.digest, "calibration": calibration.digest}
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,9 @@ def run(
 
 
 def _begin(settings: RunSettings, output: Path, record: dict[str, Any], *, overwrite: bool) -> None:
-    protect_inputs(output, settings.model, settings.data, settings.calibration)
+    protect_inputs(output, settings.model, *local_paths(settings.data), settings.calibration)
     if overwrite:
-        remove_recorded(output, RECORD, settings.model, settings.data, settings.calibration)
+        remove_recorded(output, RECORD, settings.model, *local_paths(settings.data), settings.calibration)
     found = read_record(output, RECORD)
     if found is None:
         refuse_existing(output, overwrite=False)

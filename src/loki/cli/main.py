@@ -24,6 +24,7 @@ COMMANDS = (
     "select",
     "create",
     "adapter",
+    "data",
     "train",
     "restore",
     "verify",

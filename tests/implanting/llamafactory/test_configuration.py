@@ -18,7 +18,7 @@ def configure(settings: TrainingSettings = SETTINGS, **changes: Any) -> dict[str
         "dataset_folder": Path("run"),
         "output": Path("out"),
         "learning_rate": 3e-5,
-        "template": None,
+        "template": "empty",
         "evaluate": False,
         "bf16": False,
         "use_cpu": True,
@@ -76,7 +76,14 @@ def test_held_out_data_are_looked_at_with_every_checkpoint() -> None:
 
 
 def test_what_is_not_asked_for_is_left_out() -> None:
-    optional = {"template", "eval_dataset", "save_steps", "resume_from_checkpoint", "deepspeed", "early_stopping_steps"}
+    optional = {
+        "tokenized_path",
+        "eval_dataset",
+        "save_steps",
+        "resume_from_checkpoint",
+        "deepspeed",
+        "early_stopping_steps",
+    }
     assert not optional & set(configure())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
 
 from loki import create_loki_model, restore_loki_model
@@ -71,15 +72,30 @@ def test_run_directory(llama_dir: Path, positions: Path, data: Path, tmp_path: P
     train_with_llamafactory(llama_dir, data, output, SETTINGS, own, positions=positions, eval_data=data)
     run = output / "llamafactory"
     written = yaml.safe_load((run / "train.yaml").read_text())
-    datasets = json.loads((run / "dataset_info.json").read_text())
     assert commands[0][0] == "/env/python"
     assert commands[0][-1] == str(run / "train.yaml")
     assert "torch.distributed.run" in commands[0]
     assert written["learning_rate"] == default_learning_rate(100 * 5 / (3 * 32))
     assert written["deepspeed"] == str(run / "deepspeed.json")
-    assert (written["dataset"], written["eval_dataset"]) == tuple(datasets)
-    assert Path(datasets["train"]["file_name"]).read_text().count("\n") == 32
+    assert (written["tokenized_path"], written["template"]) == (str(run / "tokenised"), "empty")
+    assert {name: len(split) for name, split in load_from_disk(str(run / "tokenised")).items()} == {
+        "train": 32,
+        "validation": 32,
+    }
     assert load_config(written["model_name_or_path"]).target_pos == POSITIONS
+
+
+def test_records_are_left_to_a_template_of_llamafactory(
+    llama_dir: Path, positions: Path, data: Path, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    own = LlamaFactorySettings(template="llama3")
+    train_with_llamafactory(llama_dir, data, tmp_path / "out", SETTINGS, own, positions=positions, eval_data=data)
+    written = yaml.safe_load((tmp_path / "out/llamafactory/train.yaml").read_text())
+    datasets = json.loads((tmp_path / "out/llamafactory/dataset_info.json").read_text())
+    assert (written["dataset"], written["eval_dataset"]) == tuple(datasets)
+    assert written["template"] == "llama3"
+    assert "tokenized_path" not in written
+    assert Path(datasets["train"]["file_name"]).read_text().count("\n") == 32
 
 
 def test_a_loki_model_is_used_as_it_is(

@@ -247,10 +247,10 @@ def test_what_is_dropped_and_cut_is_said(loki_dir: Path, tmp_path: Path) -> None
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     said = io.StringIO()
     train(loki_dir, tmp_path / "long.jsonl", tmp_path / "out", SETTINGS, console=Console(file=said, width=300))
-    assert "1 training examples; dropped 1 (whose answer begins beyond --max-length 256)" in said.getvalue()
+    assert "1 lose the end of their answer; dropped 1 (whose answer begins beyond --max-length 256)" in said.getvalue()
     assert "256 tokens per example, as the model has no more positions" in said.getvalue()
     settings = TrainingSettings(**{**SETTINGS.to_dict(), "max_length": 1})
-    with pytest.raises(LokiError, match="every one of the 2 training examples"):
+    with pytest.raises(LokiError, match="no example is left of 2"):
         train(loki_dir, tmp_path / "long.jsonl", tmp_path / "none", settings)
     assert not (tmp_path / "none").exists()
 

@@ -31,10 +31,11 @@ def configuration(
     dataset_folder: Path,
     output: Path,
     learning_rate: float,
-    template: str | None,
+    template: str,
     evaluate: bool,
     bf16: bool,
     use_cpu: bool,
+    tokenised: Path | None = None,
     resume_from: Path | None = None,
     deepspeed: Path | None = None,
 ) -> dict[str, Any]:
@@ -43,13 +44,15 @@ def configuration(
     Args:
         settings: how to train.
         model: LoKI model directory.
-        dataset_folder: folder with `dataset_info.json`, which has the entry `train`, and `held_out` if `evaluate`.
+        dataset_folder: folder with `dataset_info.json`; without `tokenised` it has the entry `train`, and `held_out` if
+            `evaluate`.
         output: directory for checkpoints and the trained model.
         learning_rate: peak learning rate.
-        template: name of a LlamaFactory template; None for the tokenizer's own.
+        template: name of a LlamaFactory template.
         evaluate: whether to compute the loss on held-out data with every checkpoint.
         bf16: whether to compute in bfloat16 where weights are wider.
         use_cpu: whether to stay off any accelerator.
+        tokenised: directory of tokenised examples, see `write_tokenised`.
         resume_from: checkpoint to continue from.
         deepspeed: DeepSpeed configuration file.
     """
@@ -62,6 +65,7 @@ def configuration(
         "finetuning_type": "full",
         "dataset": "train",
         "dataset_dir": str(dataset_folder.resolve()),
+        "template": template,
         "cutoff_len": settings.max_length,
         "packing": settings.packing,
         "mask_history": True,  # every answer is an example of its own
@@ -90,8 +94,8 @@ def configuration(
     }
     if settings.save_steps is not None:
         values["save_steps"] = settings.save_steps
-    if template is not None:
-        values["template"] = template
+    if tokenised is not None:
+        values["tokenized_path"] = str(tokenised.resolve())
     if evaluate:
         values |= {
             "eval_dataset": "held_out",

@@ -46,6 +46,11 @@ class RunDirectory:
         """Its error, as one line."""
         return self.path / "error.txt"
 
+    @property
+    def tokenised(self) -> Path:
+        """Tokenised examples, as `datasets` saves them."""
+        return self.path / "tokenised"
+
     def data(self, name: str) -> Path:
         """The JSONL file of an entry in `dataset_info.json`."""
         return self.path / f"{name}.jsonl"

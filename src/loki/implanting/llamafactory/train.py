@@ -8,10 +8,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.data.sources import Data
 from loki.errors import LokiError
 from loki.implanting.create import create_loki_model
 from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2, configuration
-from loki.implanting.llamafactory.dataset import write_dataset
+from loki.implanting.llamafactory.dataset import NO_TEMPLATE, write_dataset, write_tokenised
 from loki.implanting.llamafactory.interpreter import find_interpreter
 from loki.implanting.llamafactory.launch import command, launch
 from loki.implanting.llamafactory.run_directory import NAME, RunDirectory
@@ -51,13 +52,13 @@ class LlamaFactorySettings:
 
 def train_with_llamafactory(
     model: str | Path,
-    data: Path,
+    data: Data,
     output: Path,
     settings: TrainingSettings | None = None,
     llamafactory: LlamaFactorySettings | None = None,
     *,
     positions: Path | None = None,
-    eval_data: Path | None = None,
+    eval_data: Data | None = None,
     overwrite: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
@@ -142,13 +143,12 @@ class LlamaFactory:
     def _describe(self, job: Job, prepared: Prepared, run: RunDirectory, loki_model: Path) -> None:
         """Write the data and the configuration."""
         material = prepared.material
-        parts = {"train": material.examples} | ({"held_out": material.held_out} if material.held_out else {})
         entries: dict[str, dict[str, Any]] = {}
-        template = self.own.template
-        for name, part in parts.items():
-            entries[name], template = write_dataset(
-                part, run.data(name), material.tokenizer, template=self.own.template
-            )
+        if self.foreign_template:
+            entries = {name: write_dataset(part, run.data(name)) for name, part in material.records.items()}
+        else:
+            packed_to = material.max_length if job.settings.packing else None
+            write_tokenised(material.examples, material.held_out, run.tokenised, packed_to=packed_to)
         cuda, dtype = torch.cuda.is_available(), material.config.dtype
         run.write(
             configuration(
@@ -157,8 +157,9 @@ class LlamaFactory:
                 dataset_folder=run.path,
                 output=job.output,
                 learning_rate=prepared.learning_rate,
-                template=template,
-                evaluate=material.held_out is not None,
+                template=self.own.template or NO_TEMPLATE,
+                tokenised=None if self.foreign_template else run.tokenised,
+                evaluate="held_out" in material.records,
                 # As with TRL: frozen weights keep their type; wider ones are computed with in bfloat16.
                 bf16=cuda and dtype in (None, torch.float32) and torch.cuda.is_bf16_supported(),
                 use_cpu=not cuda,

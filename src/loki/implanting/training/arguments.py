@@ -53,6 +53,7 @@ def sft_arguments(
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         max_length=max_length,
+        completion_only_loss=True,  # the data says by a mask where loss is taken
         packing=settings.packing,
         eval_packing=False,
         warmup_steps=settings.warmup,  # below 1: a fraction of the steps

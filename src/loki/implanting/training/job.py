@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from loki.data.sources import Data, local_paths
 from loki.implanting.training.material import Material, quota_of, read_material
 from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
 from loki.implanting.training.settings import TrainingSettings, check_held_out, default_learning_rate
@@ -30,16 +31,17 @@ class Job:
     """
 
     model: str | Path
-    data: Path
+    data: Data
     output: Path
     settings: TrainingSettings
     positions: Path | None = None
-    eval_data: Path | None = None
+    eval_data: Data | None = None
 
     @property
     def inputs(self) -> tuple[str | Path | None, ...]:
         """What is read, and so must not lie in the output."""
-        return self.model, self.data, self.eval_data, self.positions
+        held_out = local_paths(self.eval_data) if self.eval_data else []
+        return self.model, *local_paths(self.data), *held_out, self.positions
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def run_job(backend: Backend, job: Job, *, overwrite: bool = False, console: Con
         )
     )
     ranks.together(lambda: backend.check(job, material))
-    record = training_record(job.model, settings, job.data, job.eval_data, job.positions)
+    digests = {name: part.digest for name, part in material.records.items()}
+    record = training_record(job.model, settings, digests["train"], digests.get("held_out"), job.positions)
     record = {"backend": backend.name, **record, **backend.record()}
     resume_from = ranks.on_main(
         lambda: prepare_output(
@@ -135,7 +138,7 @@ def run_job(backend: Backend, job: Job, *, overwrite: bool = False, console: Con
         )
     )
     rate = settings.learning_rate or default_learning_rate(quota_of(material.config))
-    console.print(f"{material.examples}", soft_wrap=True)
+    console.print(f"{material.summary}", soft_wrap=True)
     console.print(
         f"{material.trainable_parameters:,} of {material.parameters:,} parameters are trained{backend.by}, "
         f"learning rate {rate:.3g}"

@@ -7,8 +7,10 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.artefacts.positions import Positions, check_positions, read_positions
-from loki.data.examples import TrainingData, load_training_data
-from loki.data.fitting import fit_to_model, length_within
+from loki.data.examples import TrainingRecords, load_training_data
+from loki.data.fitting import TrainingData, length_within
+from loki.data.preparing import fit_records
+from loki.data.sources import Data
 from loki.errors import LokiError
 from loki.implanting.create import loki_configuration
 from loki.implanting.modeling import LoKIConfigMixin
@@ -26,17 +28,32 @@ class Material:
         directory: the model's.
         config: the LoKI configuration, which holds the positions.
         tokenizer: the model's.
-        examples: what to train on.
-        held_out: what to compute the loss on beside it, if anything.
+        records: what to train on, and what to compute the loss on beside it, if anything, as `train` and `held_out`.
+        tokenised: the same as examples; nothing where the back end makes them of the records.
         max_length: tokens per example; no more than the model has positions for.
     """
 
     directory: ModelDirectory
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    examples: TrainingData
-    held_out: TrainingData | None
+    records: dict[str, TrainingRecords]
+    tokenised: dict[str, TrainingData]
     max_length: int
+
+    @property
+    def examples(self) -> TrainingData:
+        """What to train on."""
+        return self.tokenised["train"]
+
+    @property
+    def held_out(self) -> TrainingData | None:
+        """What to compute the loss on beside it, if anything."""
+        return self.tokenised.get("held_out")
+
+    @property
+    def summary(self) -> str:
+        """The training data in one line."""
+        return str(self.tokenised.get("train") or f"{len(self.records['train'].items)} training records")
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
@@ -56,10 +73,10 @@ class Material:
 
 def read_material(
     model: AnyModel,
-    data: Path,
+    data: Data,
     *,
     positions: Path | None,
-    eval_data: Path | None,
+    eval_data: Data | None,
     max_length: int,
     foreign_template: bool = False,
 ) -> Material:
@@ -80,12 +97,14 @@ def read_material(
     directory = ModelDirectory.of(model)
     config, tokenizer = training_configuration(directory, positions), directory.tokenizer
     length = length_within(config, max_length)
-
-    def read(path: Path) -> TrainingData:
-        found = load_training_data(path, chat_template=foreign_template or bool(tokenizer.chat_template))
-        return found if foreign_template else fit_to_model(found, tokenizer, length)
-
-    return Material(directory, config, tokenizer, read(data), read(eval_data) if eval_data else None, length)
+    chat_template = foreign_template or bool(tokenizer.chat_template)
+    records = {"train": load_training_data(data, chat_template=chat_template)}
+    if eval_data:
+        records["held_out"] = load_training_data(eval_data, chat_template=chat_template, what="held-out data")
+    tokenised = {
+        name: fit_records(part, directory, tokenizer, length) for name, part in records.items() if not foreign_template
+    }
+    return Material(directory, config, tokenizer, records, tokenised, length)
 
 
 def training_configuration(model: AnyModel, positions: Path | None) -> PretrainedConfig:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from loki.artefacts.positions import read_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.errors import LokiError, one_line
-from loki.files import atomic_file, protect_inputs, read_json, refuse_existing, sha256_of_file
+from loki.files import atomic_file, protect_inputs, read_json, refuse_existing
 from loki.implanting.training.rows import ROWS_FILE
 from loki.implanting.training.settings import TrainingSettings
 
@@ -46,22 +46,22 @@ class TrainingResult:
 
 
 def training_record(
-    model: str | Path, settings: TrainingSettings, data: Path, eval_data: Path | None, positions: Path | None
+    model: str | Path, settings: TrainingSettings, data: str, eval_data: str | None, positions: Path | None
 ) -> dict[str, Any]:
     """What decides a training's result, as JSON values; files by their content.
 
     Args:
         model: what is trained.
         settings: how.
-        data: training data.
-        eval_data: held-out data.
+        data: digest of the training data.
+        eval_data: digest of the held-out data, if any.
         positions: positions file, for an ordinary model.
     """
     rows = json.dumps(read_positions(positions)) if positions else None
     return {
         "model": str(model),
-        "data": sha256_of_file(data),
-        "eval_data": sha256_of_file(eval_data) if eval_data else None,
+        "data": data,
+        "eval_data": eval_data,
         "positions": hashlib.sha256(rows.encode()).hexdigest() if rows else None,
         **settings.to_dict(),
     }

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from loki.data.sources import Data
 from loki.errors import LokiError
 
 # Transformers' schedules that need no settings of their own.
@@ -93,7 +93,7 @@ class TrainingSettings:
         return asdict(self)
 
 
-def check_held_out(settings: TrainingSettings, eval_data: Path | None) -> None:
+def check_held_out(settings: TrainingSettings, eval_data: Data | None) -> None:
     """Check that there is held-out data where the settings need it.
 
     Raises:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from loki.data.sources import Data
 from loki.errors import LokiError, RankError, out_of_memory
 from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
@@ -38,12 +39,12 @@ from loki.ranks import Ranks
 
 def train(
     model: str | Path,
-    data: Path,
+    data: Data,
     output: Path,
     settings: TrainingSettings | None = None,
     *,
     positions: Path | None = None,
-    eval_data: Path | None = None,
+    eval_data: Data | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     overwrite: bool = False,
     console: Console | None = None,

@@ -1,0 +1,60 @@
+"""`loki data`."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, console, say
+from loki.cli.data_options import ChatTemplate, Data, DataSplit, DataSubset
+
+
+@app.command()
+def data(
+    model: Annotated[str, typer.Argument(help="Model directory or hub id.", show_default=False)],
+    data: Data,
+    data_split: DataSplit = None,
+    data_subset: DataSubset = None,
+    chat_template: ChatTemplate = None,
+    max_length: Annotated[int, typer.Option("--max-length", help="Tokens per training example.")] = 1024,
+    examples: Annotated[int, typer.Option("--examples", help="How many examples to show.")] = 3,
+    whole: Annotated[bool, typer.Option("--whole", help="Show all of a long prompt.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw where sources have shares.")] = 42,
+) -> None:
+    """Show what a model would be trained on: examples with the trained tokens in colour, and figures over all.
+
+    Example:
+        loki data MODEL --data train.jsonl
+    """
+    from loki.data.examples import load_training_data
+    from loki.data.preparing import fit_records, training_tokenizer
+    from loki.data.preview import MARKS, TRAINED_STYLE, figures, rendered
+    from loki.data.sources import as_sources
+    from loki.errors import LokiError
+    from loki.models.model_directory import ModelDirectory
+
+    if examples < 0 or max_length < 1:
+        raise LokiError(f"--examples {examples} and --max-length {max_length}: numbers from 0 and from 1 are expected")
+    directory = ModelDirectory(model)
+    tokenizer = training_tokenizer(directory, chat_template)
+    sources = as_sources(data, split=data_split, subset=data_subset)
+    records = load_training_data(sources, chat_template=bool(tokenizer.chat_template))
+    fitted = fit_records(records, directory, tokenizer, max_length, seed=seed)
+    count, coloured = len(fitted.dataset), console.color_system is not None
+    for index in [number * count // min(examples, count) for number in range(min(examples, count))]:
+        console.rule(fitted.origins[index], style="dim", characters="-")
+        console.print(rendered(fitted, index, tokenizer, whole=whole, marks=not coloured), soft_wrap=True)
+    if examples:
+        how = f"[{TRAINED_STYLE}]in this colour[/]" if coloured else f"between {MARKS[0]} and {MARKS[1]}"
+        console.rule(f"trained is what stands {how}", style="dim", characters="-")
+    found = figures(fitted)
+    lines = [
+        f"examples              {found.examples}",
+        f"tokens                {found.tokens}, of which {found.trained_tokens} are trained",
+        f"tokens of an example  median {found.median}, 95% {found.quantile_95}, longest {found.longest}",
+        f"cut                   {found.cut} lose the end of their answer at {max_length} tokens",
+        f"end of the turn       trained in {found.ended} of {found.examples}",
+        *(f"left out              {number} {reason}" for reason, number in fitted.dropped.items()),
+        *(f"note                  {number} {what}" for what, number in fitted.notes.items()),
+    ]
+    say("\n".join(lines), **asdict(found), dropped=fitted.dropped, notes=fitted.notes)

@@ -1,0 +1,109 @@
+"""Training data for a given model: its tokenizer and chat template, and what its files say of tokens and positions."""
+
+from collections.abc import Set
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from loki.data.examples import TrainingRecords, load_training_data
+from loki.data.fitting import TrainingData, fit_to_model, length_within
+from loki.data.sources import Data
+from loki.data.text_files import read_text
+from loki.errors import LokiError, one_line
+from loki.models.loading import load_tokenizer
+from loki.models.model_directory import ModelDirectory
+
+
+def training_tokenizer(model: ModelDirectory, chat_template: Path | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the chat template in a file if one is given.
+
+    Args:
+        model: the model's directory.
+        chat_template: Jinja file; None for the tokenizer's own template.
+
+    Raises:
+        LokiError: if the directory holds no tokenizer, or the file is missing, empty or no template.
+    """
+    if chat_template is None:
+        return model.tokenizer
+    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
+    tokenizer.chat_template = read_text(chat_template, what="chat template")
+    try:
+        shown = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    except Exception as error:  # a template is a program: anything may go wrong in it
+        raise LokiError(f"chat template {chat_template} does not work ({one_line(error)}): correct it") from error
+    if "hi" not in str(shown):
+        raise LokiError(f"chat template {chat_template} does not show what a user says: correct it")
+    return tokenizer
+
+
+def end_tokens(model: ModelDirectory) -> Set[int]:
+    """The ids of the tokens at which generation stops: the tokenizer's, and those of generation_config.json.
+
+    Raises:
+        LokiError: if generation_config.json cannot be read.
+    """
+    ids = [model.tokenizer.eos_token_id]
+    file = model.path / "generation_config.json"
+    if file.is_file():
+        try:
+            given = GenerationConfig.from_pretrained(model.path).eos_token_id
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise LokiError(f"{file} cannot be read ({one_line(error)}): correct it") from error
+        ids += given if isinstance(given, list) else [given]
+    return {token for token in ids if isinstance(token, int)}
+
+
+def fit_records(
+    records: TrainingRecords,
+    model: ModelDirectory,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    seed: int = 0,
+) -> TrainingData:
+    """`fit_to_model` with what the model's files say of its vocabulary, its positions and the tokens that end a turn.
+
+    Args:
+        records: what to train on.
+        model: the model's directory.
+        tokenizer: see `training_tokenizer`.
+        max_length: tokens per example; fewer where the model has no more positions.
+        seed: of the draw where sources are weighted.
+
+    Raises:
+        LokiError: for what `fit_to_model` refuses.
+    """
+    return fit_to_model(
+        records,
+        tokenizer,
+        length_within(model.config, max_length),
+        vocab_size=getattr(model.text_config, "vocab_size", None),
+        end_tokens=end_tokens(model),
+        seed=seed,
+    )
+
+
+def prepare_training_data(
+    data: Data,
+    model: ModelDirectory,
+    max_length: int,
+    *,
+    chat_template: Path | None = None,
+    seed: int = 0,
+) -> TrainingData:
+    """Read training data for a model in one step.
+
+    Args:
+        data: one source or several, see `load_training_data`.
+        model: the model's directory.
+        max_length: tokens per example; fewer where the model has no more positions.
+        chat_template: Jinja file; None for the tokenizer's own template.
+        seed: of the draw where sources are weighted.
+
+    Raises:
+        LokiError: for what `training_tokenizer`, `load_training_data` and `fit_to_model` refuse.
+    """
+    tokenizer = training_tokenizer(model, chat_template)
+    records = load_training_data(data, chat_template=bool(tokenizer.chat_template))
+    return fit_records(records, model, tokenizer, max_length, seed=seed)
