@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError
+from loki.inputs import read_json as read_json
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -151,20 +152,6 @@ def write_json(path: Path, value: Any, *, overwrite: bool = False, indent: int |
     """
     with atomic_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path, *, what: str) -> Any:
-    """Read a JSON file; `what` names its role in error messages ("positions file").
-
-    Raises:
-        LokiError: if the file is missing, unreadable or not JSON.
-    """
-    if not path.is_file():
-        raise LokiError(f"{what} {path} does not exist: check the path")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
-        raise LokiError(f"{what} {path} is not JSON ({error})") from error
 
 
 def sha256_of_file(path: Path) -> str:

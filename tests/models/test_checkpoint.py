@@ -50,7 +50,23 @@ def test_missing_tensor_is_named(sharded: Path) -> None:
 @pytest.mark.parametrize("index", [[], {}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"a": 3}}])
 def test_index_without_weights(sharded: Path, index: object) -> None:
     (sharded / INDEX_NAME).write_text(json.dumps(index))
-    with pytest.raises(LokiError, match="names no weights"):
+    with pytest.raises(LokiError, match="weight index"):
+        Checkpoint(sharded)
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "model.bin", "", "a/b.safetensors"])
+def test_index_that_names_something_elsewhere(sharded: Path, shard: str) -> None:
+    (sharded / INDEX_NAME).write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(LokiError, match=r"weight_map\.a"):
+        Checkpoint(sharded)
+
+
+def test_index_that_names_the_wrong_shard(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX_NAME).read_text())
+    name = next(iter(index["weight_map"]))
+    index["weight_map"][name] = sorted(set(index["weight_map"].values()) - {index["weight_map"][name]})[0]
+    (sharded / INDEX_NAME).write_text(json.dumps(index))
+    with pytest.raises(LokiError, match=name):
         Checkpoint(sharded)
 
 

@@ -147,13 +147,13 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
         (None, "expected a list of lists"),
         ([[1], [2]], "made for 2 layers"),
         ([[1, 32], [7], [0]], "lists row 32"),
-        ([[1, "2"], [7], [0]], "holds '2'"),
+        ([[1, "2"], [7], [0]], "is '2'"),
     ],
 )
 def test_wrong_positions_in_the_configuration(llama_dir: Path, tmp_path: Path, positions: object, problem: str) -> None:
     checkpoint = trained(tmp_path, llama_dir)
     set_target_pos(checkpoint, positions)
-    with pytest.raises(LokiError, match=f"target_pos in the configuration .*{problem}"):
+    with pytest.raises(LokiError, match=f"target_pos.*{problem}"):
         restore_loki_model(checkpoint, tmp_path / "restored")
 
 

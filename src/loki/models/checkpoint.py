@@ -1,19 +1,19 @@
 """Reading safetensors checkpoints tensor by tensor, without loading a whole model."""
 
-import json
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from loki.errors import LokiError
-from loki.files import read_json
+from loki.inputs import TensorEntry, checked, read_json, reading, safetensors_header
+from loki.models.config_schema import WeightIndex
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+_ADVICE = "fetch or save the model again"
 
 
 class Checkpoint:
@@ -66,7 +66,8 @@ class Checkpoint:
             LokiError: if there is no such tensor.
         """
         self.require([name])
-        with safe_open(self._shards[name], framework="pt") as shard:
+        path = self._shards[name]
+        with reading("weights file", path, advice=_ADVICE), safe_open(path, framework="pt") as shard:
             tensor: torch.Tensor = shard.get_tensor(name)
             return tensor
 
@@ -82,7 +83,9 @@ def check_weights(directory: Path) -> list[Path]:
     Raises:
         LokiError: if there are none, one that the index names is missing, or one is truncated.
     """
-    return _checked(directory, _indexed_shards(directory) if is_sharded(directory) else [directory / SINGLE_NAME])
+    return _checked(
+        directory, *_indexed_shards(directory) if is_sharded(directory) else ([directory / SINGLE_NAME], {})
+    )
 
 
 def is_sharded(directory: Path) -> bool:
@@ -98,27 +101,43 @@ def shards_beside_single_file(directory: Path) -> Checkpoint | None:
     """
     if not (directory / INDEX_NAME).is_file() or not (directory / SINGLE_NAME).is_file():
         return None
-    return Checkpoint(directory, _checked(directory, _indexed_shards(directory)))
+    return Checkpoint(directory, _checked(directory, *_indexed_shards(directory)))
 
 
-def _indexed_shards(directory: Path) -> list[Path]:
-    index = read_json(directory / INDEX_NAME, what="weight index")
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    names = weight_map.values() if isinstance(weight_map, dict) else []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise LokiError(f"{directory / INDEX_NAME} names no weights: fetch or save the model again")
-    return [directory / name for name in sorted(set(names))]
+def _indexed_shards(directory: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that the index names, and which tensors it says are in which."""
+    value = read_json(directory / INDEX_NAME, what="weight index")
+    index = checked(WeightIndex, value, f"weight index {directory / INDEX_NAME}", advice=_ADVICE)
+    return [directory / name for name in sorted(set(index.weight_map.values()))], index.weight_map
 
 
-def _checked(directory: Path, shards: list[Path]) -> list[Path]:
+def _checked(directory: Path, shards: list[Path], weight_map: dict[str, str]) -> list[Path]:
     for shard in shards:
-        if not shard.is_file():
+        if not shard.exists():
             raise LokiError(
                 f"{directory} has no {shard.name}: LoKI reads safetensors only "
                 "(save the model with save_pretrained, or finish the download)"
             )
-        _check_whole(shard)
+        found = safetensors_header(shard, advice=_ADVICE)
+        missing = next((name for name, file in weight_map.items() if file == shard.name and name not in found), None)
+        if missing is not None:
+            index = directory / INDEX_NAME
+            raise LokiError(f"{index} says that {shard.name} holds {missing[:200]}, which it does not: {_ADVICE}")
+        with reading("weights file", shard, advice=_ADVICE):
+            tensor_names(shard)
     return shards
+
+
+def stored_tensors(directory: Path) -> dict[str, TensorEntry]:
+    """What the headers of a directory's weights say, by tensor; empty where it has no safetensors weights.
+
+    Raises:
+        LokiError: see `check_weights`.
+    """
+    if not (directory / INDEX_NAME).exists() and not (directory / SINGLE_NAME).exists():
+        return {}
+    shards = check_weights(directory)
+    return {name: entry for shard in shards for name, entry in safetensors_header(shard, advice=_ADVICE).items()}
 
 
 def tensor_names(shard: Path) -> list[str]:
@@ -167,23 +186,3 @@ def rows_digest(
                 values = values.to(dtype or values.dtype).to(torch.float32).contiguous()
                 digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _check_whole(shard: Path) -> None:
-    problem = ""
-    try:
-        with shard.open("rb") as stream:
-            (header_size,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(header_size))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        missing = 8 + header_size + end - shard.stat().st_size
-        if missing > 0:
-            problem = f"{missing} bytes are missing"
-        else:
-            tensor_names(shard)
-    except (struct.error, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError) as error:
-        problem = f"its header cannot be read ({type(error).__name__})"
-    except SafetensorError as error:
-        problem = str(error)
-    if problem:
-        raise LokiError(f"{shard} is truncated or damaged ({problem}): fetch or save the model again")

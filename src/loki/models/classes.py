@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from loki.errors import LokiError, one_line
+from loki.inputs import reading
 
 
 def class_of_type(model_type: str) -> str | None:
@@ -34,12 +34,8 @@ def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Pr
     Raises:
         LokiError: if the configuration makes no model.
     """
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, ImportError) as error:
-        raise LokiError(
-            f"the configuration of this {config.model_type} model cannot be made a model ({one_line(error)}): "
-            "correct its config.json, or fetch or save it again"
-        ) from error
+    place = config.name_or_path or config.model_type
+    advice = "correct its config.json, or fetch or save the model again"
+    with reading("the configuration of model", place, advice=advice), torch.device("meta"):
+        model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return model

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
 from loki.artefacts.positions import Positions
-from loki.files import read_json, write_json
+from loki.files import write_json
+from loki.inputs import read_json, reading
 from loki.models.architectures import down_projections
 from loki.models.checkpoint import INDEX_NAME, check_weights, is_sharded
 from loki.models.classes import skeleton
@@ -45,9 +46,10 @@ def rewrite_weights(source: Path, target: Path, change: Change) -> None:
     """
     total = 0
     for shard in check_weights(source):
-        with safe_open(shard, framework="pt") as opened:
+        with reading("weights file", shard), safe_open(shard, framework="pt") as opened:
             metadata = opened.metadata()
-            tensors = {name: change(name, opened.get_tensor(name)).contiguous() for name in opened.keys()}  # noqa: SIM118
+            stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: change(name, stored.pop(name)).contiguous() for name in list(stored)}
         save_file(tensors, target / shard.name, metadata=metadata or {"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
     if is_sharded(source):

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -19,10 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from loki.errors import LokiError, one_line
+from loki.errors import LokiError
+from loki.inputs import checked, read_json, reading
 from loki.models.architectures import LOKI_MODEL_TYPE_PREFIX, base_model_type
-from loki.models.checkpoint import check_weights
+from loki.models.checkpoint import check_weights, stored_tensors
 from loki.models.classes import auto_class, class_of_type
+from loki.models.config_schema import TokenizerConfiguration, check_configuration
 from loki.models.hub import fetch
 
 DTYPES: dict[str, torch.dtype | None] = {
@@ -64,16 +64,13 @@ def load_config(model: str | PathLike[str], *, trust_remote_code: bool = False) 
         LokiError: if there is no config.json, or the model is not a decoder-only causal language model.
     """
     path = resolve_model(model)
-    if not (path / "config.json").is_file():
+    file = path / "config.json"
+    if not file.exists():
         raise LokiError(f"model directory {path} has no config.json: it is not a Transformers model")
-    try:
+    check_configuration(read_json(file, what="model configuration"), file, stored_tensors(path))
+    with reading("model configuration", file, advice="correct it, or fetch or save the model again"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         architectures = list(map(str, config.architectures or []))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise LokiError(
-            f"{path / 'config.json'} cannot be read as a model configuration ({one_line(error)}): "
-            "correct it, or fetch or save the model again"
-        ) from error
     _check_causal(path, config, architectures)
     return config
 
@@ -85,13 +82,15 @@ def load_tokenizer(model: str | PathLike[str], *, trust_remote_code: bool = Fals
         LokiError: if the directory holds no tokenizer.
     """
     path = resolve_model(model)
-    try:
+    advice = "copy the base model's tokenizer files into it"
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (path / name).exists() or (path / name).is_symlink():
+            value = read_json(path / name, what="tokenizer file")
+            schema = TokenizerConfiguration if name == "tokenizer_config.json" else dict[str, Any]
+            checked(schema, value, f"tokenizer file {path / name}", advice=advice)
+    with reading("the tokenizer of model directory", path, advice=advice):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LokiError(
-            f"model directory {path} has no usable tokenizer ({one_line(error)}): "
-            "copy the base model's tokenizer files into it"
-        ) from error
+        tokenizer.decode(tokenizer(["a", "b c"], padding=bool(tokenizer.pad_token))["input_ids"][1])  # errors of use
     # Without any file, Transformers makes some families' tokenizers out of their special tokens.
     if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
         raise LokiError(f"model directory {path} has no tokenizer: copy the base model's tokenizer files into it")
@@ -141,13 +140,10 @@ def load_weights(model_class: Any, path: Path, **options: Any) -> PreTrainedMode
     Raises:
         LokiError: if the weights cannot be read, or one is missing or of another shape.
     """
-    try:
-        with _without_reports_of_missing_weights():
-            loaded, info = model_class.from_pretrained(
-                path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
-    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
-        raise LokiError(f"the weights in {path} cannot be loaded ({one_line(error)})") from error
+    with reading("the weights in", path, advice="fetch or save the model again"), _without_reports_of_missing_weights():
+        loaded, info = model_class.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     refuse_missing_weights(info, path)
     model: PreTrainedModel = loaded
     return model

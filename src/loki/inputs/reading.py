@@ -1,0 +1,54 @@
+"""Whatever a library raises while it reads a user's file, as one line."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loki.errors import LokiError, one_line, out_of_memory
+
+FETCH_AGAIN = "fetch or save it again"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def reading(what: str, path: str | Path, *, advice: str = FETCH_AGAIN) -> Iterator[None]:
+    """Give everything that goes wrong in the block one line; the library's own error is its cause (`--debug`).
+
+    Put into it only what a library does with the file: an error of our own code would be taken for a damaged file.
+    A full disk and full memory pass, since the file is not to blame for them.
+
+    Args:
+        what: the file's role, "scores file".
+        path: the file, or the directory that is read.
+        advice: what to do about it.
+
+    Raises:
+        LokiError: for any error in the block.
+    """
+    try:
+        yield
+    except (LokiError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a library written in Rust is no Exception
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        if out_of_memory(error) and not isinstance(error, MemoryError):
+            raise
+        raise LokiError(f"{what} {path} cannot be read ({_reason(error)}): {advice}") from error
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value from outside for a message: in ASCII, and cut where it is long."""
+    text = ascii(value if not isinstance(value, (str, bytes)) else value[: 2 * limit])
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    # A KeyError's text is the key alone.
+    return f"{type(error).__name__}: {one_line(error)}" if isinstance(error, LookupError) else one_line(error)

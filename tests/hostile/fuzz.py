@@ -1,0 +1,57 @@
+"""How much hostile input goes wrong: `python -m tests.hostile.fuzz [inputs] [kind ...]` prints a table by kind."""
+
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from tests.hostile.edits import Edit
+from tests.hostile.kinds import KINDS, Command, Kind
+from tests.hostile.originals import import_everything, make_originals
+from tests.hostile.trying import Tried, try_edit
+
+
+def fuzz(kind: Kind, originals: Path, scratch: Path, inputs: int, *, start: int = 0) -> list[Tried]:
+    """Try `inputs` different edits of a kind; the same ones for the same `start`."""
+    tried: dict[tuple[str, Command], Tried] = {}
+
+    @seed(start)
+    @settings(
+        max_examples=inputs,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(kind.edits(originals / kind.edited), st.sampled_from(kind.commands))
+    def try_one(edit: Edit, command: Command) -> None:
+        if (edit.what, command) not in tried:
+            tried[edit.what, command] = try_edit(originals, scratch, kind.edited, edit, command)
+
+    try_one()
+    return list(tried.values())
+
+
+def main(inputs: int, names: list[str]) -> int:
+    """Fuzz every kind, or those named; returns the number of wrong inputs."""
+    import_everything()
+    total: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="loki-hostile-") as folder:
+        originals = make_originals(Path(folder, "originals"))
+        kinds = [kind for kind in KINDS if not names or kind.name in names]
+        for kind in kinds:
+            tried = fuzz(kind, originals, Path(folder, "scratch"), inputs // len(kinds))
+            wrong = [one for one in tried if one.outcome.problem]
+            total += Counter(tried=len(tried), wrong=len(wrong))
+            print(f"{kind.name:<26} {len(tried):>5} tried {len(wrong):>5} wrong", flush=True)
+            for one in wrong:
+                print(f"    {one}", flush=True)
+    print(f"{'all':<26} {total['tried']:>5} tried {total['wrong']:>5} wrong")
+    return total["wrong"]
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(int((sys.argv[1:] or ["2500"])[0]), sys.argv[2:])))
