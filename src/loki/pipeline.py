@@ -30,6 +30,7 @@ from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import VerifyReport, verify
 from loki.selection.select import select
 from loki.selection.strategies import SelectionSettings, find_strategy
+from loki.selection.strategy import Input, Inputs
 
 RECORD = "run.json"
 
@@ -73,7 +74,9 @@ class RunSettings:
         """
         base.check()
         text, tokenizer = base.text_config, base.tokenizer
-        find_strategy(self.selection.strategy).rows(self.quota, len(base.projection_names), text.hidden_size)
+        strategy = find_strategy(self.selection.strategy)
+        strategy.check_inputs(frozenset({Input.SCORES, Input.MODEL}))
+        strategy.rows(self.quota, len(base.projection_names), text.hidden_size)
         examples = prepare_training_data(self.data, base, self.training.max_length)
         calibration = load_calibration(
             self.calibration,
@@ -154,7 +157,9 @@ def run(
     phase(
         "select",
         positions.is_file(),
-        lambda: write_positions(positions, select(scores, settings.quota, settings.selection, progress=progress)),
+        lambda: write_positions(
+            positions, select(Inputs(scores, base), settings.quota, settings.selection, progress=progress)
+        ),
     )
     phase(
         "create",

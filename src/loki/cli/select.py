@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
-from loki.selection.strategies import SelectionSettings, strategy_names
-from loki.selection.strategy import By
+from loki.selection.strategies import SelectionSettings, find_strategy, strategy_names
+from loki.selection.strategy import By, Inputs
 
 
 @app.command()
 def select(
-    scores: Annotated[Path, typer.Argument(help="Scores file made by `loki analyse`.", show_default=False)],
     quota: Annotated[float, typer.Option("--quota", help="Percentage of the rows to select, above 0 and at most 100.")],
+    scores: Annotated[
+        Path | None, typer.Argument(help="Scores file made by `loki analyse`.", show_default=False)
+    ] = None,
     strategy: Annotated[
         str,
         typer.Option("--strategy", help=f"{', '.join(strategy_names())}: README.md says what each takes."),
@@ -21,6 +23,12 @@ def select(
     by: Annotated[
         By, typer.Option("--by", help="Go by the scores with their sign, as published, or without.")
     ] = SelectionSettings.by,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model directory or hub id, for strategies that go by weights.")
+    ] = None,
+    moments: Annotated[
+        Path | None, typer.Option("--moments", help="File made by `loki moments`, for the strategy wanda.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -40,6 +48,8 @@ def select(
 
     Example:
         loki select scores.h5 --quota 10 --output positions.json
+
+        loki select --strategy magnitude --model MODEL --quota 10 --output positions.json
     """
     from loki.artefacts.positions import merge_positions, read_positions, write_positions
     from loki.cli.progress import progress_bar
@@ -48,12 +58,14 @@ def select(
     from loki.selection.select import select as select_rows
 
     settings = SelectionSettings(strategy, by, seed)
-    output = output or default_positions_path(scores, quota)
+    inputs = Inputs(scores, model, moments)
+    find_strategy(strategy).check_inputs(inputs.given(), strict=True)
+    output = output or default_positions_path(inputs, quota)
     refuse_existing_file(output, overwrite=overwrite)
-    protect_inputs(output, scores, *(exclude or []))
+    protect_inputs(output, scores, model, moments, *(exclude or []))
     excluded = merge_positions([read_positions(path) for path in exclude]) if exclude else None
     with progress_bar() as progress:
-        positions = select_rows(scores, quota, settings, exclude=excluded, progress=progress)
+        positions = select_rows(inputs, quota, settings, exclude=excluded, progress=progress)
     write_positions(output, positions, overwrite=overwrite)
     rows = sum(map(len, positions))
     say(

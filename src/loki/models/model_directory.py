@@ -1,7 +1,7 @@
 """A model directory as an object: looked up once, and each thing in it read at most once."""
 
 from functools import cached_property
-from pathlib import Path
+from os import PathLike
 from typing import TypeAlias
 
 import torch
@@ -12,6 +12,9 @@ from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, fingerprint
 from loki.models.directories import projection_names
 from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
+
+AnyModel: TypeAlias = str | PathLike[str]
+"""A model as functions take it: a local directory, a hub id, or a `ModelDirectory`."""
 
 
 class ModelDirectory:
@@ -37,13 +40,13 @@ class ModelDirectory:
             what is missing or damaged when it is first asked for.
     """
 
-    def __init__(self, model: str | Path, *, trust_remote_code: bool = False) -> None:
+    def __init__(self, model: AnyModel, *, trust_remote_code: bool = False) -> None:
         self.name = str(model)
         self.path = resolve_model(model)
         self.trust_remote_code = trust_remote_code
 
     @classmethod
-    def of(cls, model: "AnyModel", *, trust_remote_code: bool = False) -> "ModelDirectory":
+    def of(cls, model: AnyModel, *, trust_remote_code: bool = False) -> "ModelDirectory":
         """`model` itself if it has been looked up already, else the directory that it names."""
         return model if isinstance(model, ModelDirectory) else cls(model, trust_remote_code=trust_remote_code)
 
@@ -128,7 +131,3 @@ class ModelDirectory:
     def __getstate__(self) -> dict[str, object]:
         # Another process reads what it needs itself: a configuration made by remote code does not unpickle there.
         return {name: vars(self)[name] for name in ("name", "path", "trust_remote_code")}
-
-
-AnyModel: TypeAlias = str | Path | ModelDirectory
-"""A model as functions take it: a local directory, a hub id, or one that has been looked up already."""

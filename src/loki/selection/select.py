@@ -1,28 +1,33 @@
-"""From a scores file to positions."""
+"""From scores, or what else a strategy goes by, to positions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import Progress
 
 from loki.artefacts.positions import Positions, default_positions_folder, positions_file_name
 from loki.artefacts.scores import ScoresReader
+from loki.errors import LokiError
+from loki.models.model_directory import ModelDirectory
 from loki.selection.accumulators import RowCounter
 from loki.selection.strategies import SelectionSettings, find_strategy
-from loki.selection.strategy import Request
+from loki.selection.strategy import TASK_GRADIENT, Input, Inputs, Request, Strategy
 
 
 def select(
-    scores: Path,
+    scores: Path | Inputs,
     quota: float,
     settings: SelectionSettings | None = None,
     *,
     exclude: Positions | None = None,
     progress: Progress | None = None,
 ) -> Positions:
-    """Select rows from a scores file `[N, L, D]`, which is read in chunks: memory does not grow with N.
+    """Select rows.
+
+    Scores files `[N, L, D]` are read in chunks: memory does not grow with N.
 
     Args:
-        scores: the scores file, of this or of the published project.
+        scores: the scores file, of this or of the published project; or all that a strategy needs.
         quota: percentage of the rows, 0 < quota <= 100.
         settings: the strategy and what belongs to it (default: the published one).
         exclude: rows that are never selected, as if the model did not have them (default: none). The quota still
@@ -33,23 +38,51 @@ def select(
         The selected rows of every layer, sorted.
 
     Raises:
-        LokiError: if the file cannot be read, holds no samples, or a NaN or infinite score; if the quota is out of
-            range or selects no row; if too few rows are left after excluding.
+        LokiError: if something that the strategy needs is missing; if a file cannot be read, holds no samples, a NaN or
+            infinite score, or scores of a definition that the strategy is not made for; if the quota is out of range or
+            selects no row; if too few rows are left after excluding.
     """
     settings = settings or SelectionSettings()
+    inputs = scores if isinstance(scores, Inputs) else Inputs(scores)
     strategy = find_strategy(settings.strategy)
-    with ScoresReader(scores) as reader:
-        layers, hidden = reader.layers, reader.hidden
-        if strategy.choose is not None:
-            rows = strategy.rows(quota, layers, hidden)
-            return strategy.choose(Request(rows, strategy.scope, layers, hidden, exclude, settings.seed))
-        counter = make_counter(settings, quota, layers, hidden, exclude=exclude)
+    strategy.check_inputs(inputs.given())
+    if strategy.choose is not None:
+        inputs, layers, hidden = _looked_at(inputs, strategy)
+        rows = strategy.rows(quota, layers, hidden)
+        return strategy.choose(Request(rows, strategy.scope, layers, hidden, inputs, exclude, settings.seed))
+    assert inputs.scores is not None
+    with ScoresReader(inputs.scores) as reader:
+        _check_definition(reader, strategy)
+        counter = make_counter(settings, quota, reader.layers, reader.hidden, exclude=exclude)
         task = progress.add_task("Selecting", total=reader.samples) if progress else None
         for _, chunk in reader.chunks():
             counter.update(chunk)
             if progress and task is not None:
                 progress.advance(task, len(chunk))
     return counter.positions()
+
+
+def _check_definition(reader: ScoresReader, strategy: Strategy) -> None:
+    found = reader.provenance.definition if reader.provenance else "unknown, as published files do not say it"
+    wanted = strategy.definition
+    if wanted not in (None, found):
+        raise LokiError(
+            f"strategy {strategy.name} goes by scores of the definition {wanted}, but that of {reader.path} is "
+            f"{found}: make them with `loki analyse --definition {wanted}`"
+        )
+    if found == TASK_GRADIENT:
+        raise LokiError(f"{reader.path} holds gradients of a task, no scores: give it as --task")
+
+
+def _looked_at(inputs: Inputs, strategy: Strategy) -> tuple[Inputs, int, int]:
+    """The inputs with the model looked up; the number of layers L, and of rows D per layer."""
+    if inputs.scores is not None and Input.MODEL not in strategy.needs:
+        with ScoresReader(inputs.scores) as reader:
+            _check_definition(reader, strategy)
+            return inputs, reader.layers, reader.hidden
+    assert inputs.model is not None
+    model = ModelDirectory.of(inputs.model)
+    return replace(inputs, model=model), len(model.projection_names), model.text_config.hidden_size
 
 
 def make_counter(
@@ -73,15 +106,17 @@ def make_counter(
     return RowCounter(layers, hidden, rows, strategy.scope, strategy.counting, settings.by, exclude=exclude)
 
 
-def default_positions_path(scores: Path, quota: float) -> Path:
+def default_positions_path(inputs: Inputs, quota: float) -> Path:
     """Where the published project puts positions: `kva_result/pos_json/<model>/<quota>.json`.
 
     The model's name is that in the scores file; for a published file, which has none, that of the folder it lies in, as
-    in `kva_result/hdf5/<model>/kva_mmlu.h5`.
+    in `kva_result/hdf5/<model>/kva_mmlu.h5`. Without scores it is that of the model.
 
     Raises:
         LokiError: if the scores file cannot be read.
     """
-    with ScoresReader(scores) as reader:
-        model = Path(reader.provenance.model) if reader.provenance else scores.resolve().parent
+    if inputs.scores is None:
+        return default_positions_folder(str(inputs.model)) / positions_file_name(quota)
+    with ScoresReader(inputs.scores) as reader:
+        model = Path(reader.provenance.model) if reader.provenance else inputs.scores.resolve().parent
     return default_positions_folder(model) / positions_file_name(quota)

@@ -9,13 +9,33 @@ from dataclasses import dataclass
 
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
-from loki.selection.strategy import By, Counting, Request, Scope, Strategy
+from loki.selection.strategy import By, Counting, Input, Request, Scope, Strategy
+
+# What computes is imported when it is needed: the command line reads this module for its help.
 
 
 def _random(request: Request) -> Positions:
     from loki.selection.random_rows import draw
 
     return draw(request)
+
+
+def _magnitude(request: Request) -> Positions:
+    from loki.selection.weights import by_magnitude
+
+    return by_magnitude(request)
+
+
+def _wanda(request: Request) -> Positions:
+    from loki.selection.weights import by_wanda
+
+    return by_wanda(request)
+
+
+def _task_aware(request: Request) -> Positions:
+    from loki.selection.task_aware import by_task_per_damage
+
+    return by_task_per_damage(request)
 
 
 STRATEGIES = {
@@ -56,6 +76,35 @@ STRATEGIES = {
             "floor(q/100 D) rows of every layer, drawn evenly with --seed",
             "control for the scores",
             choose=_random,
+            needs=frozenset(),
+            takes=frozenset({Input.SCORES, Input.MODEL}),
+        ),
+        Strategy(
+            "magnitude",
+            Scope.LAYER,
+            "floor(q/100 D) rows of every layer with the smallest Euclidean norm",
+            "control without any data; magnitude pruning (arXiv 1506.02626), SHiRA (arXiv 2406.13175)",
+            choose=_magnitude,
+            needs=frozenset({Input.MODEL}),
+        ),
+        Strategy(
+            "wanda",
+            Scope.LAYER,
+            "floor(q/100 D) rows of every layer with the smallest sum over the inputs j of abs(W_ij) times the root "
+            "mean square of input j",
+            "control without gradients; Wanda (arXiv 2306.11695)",
+            choose=_wanda,
+            needs=frozenset({Input.MODEL, Input.MOMENTS}),
+        ),
+        Strategy(
+            "task_aware",
+            Scope.LAYER,
+            "floor(q/100 D) rows of every layer with the highest ratio of the task's mean squared gradient of the row "
+            "to its mean sensitivity: what learns most per damage",
+            "this project; both are diagonals of Fisher information (arXiv 1503.05671)",
+            choose=_task_aware,
+            needs=frozenset({Input.SCORES, Input.TASK}),
+            definition="sensitivity",
         ),
     )
 }
@@ -109,8 +158,13 @@ def find_strategy(name: str, *, counting: bool = False) -> Strategy:
 def as_table() -> str:
     """All strategies as a Markdown table, as it stands in README.md."""
     quota_of = {Scope.LAYER: "every layer", Scope.MODEL: "the model"}
-    rows = [
-        f"| `{strategy.name}` | {quota_of[strategy.scope]} | {strategy.formula} | {strategy.source} |"
-        for strategy in STRATEGIES.values()
-    ]
-    return "\n".join(["| strategy | quota of | selects | source |", "| --- | --- | --- | --- |", *rows])
+    rows = ["| strategy | needs | quota of | selects | source |", "| --- | --- | --- | --- | --- |"]
+    for strategy in STRATEGIES.values():
+        needs = ", ".join(f"`{name}`" for name in Input if name in strategy.needs)
+        needs = needs or " or ".join(f"`{name}`" for name in Input if name in strategy.takes)
+        if strategy.definition:
+            needs += f" (`--definition {strategy.definition}`)"
+        rows.append(
+            f"| `{strategy.name}` | {needs} | {quota_of[strategy.scope]} | {strategy.formula} | {strategy.source} |"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,65 @@
+"""Rows by their weights: by the weights alone, or by the weights times how large their inputs are.
+
+Controls for the scores: methods that choose parameters sparsely go by these.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from loki.artefacts.moments import Moments
+from loki.artefacts.positions import Positions
+from loki.errors import LokiError
+from loki.models.model_directory import ModelDirectory
+from loki.selection.ranking import check_rows_left, excluded_rows, first_rows
+from loki.selection.strategy import Request
+
+
+def by_magnitude(request: Request) -> Positions:
+    """The rows with the smallest Euclidean norm.
+
+    Raises:
+        LokiError: if the model cannot be read, or too few rows are left after excluding.
+    """
+    norms = [torch.linalg.vector_norm(weight, dim=1) for weight in _weights(_model(request))]
+    return _lowest(torch.stack(norms), request)
+
+
+def by_wanda(request: Request) -> Positions:
+    """The rows with the smallest sum over the inputs j of |W_ij| sqrt(E[h_j^2]) (arXiv 2306.11695).
+
+    Raises:
+        LokiError: if model or moments cannot be read or do not belong together, or too few rows are left after
+            excluding.
+    """
+    model, path = _model(request), request.inputs.moments
+    assert path is not None
+    moments = Moments(path)
+    if moments.origin.model_fingerprint != model.fingerprint:
+        raise LokiError(
+            f"moments file {path} is of another model ({moments.origin.model}) than {model}: measure it with "
+            "`loki moments`"
+        )
+    scores = [weight.abs() @ moments.mean_square(layer).sqrt() for layer, weight in enumerate(_weights(model))]
+    return _lowest(torch.stack(scores), request)
+
+
+def _model(request: Request) -> ModelDirectory:
+    assert request.inputs.model is not None
+    return ModelDirectory.of(request.inputs.model)
+
+
+def _weights(model: ModelDirectory) -> Iterator[torch.Tensor]:
+    """`down_proj.weight` `[D, d_ff]` of every layer in float32, one in memory at a time."""
+    for name in model.projection_names:
+        yield model.checkpoint.tensor(f"{name}.weight").float()
+
+
+def _lowest(scores: torch.Tensor, request: Request) -> Positions:
+    if not scores.isfinite().all():
+        layer = int((~scores.isfinite()).any(dim=1).nonzero()[0])
+        raise LokiError(f"layer {layer} has NaN or infinite weights: fetch or save the model again")
+    excluded = excluded_rows(request.exclude, request.layers, request.hidden)
+    check_rows_left(request.rows, excluded, request.scope)
+    return first_rows([scores.numpy().astype(np.float64)], request.rows, excluded, request.scope)
