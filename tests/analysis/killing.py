@@ -1,9 +1,9 @@
 """Runs an analysis again and again, killing it at random moments, and compares what comes out with an undisturbed run.
 
 A program of its own, so that every attempt is a fork of a process that has imported everything and run nothing:
-`python -m tests.analysis.killing MODEL DATA FOLDER KILLS SECONDS SEED [QUOTA]`. Attempts are killed within SECONDS of
-their start; when one finishes before that, its output is compared and the next starts afresh. With a quota the samples
-are counted, without a log. Prints the number of kills and of finished runs.
+`python -m tests.analysis.killing MODEL DATA FOLDER KILLS SECONDS SEED DEFINITION [QUOTA]`. Attempts are killed within
+SECONDS of their start; when one finishes before that, its output is compared and the next starts afresh. With a quota
+the samples are counted, without a log. Prints the number of kills and of finished runs.
 """
 
 import os
@@ -21,6 +21,7 @@ from loki.analysis.analyse import analyse
 from loki.analysis.count import count_selections
 from loki.analysis.options import AnalysisOptions
 from loki.analysis.work_folder import BatchResults, WorkFolder
+from loki.kva.settings import AttributionSettings, Definition
 
 Run = Callable[[Path], None]
 
@@ -95,13 +96,14 @@ def main(run: Run, folder: Path, kills: int, seconds: float, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    model, data, folder_, kills_, seconds_, seed_, *quota = sys.argv[1:]
+    model, data, folder_, kills_, seconds_, seed_, definition, *quota = sys.argv[1:]
+    settings, options = AttributionSettings(Definition(definition)), AnalysisOptions(batch_size=2)
 
     def analyse_or_count(output: Path) -> None:
         """What is disturbed."""
         if quota:
-            count_selections(model, data, output, [float(quota[0])], options=AnalysisOptions(batch_size=2))
+            count_selections(model, data, output, [float(quota[0])], settings, options)
         else:
-            analyse(model, data, output, options=AnalysisOptions(batch_size=2))
+            analyse(model, data, output, settings, options)
 
     main(analyse_or_count, Path(folder_), int(kills_), float(seconds_), int(seed_))

@@ -32,14 +32,23 @@ def run(*words: object, expect: int = 0) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("quota", [(), (20,)], ids=["scores", "no log"])
-@pytest.mark.parametrize(("samples", "seconds"), [(1500, 0.6), (60, 0.6)], ids=["long", "short"])
+@pytest.mark.parametrize(
+    ("definition", "samples", "quota"),
+    [
+        ("captum", 1500, ()),
+        ("captum", 60, ()),
+        ("captum", 1500, (20,)),
+        ("captum", 60, (20,)),
+        ("sensitivity", 600, ()),
+    ],
+    ids=["long", "short", "long, no log", "short, no log", "sensitivity"],
+)
 def test_killed_at_random_moments(
-    llama_dir: Path, tmp_path: Path, samples: int, seconds: float, quota: tuple[int, ...]
+    llama_dir: Path, tmp_path: Path, definition: str, samples: int, quota: tuple[int, ...]
 ) -> None:
     """The long run is killed many times on its way; the short ones at every stage from start to clearing up."""
     write_prompts(tmp_path / "prompts.jsonl", samples)
-    out = run("tests.analysis.killing", llama_dir, tmp_path / "prompts.jsonl", tmp_path, 20, seconds, 0, *quota)
+    out = run("tests.analysis.killing", llama_dir, tmp_path / "prompts.jsonl", tmp_path, 20, 0.6, 0, definition, *quota)
     assert int(out.split()[0]) == 20
 
 
@@ -64,11 +73,13 @@ def side_by_side(processes: int, *words: object) -> list[tuple[int, str]]:
     return [(process.returncode, text) for process, text in zip(started, texts, strict=True)]
 
 
-def test_two_processes_give_what_one_gives(llama_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("definition", ["captum", "sensitivity"])
+def test_two_processes_give_what_one_gives(llama_dir: Path, tmp_path: Path, definition: str) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 45)
-    words = ("analyse", llama_dir, "--data", tmp_path / "prompts.jsonl", "--batch-size", 4)
+    words = ("analyse", llama_dir, "--data", tmp_path / "prompts.jsonl", "--batch-size", 4, "--definition", definition)
+    check = ("--check", 3) if definition == "captum" else ()
     launch(1, *words, "--output", tmp_path / "one.h5")
-    shared = launch(2, *words, "--output", tmp_path / "two.h5", "--check", 3)
+    shared = launch(2, *words, "--output", tmp_path / "two.h5", *check)
     assert shared.count("45 samples analysed") == 1
     with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
         assert one.keys() == two.keys()

@@ -41,7 +41,10 @@ def test_empty_lines_are_skipped_but_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        ({"text": "hi", "label": 1}, "has the fields text, label: expected one of question with choices and subject"),
+        (
+            {"sentence": "hi", "label": 1},
+            "has the fields sentence, label: expected one of question with choices and subject",
+        ),
         ({}, r"has the fields \(none\): expected one of"),
         ({"prompt": "a", "messages": []}, "has the fields prompt, messages: expected one of"),
         ({"question": "Who?", "options": []}, "has the fields question, options: a question also needs choices and"),

@@ -62,6 +62,45 @@ def test_every_setting_reaches_the_file(shell: Shell, llama_dir: Path, data: Pat
         assert (file["dataset"][:] >= 0).all()
 
 
+@pytest.mark.parametrize("tokens", ["sampled", "empirical"])
+def test_sensitivity_of_general_text(shell: Shell, llama_dir: Path, data: Path, tokens: str) -> None:
+    Path("general.txt").write_text("All happy families are alike. " * 40)
+    words = ("analyse", llama_dir, "--data", "general.txt", "--definition", "sensitivity", "--sensitivity", tokens)
+    shell.done(*words, "--output", "scores.h5", "--batch-size", 2, "--seed", 3)
+    shell.done(*words, "--output", "again.h5", "--batch-size", 2, "--seed", 3)
+    with h5py.File("scores.h5") as file, h5py.File("again.h5") as again:
+        assert file["dataset"].shape == (5, 3, 32)  # 1200 characters in pieces of at most 256
+        assert (file["dataset"][:] > 0).all()
+        np.testing.assert_array_equal(file["dataset"][:], again["dataset"][:])
+        assert {name: file.attrs[name] for name in ("definition", "steps", "ig_method", "quantity")} == {
+            "definition": "sensitivity",
+            "steps": 0,
+            "ig_method": "",
+            "quantity": f"log-probability of {tokens} tokens",
+        }
+    other = "empirical" if tokens == "sampled" else "sampled"
+    refused = shell(*words[:-1], other, "--output", "scores.h5")
+    assert refused.code == 2 and "quantity log-probability of" in refused.err
+    shell.done(*words, "--batch-size", 2, "--seed", 3, "--no-log", "--quota", 25, "--output", "counted")
+    shell.done("select", "scores.h5", "--quota", 25, "--output", "selected.json")
+    assert read_positions(Path("counted/25.json")) == read_positions(Path("selected.json"))
+    assert "sensitivity" in shell.done("inspect", "scores.h5").out
+
+
+def test_sensitivity_and_what_does_not_belong_to_it(shell: Shell, llama_dir: Path, data: Path) -> None:
+    words = ("analyse", llama_dir, "--data", data, "--output", "scores.h5")
+    for own, problem in {
+        ("--check", 1): "--check compares with Captum",
+        ("--absolute",): "--absolute True belongs to attribution",
+        ("--steps", 9): "--steps 9 belongs to attribution",
+    }.items():
+        refused = shell(*words, "--definition", "sensitivity", *own)
+        assert refused.code == 2 and problem in refused.err
+    assert shell(*words, "--sensitivity", "empirical").code == 2
+    assert "use one of sampled, empirical" in shell(*words, "--sensitivity", "none").err
+    assert not Path("scores.h5").exists()
+
+
 def test_no_log_writes_what_select_would(shell: Shell, llama_dir: Path, data: Path) -> None:
     shell.done("analyse", llama_dir, "--data", data, "--output", "scores.h5")
     outcome = shell.done("analyse", llama_dir, "--data", data, "--no-log", "--quota", "12.5,50")

@@ -76,3 +76,24 @@ def paper_scores(
             total += gradient
         rows.append(activation * total / steps)
     return torch.stack(rows)
+
+
+def sensitivities(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> Tensor:
+    """Squared gradients of sum_t log p(tokens[t] | prompt up to t), summed over positions, one layer at a time."""
+    input_ids = torch.tensor([prompt])
+    rows = []
+    for output in mlp_outputs(model):
+        module = output.attributed_module
+        seen: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out.detach()))
+        with torch.no_grad():
+            model(input_ids=input_ids, use_cache=False)
+        handle.remove()
+        z = seen[0].clone().requires_grad_()
+        handle = module.register_forward_hook(lambda _m, _i, _out, z=z: z)
+        predictions = model(input_ids=input_ids, use_cache=False).logits[0].log_softmax(-1)
+        total = sum(predictions[position, token] for position, token in enumerate(tokens))
+        (gradient,) = torch.autograd.grad(total, z)
+        handle.remove()
+        rows.append(sum(step**2 for step in gradient.reshape(len(prompt), -1)))
+    return torch.stack(rows)

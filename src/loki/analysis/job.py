@@ -14,7 +14,7 @@ from loki.calibration.samples import Sample, digest_of
 from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
 from loki.kva.prompts import up_to
-from loki.kva.settings import AttributionSettings
+from loki.kva.settings import AttributionSettings, Definition
 from loki.models.architectures import max_positions
 from loki.models.loading import DTYPES, pick_dtype
 from loki.models.model_directory import AnyModel, ModelDirectory
@@ -85,6 +85,8 @@ def prepare(model: AnyModel, source: str, settings: AttributionSettings, ranks: 
         LokiError: if the model, the data or an option cannot be used.
     """
     pick_dtype(options.dtype)
+    if options.check and settings.definition is Definition.SENSITIVITY:
+        raise LokiError("--check compares with Captum, which has no sensitivity: leave it out")
     if options.device_map is not None and ranks.count > 1:
         raise LokiError(
             f"--device-map {options.device_map} spreads one model over all devices, but {ranks.count} processes were "
@@ -112,10 +114,10 @@ def prepare(model: AnyModel, source: str, settings: AttributionSettings, ranks: 
             model=str(model),
             model_fingerprint=directory.fingerprint,
             definition=str(settings.definition),
-            steps=settings.steps,
+            steps=settings.steps if settings.definition is not Definition.SENSITIVITY else 0,
             ig_method=str(settings.ig_method),
             engine=str(settings.engine),
-            quantity=str(settings.quantity),
+            quantity=settings.described_quantity,
             absolute=settings.absolute,
             position=settings.position,
             dtype=saved if options.dtype == AUTO else options.dtype,

@@ -42,11 +42,12 @@ class Provenance:
     Attributes:
         model: the model as the user named it.
         model_fingerprint: hash of its weights, see `loki.models.checkpoint.fingerprint`.
-        definition: `captum` or `paper`.
-        steps: number of integration steps.
-        ig_method: integration rule.
+        definition: `captum`, `paper` or `sensitivity`.
+        steps: number of integration steps; 0 where nothing is integrated.
+        ig_method: integration rule; empty where nothing is integrated.
         engine: `fast`, `captum` or `auto`, as asked for.
-        quantity: what is attributed, `probability` or `logit` of the target token.
+        quantity: what is differentiated: `probability` or `logit` of the target token; for `sensitivity`,
+            `log-probability of sampled tokens` or `of empirical tokens`.
         absolute: whether the scores are absolute values.
         position: the attributed token position, counted from the end if negative.
         dtype: type the model computed in.

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from loki.calibration.prompts import question_prompt
-from loki.calibration.records import Conversation, Record
+from loki.calibration.records import Conversation, Record, Text
 from loki.errors import LokiError
 
-_FORMS = ("question", "messages", "prompt", "input_ids")
-_EXPECTED = "question with choices and subject, messages, prompt, or input_ids"
+_FORMS = ("question", "messages", "prompt", "input_ids", "text")
+_EXPECTED = "question with choices and subject, messages, prompt, input_ids, or text"
 
 
 def read_jsonl(path: Path) -> list[Record]:
@@ -22,7 +22,8 @@ def read_jsonl(path: Path) -> list[Record]:
       multiple-choice question, asked with the published prompt through the chat template;
     - `messages`: a list of `{"role": ..., "content": ...}`, which goes through the chat template;
     - `prompt`: plain text to be continued as it is;
-    - `input_ids`: token ids, taken as they are.
+    - `input_ids`: token ids, taken as they are;
+    - `text`: a document, cut into pieces that the model takes.
 
     Each may have `target` (token id, or a text whose first token is meant), `subject`, and `id` (by default the
     file's name and the line number).
@@ -107,11 +108,19 @@ def _input_ids(fields: dict[str, Any]) -> list[int]:
     return ids
 
 
-_PARSERS: dict[str, Callable[[dict[str, Any]], Conversation | str | list[int]]] = {
+def _text(fields: dict[str, Any]) -> Text:
+    text = fields["text"]
+    if not isinstance(text, str):
+        raise LokiError(f"text is {text!r}: a text is expected")
+    return Text(text)
+
+
+_PARSERS: dict[str, Callable[[dict[str, Any]], Conversation | str | list[int] | Text]] = {
     "question": _question,
     "messages": _messages,
     "prompt": _prompt,
     "input_ids": _input_ids,
+    "text": _text,
 }
 
 

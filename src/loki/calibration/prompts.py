@@ -7,7 +7,7 @@ from string import ascii_uppercase
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from loki.calibration.records import Conversation
+from loki.calibration.records import Conversation, Text
 from loki.errors import LokiError, one_line
 
 _LOGGER = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._said_plain = False
 
-    def encode(self, prompt: Conversation | str | list[int]) -> list[int]:
+    def encode(self, prompt: Conversation | str | list[int] | Text) -> list[int]:
         """Token ids of the prompt, without padding.
 
         Raises:
@@ -64,6 +64,8 @@ class PromptEncoder:
             if not any(message["content"].strip() for message in prompt.messages):
                 raise LokiError("the prompt is empty: every message's content is")
             return self._encode_conversation(prompt)
+        if isinstance(prompt, Text):
+            return self._encode_text(prompt.content)
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise LokiError("the prompt is empty: give it a text")

@@ -11,6 +11,7 @@ from loki.calibration.mmlu import TABLE_SUFFIXES, read_mmlu_copy, read_mmlu_hub
 from loki.calibration.records import Record
 from loki.calibration.samples import CalibrationSet, digest_of
 from loki.calibration.subset import choose_samples, choose_subjects
+from loki.calibration.text_records import read_text_file, split_texts
 from loki.errors import LokiError
 
 
@@ -27,8 +28,8 @@ def load_calibration(
     """Load and encode calibration prompts.
 
     Args:
-        source: `mmlu` (the hub's data set), a local copy of it (see `read_mmlu_copy`), or a JSONL file (see
-            `read_jsonl`).
+        source: `mmlu` (the hub's data set), a local copy of it (see `read_mmlu_copy`), a JSONL file (see
+            `read_jsonl`), or a text (`.txt`, see `split_texts`).
         tokenizer: of the model to be analysed.
         max_positions: the longest prompt the model takes, in tokens; None for no limit.
         vocab_size: number of token ids the model knows.
@@ -39,7 +40,7 @@ def load_calibration(
     Raises:
         LokiError: if the source does not exist or cannot be read, or a sample cannot be used; one line that names it.
     """
-    records = _read(source)
+    records = split_texts(_read(source), tokenizer, max_positions)
     if subjects:
         records = choose_subjects(records, subjects)
     if samples_per_subject is not None:
@@ -55,5 +56,5 @@ def _read(source: str) -> list[Record]:
     if path.is_dir() or (path.is_file() and path.suffix in TABLE_SUFFIXES):
         return read_mmlu_copy(path)
     if path.is_file():
-        return read_jsonl(path)
-    raise LokiError(f"data {source} does not exist: give mmlu, a local copy of MMLU, or a JSONL file")
+        return read_text_file(path) if path.suffix == ".txt" else read_jsonl(path)
+    raise LokiError(f"data {source} does not exist: give mmlu, a local copy of MMLU, a JSONL file, or a text (.txt)")

@@ -1,5 +1,6 @@
 """`loki analyse`."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from loki.analysis.options import AnalysisOptions
 from loki.cli.app import app, error_console, say, warnings_as_lines
-from loki.kva.settings import IG_METHODS, AttributionSettings, Definition, Engine, IgMethod, Quantity
+from loki.kva.settings import IG_METHODS, AttributionSettings, Definition, Engine, IgMethod, Quantity, Sensitivity
 from loki.selection.strategies import SelectionSettings, strategy_names
 from loki.selection.strategy import By
 
@@ -17,7 +18,11 @@ def analyse(
     model: Annotated[str, typer.Argument(help="Model directory or hub id.", show_default=False)],
     data: Annotated[
         str,
-        typer.Option("--data", help="Calibration data: mmlu, a local copy of it, or a JSONL file.", show_default=False),
+        typer.Option(
+            "--data",
+            help="Calibration data: mmlu, a local copy of it, a JSONL file, or a text (.txt).",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -29,7 +34,10 @@ def analyse(
         ),
     ] = None,
     definition: Annotated[
-        str, typer.Option("--definition", help="captum (as published) or paper (eq. 4-5).")
+        str,
+        typer.Option(
+            "--definition", help="captum (as published), paper (eq. 4-5), or sensitivity (squared gradients)."
+        ),
     ] = AttributionSettings.definition,
     steps: Annotated[int, typer.Option("--steps", help="Points of the integration rule.")] = AttributionSettings.steps,
     ig_method: Annotated[
@@ -53,6 +61,10 @@ def analyse(
     position: Annotated[
         int, typer.Option("--position", help="Attributed token position; -1 is the last.")
     ] = AttributionSettings.position,
+    sensitivity: Annotated[
+        str,
+        typer.Option("--sensitivity", help="Tokens of the definition sensitivity: sampled, or empirical (the text's)."),
+    ] = AttributionSettings.sensitivity,
     subjects: Annotated[
         str | None, typer.Option("--subjects", help="Only these subjects, separated by commas.", metavar="NAMES")
     ] = None,
@@ -115,6 +127,7 @@ def analyse(
 
     Example:
         loki analyse models/llama --data mmlu --output scores.h5
+        loki analyse models/llama --data general.txt --definition sensitivity --output sensitivity.h5
     """
     from loki.analysis.analyse import analyse as analyse_model
     from loki.analysis.analyse import default_scores_path
@@ -133,7 +146,15 @@ def analyse(
     if no_log and write_mode == "a":
         raise LokiError("--write-mode a adds to a scores file, and --no-log writes none: leave out one of them")
     settings = AttributionSettings(
-        Definition(definition), steps, IgMethod(ig_method), Engine(engine), Quantity(quantity), absolute, position
+        Definition(definition),
+        steps,
+        IgMethod(ig_method),
+        Engine(engine),
+        Quantity(quantity),
+        absolute,
+        position,
+        Sensitivity(sensitivity),
+        seed,
     )
     options = AnalysisOptions(
         batch_size=parse_batch_size(batch_size),
@@ -188,5 +209,5 @@ def analyse(
         f"{samples} samples analysed: {', '.join(map(str, paths))}",
         samples=samples,
         output=paths,
-        completeness=completeness,
+        completeness=None if math.isnan(completeness) else completeness,
     )

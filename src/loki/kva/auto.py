@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from loki.kva.attributor import Attribution, Attributor, NotExactError, NotExactWarning
 from loki.kva.captum_engine import CaptumAttributor
 from loki.kva.fast.engine import FastAttributor
-from loki.kva.settings import AttributionSettings, Engine
+from loki.kva.sensitivity import SensitivityAttributor
+from loki.kva.settings import AttributionSettings, Definition, Engine
 
 
 def make_attributor(
     model: PreTrainedModel, settings: AttributionSettings, *, memory_budget: int | None = None
 ) -> Attributor:
-    """The attribution engine that `settings.engine` asks for; use it in a `with` block.
+    """The engine that `settings.definition` and `settings.engine` ask for; use it in a `with` block.
 
     Args:
         model: a causal language model.
@@ -27,6 +28,8 @@ def make_attributor(
     Raises:
         LokiError: if the model's MLP outputs cannot be found.
     """
+    if settings.definition is Definition.SENSITIVITY:
+        return SensitivityAttributor(model, settings, memory_budget)
     if settings.engine is Engine.CAPTUM:
         return CaptumAttributor(model, settings)
     if settings.engine is Engine.FAST:

@@ -19,15 +19,17 @@ class Choice(StrEnum):
 
 
 class Definition(Choice):
-    """What a score is; the two definitions of attribution give different numbers.
+    """What a score is; the definitions give different numbers.
 
     `captum` interpolates the MLP output at all positions, from its value on a sequence of token id 0 (Captum's
     `LayerIntegratedGradients`, as published). `paper` interpolates it at the last position only, from zero
-    (arXiv 2505.22120, eq. 4-5).
+    (arXiv 2505.22120, eq. 4-5). `sensitivity` is no attribution: it sums the squared gradient of the text's
+    log-probability over all positions, which is what a small change of the row costs (`loki.kva.sensitivity`).
     """
 
     CAPTUM = "captum"
     PAPER = "paper"
+    SENSITIVITY = "sensitivity"
 
 
 class IgMethod(Choice):
@@ -60,6 +62,17 @@ class Quantity(Choice):
     LOGIT = "logit"
 
 
+class Sensitivity(Choice):
+    """Whose log-probability the definition `sensitivity` differentiates.
+
+    `sampled`: tokens drawn from the model's own distribution at every position (the Fisher information);
+    `empirical`: the text's own tokens (the empirical Fisher information).
+    """
+
+    SAMPLED = "sampled"
+    EMPIRICAL = "empirical"
+
+
 PUBLISHED_RULES = {Definition.CAPTUM: IgMethod.TRAPEZOID, Definition.PAPER: IgMethod.LEFT}
 IG_METHODS = tuple(filter(None, IgMethod))
 
@@ -78,6 +91,9 @@ class AttributionSettings:
         absolute: scores without their sign.
         position: position whose prediction is attributed, counted like a Python index. Later tokens cannot
             influence it, so the prompt ends there. -1 is the whole prompt.
+        sensitivity: of the definition `sensitivity` alone, see `Sensitivity`; the fields from `steps` to `position` do
+            not belong to it and keep their defaults.
+        seed: of the tokens that it draws.
 
     Raises:
         LokiError: for a value that is not allowed.
@@ -90,15 +106,36 @@ class AttributionSettings:
     quantity: Quantity = Quantity.PROBABILITY
     absolute: bool = False
     position: int = -1
+    sensitivity: Sensitivity = Sensitivity.SAMPLED
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             object.__setattr__(self, name, choices(getattr(self, name)))
+        if self.definition is Definition.SENSITIVITY:
+            self._check_nothing_else_is_set()
+            return
+        if self.sensitivity is not Sensitivity.SAMPLED:
+            raise LokiError(f"sensitivity {self.sensitivity} belongs to the definition sensitivity: leave it out")
         if self.ig_method is IgMethod.PUBLISHED:
             object.__setattr__(self, "ig_method", PUBLISHED_RULES[self.definition])
         fewest = 1 if self.ig_method is IgMethod.GAUSS_LEGENDRE else 2
         if self.steps < fewest:
             raise LokiError(f"steps is {self.steps}: the rule {self.ig_method} needs at least {fewest}")
+
+    @property
+    def described_quantity(self) -> str:
+        """What is differentiated, in the words that a scores file keeps."""
+        if self.definition is Definition.SENSITIVITY:
+            return f"log-probability of {self.sensitivity} tokens"
+        return str(self.quantity)
+
+    def _check_nothing_else_is_set(self) -> None:
+        others = ("steps", "ig_method", "engine", "quantity", "absolute", "position")
+        for name in others:
+            if getattr(self, name) != getattr(type(self), name):
+                option = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise LokiError(f"{option} belongs to attribution, not to the definition sensitivity: leave it out")
 
 
 _CHOICES: dict[str, type[Choice]] = {
@@ -106,4 +143,5 @@ _CHOICES: dict[str, type[Choice]] = {
     "ig_method": IgMethod,
     "engine": Engine,
     "quantity": Quantity,
+    "sensitivity": Sensitivity,
 }

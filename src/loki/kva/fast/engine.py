@@ -44,14 +44,14 @@ from loki.kva.attributor import Attribution, FreezesModel
 from loki.kva.fast.attention import attention_replaced
 from loki.kva.fast.last_token_pass import LastTokenResult, run_last_token
 from loki.kva.fast.layers import Layers, find_layers
-from loki.kva.fast.memory import MemoryCost, free_memory, shown_bytes
+from loki.kva.fast.memory import MemoryCost, free_memory, parts_within
 from loki.kva.fast.path import IntegrationPath, PathPoint, groups_within
 from loki.kva.fast.prefix_pass import run_prefixes
 from loki.kva.fast.record import Recording, ZeroTokenBaseline, depends_on_length, last_logits, record
 from loki.kva.fast.self_check import check_attention_alone_mixes, check_same_logits
 from loki.kva.hooks import input_device, vocab_size
 from loki.kva.integration import completeness_gap, integration_rule
-from loki.kva.prompts import PromptBatch, PromptError, attributed_prompts, checked_targets
+from loki.kva.prompts import PromptBatch, attributed_prompts, checked_targets
 from loki.kva.settings import AttributionSettings, Definition
 from loki.models.architectures import max_positions
 
@@ -93,7 +93,8 @@ class FastAttributor(FreezesModel):
         attributions: dict[int, Attribution] = {}
         budget = free_memory(self._model) if self._budget is None else self._budget
         with attention_replaced(self._model):
-            for part in self._parts(prompts, budget):
+            apart = depends_on_length(self._model)
+            for part in parts_within(prompts, self._least_memory, budget, equal_lengths_only=apart):
                 found = self._attribute_part(
                     layers, [prompts[index] for index in part], [wanted[index] for index in part], budget
                 )
@@ -124,31 +125,12 @@ class FastAttributor(FreezesModel):
             self._layers = layers
         return self._layers
 
-    def _parts(self, prompts: list[list[int]], budget: int) -> list[list[int]]:
-        """Indices of prompts that are computed together."""
-        parts: list[list[int]] = []
-        equal_lengths_only = depends_on_length(self._model)
-        for index, prompt in enumerate(prompts):
-            longer_part = [*parts[-1], index] if parts else []
-            may_join = not equal_lengths_only or len({len(prompts[member]) for member in longer_part}) == 1
-            if longer_part and may_join and self._least_memory(longer_part, prompts) <= budget:
-                parts[-1] = longer_part
-                continue
-            if (least := self._least_memory([index], prompts)) > budget:
-                raise PromptError(
-                    index,
-                    f"its {len(prompt)} tokens need {shown_bytes(least)} beside the model, but {shown_bytes(budget)} "
-                    "may be used: raise the memory budget or shorten the prompt",
-                )
-            parts.append([index])
-        return parts
-
-    def _least_memory(self, members: list[int], prompts: list[list[int]]) -> int:
-        """The least memory in which the prompts `members` can be computed together: one point at a time."""
-        length = max(len(prompts[member]) for member in members)
+    def _least_memory(self, prompts: Sequence[list[int]]) -> int:
+        """The least memory in which prompts can be computed together: one point at a time."""
+        length = max(map(len, prompts))
         cost = MemoryCost.of(self._model, length, own_prefix=self._own_prefix)
         original_and_point = 2 * cost.point(PathPoint(0, 0.0, 0.0))
-        return len(members) * (cost.prompt + length * cost.activations + original_and_point)
+        return len(prompts) * (cost.prompt + length * cost.activations + original_and_point)
 
     def _attribute_part(
         self, layers: Layers, prompts: list[list[int]], targets: list[int | None], budget: int

@@ -1,5 +1,6 @@
 """How much memory the fast engine's passes take, and how much there is."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -7,6 +8,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from loki.kva.fast.path import PathPoint
+from loki.kva.prompts import PromptError
 from loki.models.architectures import text_config
 
 # Of what is free, for allocators' fragmentation and temporaries that are not counted.
@@ -84,6 +86,40 @@ class MemoryCost:
         """What one point of one prompt takes from its prefix pass to the end of its last-token pass."""
         above = self.layers - 1 - point.layer
         return above * (self.cached + self.activations) + self.logits
+
+
+def parts_within(
+    prompts: Sequence[list[int]], needed: Callable[[Sequence[list[int]]], int], budget: int, *, equal_lengths_only: bool
+) -> list[list[int]]:
+    """Which prompts are computed together: as many at a time, in order, as fit the budget.
+
+    Args:
+        prompts: token ids of each.
+        needed: bytes that prompts need together.
+        budget: bytes that may be used.
+        equal_lengths_only: never put prompts of different lengths together.
+
+    Returns:
+        Indices of the prompts of every part.
+
+    Raises:
+        PromptError: if a prompt does not fit on its own.
+    """
+    parts: list[list[int]] = []
+    for index, prompt in enumerate(prompts):
+        longer_part = [*parts[-1], index] if parts else []
+        may_join = not equal_lengths_only or len({len(prompts[member]) for member in longer_part}) == 1
+        if longer_part and may_join and needed([prompts[member] for member in longer_part]) <= budget:
+            parts[-1] = longer_part
+            continue
+        if (alone := needed([prompt])) > budget:
+            raise PromptError(
+                index,
+                f"its {len(prompt)} tokens need {shown_bytes(alone)} beside the model, but {shown_bytes(budget)} "
+                "may be used: raise the memory budget or shorten the prompt",
+            )
+        parts.append([index])
+    return parts
 
 
 def _largest(config: PretrainedConfig, name: str) -> int:
