@@ -22,7 +22,7 @@ PUBLISHED = {
     "restore_loki_model",
     "set_zero_weights",
 }
-MORE = {"LoKIConfig", "loki_classes"} | {
+MORE = {"LoKIConfig", "attribute", "loki_classes"} | {
     f"LoKI{family}{kind}"
     for family in ("Qwen3", "Mistral", "Gemma2", "Gemma3", "Phi3")
     for kind in ("Config", "ForCausalLM")

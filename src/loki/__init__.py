@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loki.implanting.linear import LoKILinear
     from loki.implanting.modeling import loki_classes
     from loki.implanting.peft import LoKIConfig
+    from loki.kva.attribute import attribute
     from loki.restoring.restore import restore_loki_model
     from loki.restoring.suppress import set_zero_weights
 
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "LoKIConfig": "loki.implanting.peft",
     "LoKILinear": "loki.implanting.linear",
+    "attribute": "loki.kva.attribute",
     "create_loki_model": "loki.implanting.create",
     "loki_classes": "loki.implanting.modeling",
     "restore_loki_model": "loki.restoring.restore",
@@ -69,6 +71,7 @@ __all__ = [
     "LoKIQwen3ForCausalLM",
     "LoKIQwenConfig",
     "LoKIQwenForCausalLM",
+    "attribute",
     "create_loki_model",
     "loki_classes",
     "restore_loki_model",

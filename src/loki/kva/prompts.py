@@ -85,6 +85,33 @@ def checked_targets(targets: Sequence[int | None], count: int, vocab_size: int) 
     return list(targets)
 
 
+def without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+    """The token ids of every prompt of a tensor.
+
+    Args:
+        input_ids: `[B, T]`, or `[T]` for one prompt.
+        attention_mask: of the same shape, 0 on padding; None means that nothing is padded.
+
+    Raises:
+        LokiError: if the tensor is no such batch of token ids, or the mask has another shape.
+    """
+    if input_ids.dim() not in (1, 2) or input_ids.is_floating_point():
+        raise LokiError(
+            f"input_ids has shape {tuple(input_ids.shape)} and type {input_ids.dtype}: token ids are whole numbers, "
+            "[prompts, positions]"
+        )
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise LokiError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}: "
+            "give them equal shapes"
+        )
+    if input_ids.dim() == 1:
+        input_ids, attention_mask = input_ids[None], attention_mask[None]
+    return [ids[real.bool().to(ids.device)].tolist() for ids, real in zip(input_ids, attention_mask, strict=True)]
+
+
 @dataclass(frozen=True)
 class PromptBatch:
     """A batch of prompts, padded on the left so that every prompt's last token is at index T - 1.
