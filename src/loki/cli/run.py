@@ -5,13 +5,16 @@ from typing import Annotated
 
 import typer
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, say
-from loki.cli.training_options import BatchSize, Epochs, LearningRate, MaxLength, MaxSteps, Seed
+from loki.cli.option_groups import with_options
+from loki.cli.training_options import Published, with_published_rate
 from loki.selection.strategies import SelectionSettings, strategy_names
 from loki.selection.strategy import By
 
 
 @app.command()
+@with_options(training=TrainingSettings)
 def run(
     model: Annotated[str, typer.Argument(help="Base model: a local directory or hub id.", show_default=False)],
     data: Annotated[Path, typer.Option("--data", help="Training data, as for `loki train`.")],
@@ -31,12 +34,9 @@ def run(
     samples_per_subject: Annotated[
         int | None, typer.Option("--samples-per-subject", help="Draw so many calibration samples of every subject.")
     ] = None,
-    epochs: Epochs = 3.0,
-    max_steps: MaxSteps = -1,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = 4,
-    max_length: MaxLength = 1024,
-    seed: Seed = 42,
+    *,
+    training: TrainingSettings,
+    published: Published = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the output holds a run.")] = False,
 ) -> None:
     """Run all phases; a finished phase is not run again, an interrupted one goes on.
@@ -45,7 +45,6 @@ def run(
         loki run MODEL --data train.jsonl --calibration mmlu --quota 10 --output runs/mine
     """
     from loki.cli.progress import progress_bar
-    from loki.implanting.training.settings import TrainingSettings
     from loki.kva.settings import AttributionSettings, Definition
     from loki.pipeline import RunSettings
     from loki.pipeline import run as run_phases
@@ -58,14 +57,7 @@ def run(
         selection=SelectionSettings(strategy, by),
         samples_per_subject=samples_per_subject,
         attribution=AttributionSettings(Definition(definition), steps),
-        training=TrainingSettings(
-            epochs=epochs,
-            max_steps=max_steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-        ),
+        training=with_published_rate(training, published),
     )
     with progress_bar() as progress:
         result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)

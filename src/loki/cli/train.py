@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, error_console, say
-from loki.cli.training_options import BatchSize, Epochs, LearningRate, MaxLength, MaxSteps, Seed
+from loki.cli.option_groups import with_options
+from loki.cli.training_options import Published, say_learned, with_published_rate
 from loki.errors import LokiError
 
 
@@ -19,6 +21,7 @@ class Backend(StrEnum):
 
 
 @app.command()
+@with_options(settings=TrainingSettings)
 def train(
     model: Annotated[
         str, typer.Argument(help="LoKI model directory; or, with --positions, an ordinary model.", show_default=False)
@@ -36,33 +39,9 @@ def train(
     eval_data: Annotated[
         Path | None, typer.Option("--eval-data", help="Held-out data; its loss is computed with every checkpoint.")
     ] = None,
-    epochs: Epochs = 3.0,
-    max_steps: MaxSteps = -1,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = 4,
-    gradient_accumulation: Annotated[
-        int, typer.Option("--gradient-accumulation", help="Batches per optimiser step.")
-    ] = 1,
-    max_length: MaxLength = 1024,
-    packing: Annotated[bool, typer.Option("--packing", help="Put several short examples into one sequence.")] = False,
-    warmup: Annotated[float, typer.Option("--warmup", help="Fraction of the steps to warm up over.")] = 0.1,
-    scheduler: Annotated[str, typer.Option("--scheduler", help="Learning-rate schedule of Transformers.")] = "cosine",
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="AdamW's, on the selected rows alone.")] = 0.0,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Save memory by computing activations twice.")
-    ] = False,
-    save_steps: Annotated[
-        int | None, typer.Option("--save-steps", help="Steps between checkpoints. Default: after every epoch.")
-    ] = None,
-    load_best: Annotated[
-        bool, typer.Option("--load-best", help="End with the checkpoint of the least held-out loss, not the last.")
-    ] = False,
-    early_stopping: Annotated[
-        int | None,
-        typer.Option("--early-stopping", help="Stop after so many checkpoints without a lower held-out loss."),
-    ] = None,
-    logging_steps: Annotated[int, typer.Option("--logging-steps", help="Steps between log entries.")] = 10,
-    seed: Seed = 42,
+    *,
+    settings: TrainingSettings,
+    published: Published = False,
     template: Annotated[
         str | None, typer.Option("--template", help="LlamaFactory: its chat template. Default: the tokenizer's own.")
     ] = None,
@@ -92,47 +71,29 @@ def train(
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
-    from loki.implanting.training.settings import TrainingSettings
     from loki.implanting.training.trainer import train as train_rows
-    from loki.ranks import is_main_process, started_alone
+    from loki.ranks import started_alone
 
     if backend is Backend.TRL and (template or processes or deepspeed):
         raise LokiError("--template, --processes and --deepspeed need --backend llamafactory")
     if started_alone():
         error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
-    if not is_main_process():
-        quiet_libraries()
-    settings = TrainingSettings(
-        epochs=epochs,
-        max_steps=max_steps,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        gradient_accumulation=gradient_accumulation,
-        max_length=max_length,
-        packing=packing,
-        warmup=warmup,
-        scheduler=scheduler,
-        weight_decay=weight_decay,
-        gradient_checkpointing=gradient_checkpointing,
-        save_steps=save_steps,
-        load_best=load_best,
-        early_stopping=early_stopping,
-        logging_steps=logging_steps,
-        seed=seed,
-    )
-    if backend is Backend.TRL:
-        result = train_rows(
-            model,
-            data,
-            output,
-            settings,
-            positions=positions,
-            eval_data=eval_data,
-            overwrite=overwrite,
-            console=console,
-        )
-    else:
-        with progress_bar() as progress:
+    quiet_libraries()
+    settings = with_published_rate(settings, published)
+    with progress_bar() as progress:
+        if backend is Backend.TRL:
+            result = train_rows(
+                model,
+                data,
+                output,
+                settings,
+                positions=positions,
+                eval_data=eval_data,
+                overwrite=overwrite,
+                console=console,
+                progress=progress,
+            )
+        else:
             result = train_with_llamafactory(
                 model,
                 data,
@@ -154,4 +115,6 @@ def train(
         loss=result.loss,
         trainable_parameters=result.trainable_parameters,
         changed_rows=result.changed_rows,
+        learning_rate=result.learning_rate,
     )
+    say_learned(result.learned)

@@ -1,15 +1,43 @@
-"""Options of training that `loki train` and `loki run` share."""
+"""What `loki train` and `loki run` share beside the training's settings."""
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-Epochs = Annotated[float, typer.Option("--epochs", help="Passes over the training data.")]
-MaxSteps = Annotated[int, typer.Option("--max-steps", help="Optimiser steps, instead of epochs.")]
-LearningRate = Annotated[
-    float | None,
-    typer.Option("--learning-rate", help="Peak learning rate. Default: 1e-5 at quota 30, more for a smaller quota."),
+from loki.artefacts.training_settings import Rate, TrainingSettings
+from loki.cli.app import say, warn
+from loki.errors import LokiError
+
+if TYPE_CHECKING:
+    from loki.implanting.training.learned import Learned
+
+Published = Annotated[
+    bool, typer.Option("--published", help="The published learning rate: 1e-5 at quota 30, more for a smaller quota.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Training examples per device and step.")]
-MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens per training example; longer ones are cut.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the training data's order.")]
+
+
+def with_published_rate(settings: TrainingSettings, published: bool) -> TrainingSettings:
+    """The settings with the published rate, where that is asked for.
+
+    Raises:
+        LokiError: if another rate is given as well.
+    """
+    if not published:
+        return settings
+    if settings.learning_rate not in (Rate.AUTO, Rate.PUBLISHED):
+        raise LokiError(f"--published and --learning-rate {settings.learning_rate} exclude each other: leave out one")
+    return replace(settings, learning_rate=Rate.PUBLISHED)
+
+
+def say_learned(learned: "Learned | None") -> None:
+    """Print what a training has taught, and warn where that is nothing."""
+    if learned is None:
+        return
+    say("\n".join(learned.lines()), learned=learned.to_dict())
+    if not learned.anything:
+        warn(
+            f"nothing was learned: the loss on the training data was {learned.before.trained.loss:.3f} and is "
+            f"{learned.after.trained.loss:.3f}; raise --learning-rate (without it, one is found), --epochs, or "
+            "the quota of rows"
+        )

@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from loki.analysis.analyse import analyse
 from loki.artefacts.positions import Positions, write_positions
+from loki.artefacts.training_settings import Scheduler, TrainingSettings
 from loki.demo.build import WEIGHTS
 from loki.demo.data import write_calibration, write_facts
 from loki.demo.outcome import Outcome
@@ -21,7 +22,6 @@ from loki.demo.world import World, tiny_world
 from loki.errors import CheckFailed
 from loki.files import atomic_directory, refuse_existing
 from loki.implanting.create import create_loki_model
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.metrics.accuracy import accuracy_by_family, greedy_answer
 from loki.models.loading import load_model, load_tokenizer
@@ -36,7 +36,7 @@ LEARNING_RATE = 2.5e-4
 TRAINING = TrainingSettings(
     epochs=400,  # training stops once the facts are known
     learning_rate=LEARNING_RATE,
-    scheduler="constant",
+    scheduler=Scheduler.CONSTANT,
     warmup=0.0,
     batch_size=16,
     max_length=MAX_LENGTH,

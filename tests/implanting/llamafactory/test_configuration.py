@@ -44,6 +44,7 @@ def configure(settings: TrainingSettings = SETTINGS, **changes: Any) -> dict[str
         ("early_stopping", 2, "early_stopping_steps", 2),
         ("logging_steps", 3, "logging_steps", 3),
         ("seed", 1, "seed", 1),
+        ("report_to", "tensorboard", "report_to", "tensorboard"),
     ],
 )
 def test_settings(name: str, value: Any, key: str, expected: Any) -> None:
@@ -53,7 +54,7 @@ def test_settings(name: str, value: Any, key: str, expected: Any) -> None:
 
 def test_no_setting_is_forgotten() -> None:
     tried = {row[0] for row in test_settings.pytestmark[0].args[1]}  # type: ignore[attr-defined]
-    assert tried | {"learning_rate"} == {field.name for field in fields(TrainingSettings)}
+    assert tried | {"learning_rate", "eval_steps"} == {field.name for field in fields(TrainingSettings)}
 
 
 def test_paths_are_absolute() -> None:
@@ -72,6 +73,8 @@ def test_the_method_is_full_tuning_of_a_trusted_loki_model() -> None:
 def test_held_out_data_are_looked_at_with_every_checkpoint() -> None:
     made = configure(TrainingSettings(save_steps=5, early_stopping=2), evaluate=True)
     assert (made["eval_strategy"], made["eval_steps"], made["save_steps"]) == ("steps", 5, 5)
+    often = configure(TrainingSettings(save_steps=6, eval_steps=3), evaluate=True)
+    assert (often["eval_strategy"], often["eval_steps"], often["save_steps"]) == ("steps", 3, 6)
     assert (made["load_best_model_at_end"], made["metric_for_best_model"]) == (True, "eval_loss")
 
 

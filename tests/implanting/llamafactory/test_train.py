@@ -16,12 +16,12 @@ from loki.errors import LokiError
 from loki.implanting.llamafactory import train as training
 from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
 from loki.implanting.training.rows import ROWS_FILE
-from loki.implanting.training.settings import TrainingSettings, default_learning_rate
+from loki.implanting.training.settings import Rate, TrainingSettings, published_learning_rate
 from loki.models.loading import load_config
 from loki.restoring.verify import verify
 from tests.implanting.llamafactory.files import POSITIONS, write_chats
 
-SETTINGS = TrainingSettings(max_steps=4)
+SETTINGS = TrainingSettings(max_steps=4, learning_rate=Rate.PUBLISHED)
 PROJECTION = "model.layers.2.mlp.down_proj.weight"
 
 
@@ -75,7 +75,7 @@ def test_run_directory(llama_dir: Path, positions: Path, data: Path, tmp_path: P
     assert commands[0][0] == "/env/python"
     assert commands[0][-1] == str(run / "train.yaml")
     assert "torch.distributed.run" in commands[0]
-    assert written["learning_rate"] == default_learning_rate(100 * 5 / (3 * 32))
+    assert written["learning_rate"] == published_learning_rate(100 * 5 / (3 * 32))
     assert written["deepspeed"] == str(run / "deepspeed.json")
     assert (written["tokenized_path"], written["template"]) == (str(run / "tokenised"), "empty")
     assert {name: len(split) for name, split in load_from_disk(str(run / "tokenised")).items()} == {
@@ -134,7 +134,9 @@ def test_resuming(
         train_with_llamafactory(llama_dir, data, output, SETTINGS, positions=positions)
     monkeypatch.setattr(training, "launch", finish)
     with pytest.raises(LokiError, match="max_steps was 4, now 5"):
-        train_with_llamafactory(llama_dir, data, output, TrainingSettings(max_steps=5), positions=positions)
+        train_with_llamafactory(
+            llama_dir, data, output, TrainingSettings(max_steps=5, learning_rate=Rate.PUBLISHED), positions=positions
+        )
     train_with_llamafactory(llama_dir, data, output, SETTINGS, positions=positions)
     written = yaml.safe_load((output / "llamafactory/train.yaml").read_text())
     assert written["resume_from_checkpoint"] == str(output / "checkpoint-2")

@@ -3,7 +3,7 @@
 import pytest
 
 from loki.errors import LokiError
-from loki.implanting.training.settings import TrainingSettings, default_learning_rate
+from loki.implanting.training.settings import Rate, TrainingSettings, published_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from loki.implanting.training.settings import TrainingSettings, default_learning
         ("weight_decay", -0.1),
         ("save_steps", 0),
         ("max_length", 0),
+        ("learning_rate", "fast"),
+        ("eval_steps", 0),
     ],
 )
 def test_out_of_range(name: str, value: float) -> None:
@@ -27,5 +29,25 @@ def test_out_of_range(name: str, value: float) -> None:
 
 
 def test_learning_rate_falls_with_the_quota() -> None:
-    assert default_learning_rate(30) == pytest.approx(1e-5)
-    assert default_learning_rate(10) > default_learning_rate(20) > default_learning_rate(30)
+    assert published_learning_rate(30) == pytest.approx(1e-5)
+    assert published_learning_rate(10) > published_learning_rate(20) > published_learning_rate(30)
+
+
+def test_rates_are_numbers_or_words() -> None:
+    assert TrainingSettings().learning_rate is Rate.AUTO
+    assert TrainingSettings(learning_rate="1e-3").learning_rate == 1e-3  # type: ignore[arg-type]
+    assert TrainingSettings(learning_rate="published").learning_rate is Rate.PUBLISHED  # type: ignore[arg-type]
+
+
+def test_the_best_can_be_kept_only_where_it_was_evaluated() -> None:
+    with pytest.raises(LokiError, match=r"--save-steps None .* a multiple of --eval-steps 4"):
+        TrainingSettings(load_best=True, eval_steps=4)
+    with pytest.raises(LokiError, match=r"--save-steps 6 .* a multiple of --eval-steps 4"):
+        TrainingSettings(load_best=True, eval_steps=4, save_steps=6)
+    TrainingSettings(load_best=True, eval_steps=4, save_steps=8)
+
+
+@pytest.mark.parametrize("name", ["scheduler", "report_to"])
+def test_unknown_choices(name: str) -> None:
+    with pytest.raises(LokiError, match=f"--{name.replace('_', '-')} steep is not known"):
+        TrainingSettings(**{name: "steep"})  # type: ignore[arg-type]

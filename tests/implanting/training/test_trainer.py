@@ -20,27 +20,12 @@ from loki.implanting.training.rows import ROWS_FILE, SelectedRows
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.restoring.verify import verify
+from tests.implanting.training.conftest import POSITIONS
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
-POSITIONS = [[1, 30], [], [0, 4, 5]]
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 TOKENS = torch.tensor([[5, 9, 40, 77, 123, 200]])
 SETTINGS = TrainingSettings(max_steps=4, learning_rate=1e-2, batch_size=2, save_steps=2, logging_steps=1)
-
-
-@pytest.fixture
-def loki_dir(llama_dir: Path, tmp_path: Path) -> Path:
-    write_positions(tmp_path / "positions.json", POSITIONS)
-    return create_loki_model(
-        model_name=llama_dir, target_pos_path=tmp_path / "positions.json", save_dir=tmp_path / "loki"
-    )
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    records = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(4) for b in range(4)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return tmp_path / "train.jsonl"
 
 
 class StopAt(TrainerCallback):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from loki.implanting.training.settings import TrainingSettings
+from loki.implanting.training.settings import DEFAULT_EPOCHS, TrainingSettings
 
 # The same as distributed_config/deepspeed_zero2.json.
 # ZeRO-2 shards gradients and optimiser state. ZeRO-3 would shard the weights that LoKI splits into rows.
@@ -77,13 +77,13 @@ def configuration(
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,
         "plot_loss": False,  # ours is drawn
-        "report_to": "none",
+        "report_to": str(settings.report_to),
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "learning_rate": learning_rate,
-        "num_train_epochs": settings.epochs,
+        "num_train_epochs": settings.epochs or DEFAULT_EPOCHS,
         "max_steps": settings.max_steps,
-        "lr_scheduler_type": settings.scheduler,
+        "lr_scheduler_type": str(settings.scheduler),
         "warmup_steps": settings.warmup,  # below 1: a fraction of the steps
         "weight_decay": settings.weight_decay,
         "disable_gradient_checkpointing": not settings.gradient_checkpointing,
@@ -99,11 +99,11 @@ def configuration(
     if evaluate:
         values |= {
             "eval_dataset": "held_out",
-            "eval_strategy": values["save_strategy"],
+            "eval_strategy": "steps" if settings.eval_steps else values["save_strategy"],
             "per_device_eval_batch_size": settings.batch_size,
         }
-        if settings.save_steps is not None:
-            values["eval_steps"] = settings.save_steps
+        if settings.eval_steps or settings.save_steps:
+            values["eval_steps"] = settings.eval_steps or settings.save_steps
     if settings.keeps_best:
         values |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     if settings.early_stopping is not None:

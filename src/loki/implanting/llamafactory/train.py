@@ -17,11 +17,12 @@ from loki.implanting.llamafactory.interpreter import find_interpreter
 from loki.implanting.llamafactory.launch import command, launch
 from loki.implanting.llamafactory.run_directory import NAME, RunDirectory
 from loki.implanting.splitting import loki_linears
-from loki.implanting.training.job import Job, Prepared, run_job
+from loki.implanting.training.job import Prepared, run_job
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import TrainingResult
 from loki.implanting.training.rows import NOTHING_CHANGED
 from loki.implanting.training.settings import TrainingSettings
+from loki.implanting.training.study import Job
 from loki.models.checkpoint import Checkpoint
 from loki.models.model_directory import ModelDirectory
 
@@ -86,7 +87,7 @@ def train_with_llamafactory(
     """
     job = Job(model, data, output, settings or TrainingSettings(), positions, eval_data)
     backend = LlamaFactory(llamafactory or LlamaFactorySettings(), progress)
-    return run_job(backend, job, overwrite=overwrite, console=console)
+    return run_job(backend, job, overwrite=overwrite, console=console, progress=progress)
 
 
 @dataclass
@@ -105,7 +106,7 @@ class LlamaFactory:
 
     def __post_init__(self) -> None:
         self._python = find_interpreter(self.own.python, deepspeed=self.own.deepspeed)
-        self._processes = self.own.processes or max(1, torch.cuda.device_count())
+        self.processes = self.own.processes or max(1, torch.cuda.device_count())
         # DeepSpeed wants torchrun for one process too, and so does LlamaFactory where it sees several GPUs.
         self._torchrun = self.own.deepspeed or max(self.own.processes or 1, torch.cuda.device_count()) > 1
 
@@ -115,13 +116,18 @@ class LlamaFactory:
         return self.own.template is not None
 
     @property
+    def sharded(self) -> bool:
+        """Whether no process holds the whole model; ZeRO-2 shards gradients and optimiser alone."""
+        return False
+
+    @property
     def rows_kept_beside(self) -> bool:
         """Whether checkpoints hold the exact rows beside the weights."""
         return not self.own.deepspeed
 
     def record(self) -> dict[str, Any]:
         """What decides the result beside the job's settings."""
-        return {"template": self.own.template, "deepspeed": self.own.deepspeed, "processes": self._processes}
+        return {"template": self.own.template, "deepspeed": self.own.deepspeed, "processes": self.processes}
 
     def check(self, job: Job, material: Material) -> None:
         """Nothing is left to refuse that LlamaFactory would not say itself."""
@@ -134,7 +140,7 @@ class LlamaFactory:
         )
         self._describe(job, prepared, run, loki_model)
         console.print(f"Its log: {run.log}", soft_wrap=True)
-        words = command(self._python, run.configuration, processes=self._processes if self._torchrun else None)
+        words = command(self._python, run.configuration, processes=self.processes if self._torchrun else None)
         launch(words, run, job.output, progress=self.progress)
         positions = filter(None, prepared.material.config.target_pos)
         rows = dict(zip(loki_linears(prepared.material.skeleton), positions, strict=True))
@@ -152,11 +158,11 @@ class LlamaFactory:
         cuda, dtype = torch.cuda.is_available(), material.config.dtype
         run.write(
             configuration(
-                job.settings,
+                prepared.plan.settings,
                 model=loki_model,
                 dataset_folder=run.path,
                 output=job.output,
-                learning_rate=prepared.learning_rate,
+                learning_rate=prepared.plan.learning_rate,
                 template=self.own.template or NO_TEMPLATE,
                 tokenised=None if self.foreign_template else run.tokenised,
                 evaluate="held_out" in material.records,

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from trl import SFTConfig
 
-from loki.implanting.training.settings import TrainingSettings
+from loki.implanting.training.settings import DEFAULT_EPOCHS, TrainingSettings
 
 # Transformers 5.24 renamed it, and deprecated the old name.
 _CHECKPOINTING = next(
@@ -46,7 +46,7 @@ def sft_arguments(
     strategy = "epoch" if settings.save_steps is None else "steps"
     return SFTConfig(
         output_dir=str(output),
-        num_train_epochs=settings.epochs,
+        num_train_epochs=settings.epochs or DEFAULT_EPOCHS,
         max_steps=settings.max_steps,
         learning_rate=learning_rate,
         per_device_train_batch_size=settings.batch_size,
@@ -62,8 +62,8 @@ def sft_arguments(
         save_strategy=strategy,
         save_steps=settings.save_steps or 500,
         save_total_limit=2,
-        eval_strategy=strategy if evaluate else "no",
-        eval_steps=settings.save_steps,
+        eval_strategy=("steps" if settings.eval_steps else strategy) if evaluate else "no",
+        eval_steps=settings.eval_steps or settings.save_steps,
         load_best_model_at_end=settings.keeps_best,
         metric_for_best_model="eval_loss" if settings.keeps_best else None,
         restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
@@ -74,7 +74,7 @@ def sft_arguments(
         bf16=bf16,
         ddp_find_unused_parameters=False,  # every forward pass uses every row
         disable_tqdm=True,
-        report_to="none",
+        report_to=str(settings.report_to),
         **{
             _CHECKPOINTING: settings.gradient_checkpointing,
             f"{_CHECKPOINTING}_kwargs": {"use_reentrant": False} if settings.gradient_checkpointing else None,

@@ -7,41 +7,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.progress import Progress
 
-from loki.data.sources import Data, local_paths
-from loki.implanting.training.material import Material, quota_of, read_material
+from loki.implanting.training.material import Material, read_material
 from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
-from loki.implanting.training.settings import TrainingSettings, check_held_out, default_learning_rate
+from loki.implanting.training.planning import Plan, kept_search, plan_training
+from loki.implanting.training.settings import check_held_out
+from loki.implanting.training.study import Job, Study
 from loki.ranks import Ranks
 
 _PATIENCE = timedelta(hours=1)  # for the main process to prepare the data, or for one that has died
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training, as it was asked for.
-
-    Attributes:
-        model: a LoKI model directory; or an ordinary model, with `positions`.
-        data: training data.
-        output: where checkpoints and the trained LoKI model go.
-        settings: how to train.
-        positions: positions file, for an ordinary model.
-        eval_data: held-out data.
-    """
-
-    model: str | Path
-    data: Data
-    output: Path
-    settings: TrainingSettings
-    positions: Path | None = None
-    eval_data: Data | None = None
-
-    @property
-    def inputs(self) -> tuple[str | Path | None, ...]:
-        """What is read, and so must not lie in the output."""
-        held_out = local_paths(self.eval_data) if self.eval_data else []
-        return self.model, *local_paths(self.data), *held_out, self.positions
 
 
 @dataclass(frozen=True)
@@ -50,12 +25,12 @@ class Prepared:
 
     Attributes:
         material: what the job reads.
-        learning_rate: peak learning rate.
+        plan: how to train.
         resume_from: checkpoint to continue from, if any.
     """
 
     material: Material
-    learning_rate: float
+    plan: Plan
     resume_from: Path | None
 
 
@@ -78,6 +53,14 @@ class Backend(Protocol):
     def rows_kept_beside(self) -> bool:
         """Whether a checkpoint is worth nothing without the exact rows beside it."""
 
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds the whole model."""
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that share the examples of a step."""
+
     def record(self) -> dict[str, Any]:
         """What decides the result beside the job's settings, as JSON values."""
 
@@ -99,7 +82,14 @@ class Backend(Protocol):
         """
 
 
-def run_job(backend: Backend, job: Job, *, overwrite: bool = False, console: Console | None = None) -> TrainingResult:
+def run_job(
+    backend: Backend,
+    job: Job,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
     """Train; an interrupted training with the same job continues from its last checkpoint.
 
     All processes of a run call this; the main one prints, and writes what is not the back end's.
@@ -109,6 +99,7 @@ def run_job(backend: Backend, job: Job, *, overwrite: bool = False, console: Con
         job: what and how.
         overwrite: start anew where the output holds something.
         console: where to say what is trained (default: nowhere).
+        progress: where to show how far the search for a rate has come (default: nowhere).
 
     Raises:
         LokiError: for bad input of any kind, a training that fails, or no row changed. Of several processes only the
@@ -117,6 +108,10 @@ def run_job(backend: Backend, job: Job, *, overwrite: bool = False, console: Con
     started = time.monotonic()
     ranks, settings = Ranks.current(_PATIENCE), job.settings
     console = console if console and ranks.main else Console(quiet=True)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
     check_held_out(settings, job.eval_data)
     material = ranks.together(
         lambda: read_material(
@@ -137,20 +132,37 @@ def run_job(backend: Backend, job: Job, *, overwrite: bool = False, console: Con
             job.output, record, *job.inputs, overwrite=overwrite, rows_kept_beside=backend.rows_kept_beside
         )
     )
-    rate = settings.learning_rate or default_learning_rate(quota_of(material.config))
-    console.print(f"{material.summary}", soft_wrap=True)
-    console.print(
+    study = Study(job, material, progress)
+    # Nothing can be tried where no process holds the whole model, or where the back end makes the examples.
+    whole = bool(material.tokenised) and not backend.sharded
+    search = (lambda: kept_search(job.output, record, study.search)) if whole else None
+    plan = ranks.on_main(lambda: plan_training(settings, material, processes=backend.processes, search=search))
+    before = ranks.on_main(study.before) if whole else None
+    study.close()
+    say(f"{material.summary}")
+    if plan.search:
+        say(f"{plan.search}")
+    say(
         f"{material.trainable_parameters:,} of {material.parameters:,} parameters are trained{backend.by}, "
-        f"learning rate {rate:.3g}"
-        + (f", {ranks.count} processes" if ranks.count > 1 else "")
+        f"learning rate {plan.learning_rate:.3g}{plan.reason}"
+        + (f", {backend.processes} processes" if backend.processes > 1 else "")
         + (
             f", {material.max_length} tokens per example, as the model has no more positions"
             if material.max_length < settings.max_length
             else ""
         )
-        + (f", resuming from {resume_from.name}" if resume_from else ""),
-        soft_wrap=True,
+        + (f", resuming from {resume_from.name}" if resume_from else "")
     )
-    changed = backend.train(job, Prepared(material, rate, resume_from), console)
-    steps, loss = ranks.on_main(lambda: finish(job.output, record, learning_rate=rate))
-    return TrainingResult(job.output, steps, loss, material.trainable_parameters, changed, time.monotonic() - started)
+    changed = backend.train(job, Prepared(material, plan, resume_from), console)
+    learned = ranks.on_main(lambda: study.learned(before)) if before else None
+    steps, loss = ranks.on_main(lambda: finish(job.output, record, learning_rate=plan.learning_rate, learned=learned))
+    return TrainingResult(
+        output=job.output,
+        steps=steps,
+        loss=loss,
+        trainable_parameters=material.trainable_parameters,
+        changed_rows=changed,
+        seconds=time.monotonic() - started,
+        learning_rate=plan.learning_rate,
+        learned=learned,
+    )

@@ -15,6 +15,7 @@ from loki.errors import LokiError
 from loki.implanting.create import loki_configuration
 from loki.implanting.modeling import LoKIConfigMixin
 from loki.implanting.splitting import active_parameters
+from loki.implanting.training.encoded import Encoded
 from loki.models.architectures import text_config
 from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
@@ -59,6 +60,16 @@ class Material:
     def skeleton(self) -> PreTrainedModel:
         """The LoKI model without weights."""
         return skeleton(self.config)
+
+    @cached_property
+    def encoded(self) -> list[Encoded]:
+        """The training examples as tokens."""
+        return _encoded(self.examples)
+
+    @cached_property
+    def encoded_held_out(self) -> list[Encoded] | None:
+        """The held-out examples as tokens."""
+        return _encoded(self.held_out) if self.held_out else None
 
     @property
     def trainable_parameters(self) -> int:
@@ -140,3 +151,10 @@ def quota_of(config: PretrainedConfig) -> float:
     positions: Positions = config.target_pos
     hidden: int = text_config(config).hidden_size
     return 100 * sum(map(len, positions)) / (len(positions) * hidden)
+
+
+def _encoded(data: TrainingData) -> list[Encoded]:
+    return [
+        Encoded(row["input_ids"], [bool(trained) for trained in row["completion_mask"]])
+        for row in data.dataset.to_list()
+    ]

@@ -16,6 +16,7 @@ from loki.artefacts.positions import read_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, read_json, refuse_existing
+from loki.implanting.training.learned import Learned
 from loki.implanting.training.rows import ROWS_FILE
 from loki.implanting.training.settings import TrainingSettings
 
@@ -35,6 +36,8 @@ class TrainingResult:
         trainable_parameters: number of trained values.
         changed_rows: number of selected rows that changed.
         seconds: wall-clock time of this run.
+        learning_rate: the peak that was effective.
+        learned: what the model does on the data before and after; None where no process holds it whole.
     """
 
     output: Path
@@ -43,6 +46,8 @@ class TrainingResult:
     trainable_parameters: int
     changed_rows: int
     seconds: float
+    learning_rate: float
+    learned: Learned | None
 
 
 def training_record(
@@ -72,13 +77,14 @@ def finished_training(output: Path) -> bool:
     return bool((read_record(output, RECORD) or {}).get("finished"))
 
 
-def finish(output: Path, record: dict[str, Any], *, learning_rate: float) -> tuple[int, float]:
+def finish(output: Path, record: dict[str, Any], *, learning_rate: float, learned: Learned | None) -> tuple[int, float]:
     """Say in `output` that its training ran to its end, and draw its loss.
 
     Args:
         output: where the back end left its trainer's state.
         record: what the training did.
         learning_rate: the peak that was effective.
+        learned: what it has taught.
 
     Returns:
         Number of optimiser steps, and the mean loss over them.
@@ -86,7 +92,8 @@ def finish(output: Path, record: dict[str, Any], *, learning_rate: float) -> tup
     state = read_json(output / STATE, what="state of the trainer")
     plot_loss(state["log_history"], output / LOSS_PLOT)
     steps, loss = int(state["global_step"]), mean_loss(state["log_history"])
-    result = {"effective_learning_rate": learning_rate, "steps": steps, "mean_loss": loss}
+    result: dict[str, Any] = {"effective_learning_rate": learning_rate, "steps": steps, "mean_loss": loss}
+    result["learned"] = learned.to_dict() if learned else None
     write_record(output, RECORD, {**record, **result, "finished": True})
     return steps, loss
 

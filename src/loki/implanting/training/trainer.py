@@ -26,11 +26,14 @@ from loki.errors import LokiError, RankError, out_of_memory
 from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
-from loki.implanting.training.job import Job, Prepared, run_job
+from loki.implanting.training.encoded import Encoded, sample
+from loki.implanting.training.job import Prepared, run_job
+from loki.implanting.training.learned import measure
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import STATE, TrainingResult, memory_advice, resume_advice
 from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.settings import TrainingSettings
+from loki.implanting.training.study import Job
 from loki.models.architectures import base_model_type
 from loki.models.directories import copy_side_files
 from loki.models.loading import load_weights
@@ -74,7 +77,7 @@ def train(
         RankError: if a process runs out of memory.
     """
     job = Job(model, data, output, settings or TrainingSettings(), positions, eval_data)
-    return run_job(TRL(callbacks, progress), job, overwrite=overwrite, console=console)
+    return run_job(TRL(callbacks, progress), job, overwrite=overwrite, console=console, progress=progress)
 
 
 @dataclass
@@ -100,9 +103,19 @@ class TRL:
         """Whether checkpoints hold the exact rows beside the weights."""
         return self._sharding is None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds the whole model."""
+        return self._sharding is not None
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that share the examples of a step."""
+        return Ranks.current().count
+
     def record(self) -> dict[str, Any]:
         """What decides the result beside the job's settings."""
-        return {"processes": Ranks.current().count, "sharding": self._sharding}
+        return {"processes": self.processes, "sharding": self._sharding}
 
     def check(self, job: Job, material: Material) -> None:
         """Refuse DeepSpeed ZeRO-3, whose settings are known once arguments were made.
@@ -110,19 +123,19 @@ class TRL:
         Raises:
             LokiError: if it is on.
         """
-        _arguments(job, material, learning_rate=1.0)
+        _arguments(job.settings, job.output, material, learning_rate=1.0)
         refuse_zero_3()
 
     def train(self, job: Job, prepared: Prepared, console: Console) -> int:
         """Train, in every process of the run; the main one writes."""
         ranks = Ranks.current()
-        material, resume_from = prepared.material, prepared.resume_from
+        material, plan, resume_from = prepared.material, prepared.plan, prepared.resume_from
         model = ranks.together(lambda: _load(material))
         rows = SelectedRows(model, resume_from)
-        patience = job.settings.early_stopping
+        patience = plan.settings.early_stopping
         trainer = SFTTrainer(
             model=model,
-            args=_arguments(job, material, prepared.learning_rate),
+            args=_arguments(plan.settings, job.output, material, plan.learning_rate),
             train_dataset=material.examples.dataset,
             eval_dataset=material.held_out.dataset if material.held_out else None,
             processing_class=material.tokenizer,
@@ -130,6 +143,7 @@ class TRL:
                 rows,
                 *([EarlyStoppingCallback(patience)] if patience else []),
                 *self.callbacks,
+                *([StopsWhenKnown(material.encoded, plan.settings.batch_size)] if plan.stops_when_known else []),
                 LogsAllSteps(),
                 *([ShowsProgress(self.progress)] if self.progress else []),
             ],
@@ -155,6 +169,27 @@ class TRL:
         _keep_use_cache(model.config, material.config)
         _save(trainer, material.directory.path, job.output, ranks)
         return changed
+
+
+class StopsWhenKnown(TrainerCallback):  # type: ignore[misc]
+    """Ends training after the first epoch at whose end all examples (of a sample) are reproduced exactly.
+
+    Args:
+        examples: what is trained on.
+        batch_size: examples per forward pass.
+    """
+
+    def __init__(self, examples: Sequence[Encoded], batch_size: int) -> None:
+        self._examples = sample(examples)
+        self._batch_size = batch_size
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for the examples; in several processes each comes to the same answer, as they hold the same rows."""
+        del args, state
+        known = measure(kwargs["model"], self._examples, batch_size=self._batch_size).exact == 1
+        control.should_training_stop |= known
 
 
 class LogsAllSteps(TrainerCallback):  # type: ignore[misc]
@@ -205,10 +240,10 @@ class ShowsProgress(TrainerCallback):  # type: ignore[misc]
         self._progress.remove_task(self._task)
 
 
-def _arguments(job: Job, material: Material, learning_rate: float) -> SFTConfig:
+def _arguments(settings: TrainingSettings, output: Path, material: Material, learning_rate: float) -> SFTConfig:
     return sft_arguments(
-        job.settings,
-        job.output,
+        settings,
+        output,
         learning_rate=learning_rate,
         max_length=material.max_length,
         dtype=material.config.dtype or torch.float32,

@@ -1,0 +1,158 @@
+"""How to train."""
+
+import math
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from loki.errors import LokiError
+
+DEFAULT_EPOCHS = 3.0
+
+
+class Scheduler(StrEnum):
+    """Transformers' schedules that need no settings of their own."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    COSINE_WITH_RESTARTS = "cosine_with_restarts"
+    POLYNOMIAL = "polynomial"
+    CONSTANT = "constant"
+    CONSTANT_WITH_WARMUP = "constant_with_warmup"
+    INVERSE_SQRT = "inverse_sqrt"
+
+
+class Rate(StrEnum):
+    """Learning rates that are not given as a number."""
+
+    AUTO = "auto"  # found by trying, see `loki.implanting.training.rate_search`
+    PUBLISHED = "published"  # `published_learning_rate`
+
+
+class Report(StrEnum):
+    """Who is told of losses and rates, beside the log."""
+
+    NONE = "none"
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+    TRACKIO = "trackio"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of one training; the same names and meanings as in `transformers.TrainingArguments`, where it has them.
+
+    Attributes:
+        epochs: passes over the data; None takes 3, and with an automatic learning rate more where these would be few
+            steps, and fewer where the examples are known before.
+        max_steps: optimiser steps, instead of epochs; -1 trains for `epochs`.
+        learning_rate: peak; a number, `auto` to find one by trying a few, or `published` for the paper's.
+        batch_size: examples per device and step.
+        gradient_accumulation: batches per optimiser step.
+        max_length: tokens per example; longer ones are cut off.
+        packing: put several short examples into one sequence.
+        warmup: fraction of the steps over which the learning rate rises.
+        scheduler: how it falls afterwards, a schedule of Transformers.
+        weight_decay: of AdamW, on the active rows alone.
+        gradient_checkpointing: compute activations twice to save memory.
+        save_steps: optimiser steps between checkpoints; None saves after every epoch.
+        eval_steps: optimiser steps between evaluations on held-out data; None evaluates with every checkpoint.
+        load_best: end with the checkpoint of the least held-out loss instead of the last.
+        early_stopping: stop when the held-out loss has not fallen at so many checkpoints in a row, and end with the
+            best; None trains to the end.
+        logging_steps: optimiser steps between entries of the log.
+        report_to: also send the log to a service.
+        seed: of data order and dropout.
+
+    Raises:
+        LokiError: if a value is out of range.
+    """
+
+    epochs: float | None = None
+    max_steps: int = -1
+    learning_rate: float | Rate = Rate.AUTO
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    max_length: int = 1024
+    packing: bool = False
+    warmup: float = 0.1
+    scheduler: Scheduler = Scheduler.COSINE
+    weight_decay: float = 0.0
+    gradient_checkpointing: bool = False
+    save_steps: int | None = None
+    eval_steps: int | None = None
+    load_best: bool = False
+    early_stopping: int | None = None
+    logging_steps: int = 10
+    report_to: Report = Report.NONE
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation", "max_length", "logging_steps"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
+        self._require("epochs", self.epochs is None or 0 < self.epochs < math.inf, "above 0")
+        self._require("max_steps", self.max_steps == -1 or self.max_steps > 0, "above 0")
+        object.__setattr__(self, "learning_rate", parse_rate(self.learning_rate))
+        self._require("warmup", 0 <= self.warmup < 1, "from 0 to below 1, a fraction of the steps")
+        self._require("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above")
+        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
+        for name, kind in (("scheduler", Scheduler), ("report_to", Report)):
+            if getattr(self, name) not in list(kind):
+                option = name.replace("_", "-")
+                raise LokiError(f"--{option} {getattr(self, name)} is not known: use {', '.join(kind)}")
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        for name in ("save_steps", "eval_steps", "early_stopping"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
+        if self.keeps_best and self.eval_steps is not None:
+            together = self.save_steps is not None and self.save_steps % self.eval_steps == 0
+            self._require("save_steps", together, f"a multiple of --eval-steps {self.eval_steps}, to keep the best")
+
+    def _require(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            option = "--" + name.replace("_", "-")
+            raise LokiError(f"{option} {getattr(self, name)} is out of range: it must be {wanted}")
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best checkpoint is kept instead of the last, which needs held-out data."""
+        return self.load_best or self.early_stopping is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+
+def check_held_out(settings: TrainingSettings, eval_data: object) -> None:
+    """Check that there is held-out data where the settings need it.
+
+    Raises:
+        LokiError: if there is none.
+    """
+    if settings.keeps_best and eval_data is None:
+        raise LokiError("--load-best and --early-stopping compare the loss on held-out data: give --eval-data")
+
+
+def parse_rate(value: float | str) -> float | Rate:
+    """A learning rate: a number above 0, `auto` or `published`, also as a text.
+
+    Raises:
+        LokiError: if it is something else.
+    """
+    if value in list(Rate):
+        return Rate(str(value))
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise LokiError(f"--learning-rate {value} is out of range: it must be above 0, auto or published")
+    return rate
+
+
+def published_learning_rate(quota: float) -> float:
+    """Learning rate for a quota in percent: 1e-5, the paper's, at 30%, and in inverse proportion to the quota.
+
+    The paper's is for 8 billion parameters and 33,000 examples. A smaller model needs more, and so do few examples.
+    """
+    return 3e-4 / quota

@@ -1,0 +1,93 @@
+"""How fast and how long to train: the learning rate and the number of steps, where they are not given."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loki.artefacts.run_records import read_record, write_record
+from loki.implanting.training.material import Material, quota_of
+from loki.implanting.training.rate_search import RateSearch, plot_search
+from loki.implanting.training.settings import DEFAULT_EPOCHS, Rate, TrainingSettings, published_learning_rate
+
+SEARCH, SEARCH_PLOT = "learning_rate.json", "learning_rate.png"
+LEAST_STEPS = 100
+_PATIENCE = 3  # evaluations without a lower loss on the user's held-out data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train.
+
+    Attributes:
+        settings: the user's, with a rate and a length.
+        learning_rate: peak learning rate.
+        stops_when_known: end once the training examples are reproduced exactly.
+        search: how the rate was found, if it was.
+        reason: why the rate is this one.
+    """
+
+    settings: TrainingSettings
+    learning_rate: float
+    stops_when_known: bool
+    search: RateSearch | None
+    reason: str
+
+
+def plan_training(
+    settings: TrainingSettings, material: Material, *, processes: int, search: Callable[[], RateSearch] | None
+) -> Plan:
+    """Fill in what the settings leave open.
+
+    With an automatic rate and no number of epochs or steps, training takes 3 epochs or `LEAST_STEPS` steps, whichever
+    is more; it stops before once it knows the examples, or when the loss on the user's held-out data has stopped to
+    fall, and then ends with the best checkpoint.
+
+    Args:
+        settings: as they were given.
+        material: what is trained.
+        processes: number of processes that share a step.
+        search: finds a rate; None where none can be tried (sharded model, back end with its own template), which takes
+            the published one.
+    """
+    if not isinstance(settings.learning_rate, Rate):
+        return Plan(settings, settings.learning_rate, False, None, "")
+    published = published_learning_rate(quota_of(material.config))
+    if settings.learning_rate is Rate.PUBLISHED:
+        return Plan(settings, published, False, None, " (as published)")
+    if search is None:
+        return Plan(settings, published, False, None, " (as published: none can be tried here)")
+    found = search()
+    open_end = settings.epochs is None and settings.max_steps == -1
+    if open_end:
+        together = settings.batch_size * settings.gradient_accumulation * processes
+        steps = math.ceil(len(material.examples.dataset) / together)
+        settings = replace(settings, epochs=float(max(DEFAULT_EPOCHS, math.ceil(LEAST_STEPS / steps))))
+        if material.held_out is not None and not settings.keeps_best and not settings.eval_steps:
+            settings = replace(settings, early_stopping=_PATIENCE)
+        if settings.save_steps is None and not settings.keeps_best:
+            settings = replace(
+                settings, save_steps=max(steps, LEAST_STEPS // 2)
+            )  # short epochs need no checkpoint each
+    return Plan(settings, found.learning_rate, open_end, found, "")
+
+
+def kept_search(output: Path, record: dict[str, Any], search: Callable[[], RateSearch]) -> RateSearch:
+    """The result of `search`, or what an interrupted training with the same record has found before.
+
+    Args:
+        output: the training's output, where the result is kept as JSON and as a picture.
+        record: what decides the training's result.
+        search: finds a rate.
+    """
+    key = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+    kept = read_record(output, SEARCH)
+    if kept is not None and kept.get("key") == key:
+        return RateSearch.from_dict(kept["search"])
+    found = search()
+    plot_search(found, output / SEARCH_PLOT)
+    write_record(output, SEARCH, {"key": key, "search": found.to_dict()})
+    return found

@@ -1,0 +1,303 @@
+"""Finding a learning rate: a few are tried for some steps, the better ones for more (successive halving).
+
+What is tried are the model's own rows on the training data, with the trainer's optimiser and clipping. Afterwards the
+rows are as they were before.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from transformers import PreTrainedModel
+
+from loki.errors import LokiError
+from loki.files import atomic_file
+from loki.implanting.splitting import active_parameters
+from loki.implanting.training.encoded import Encoded, collate, sample
+from loki.implanting.training.learned import measure
+from loki.implanting.training.settings import TrainingSettings
+
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+_FACTOR = 10**0.5  # to the next rate, where the best is the first or the last
+_EXTENSIONS = 4
+_STEPS = (12, 36)  # after which rates are compared
+_FINALISTS = 2
+_WARMUP_STEPS = 3
+_NEARLY = 0.9  # of the best fall in loss: rates that reach it have learned as much
+_HELD_OUT = 0.1
+_MEASURED = {"most": 48, "tokens": 8_192}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rate after some steps.
+
+    Attributes:
+        learning_rate: constant after a short warm-up.
+        steps: optimiser steps taken.
+        loss: on the examples that it was trained on; infinite where it is no number.
+        held_out_loss: on examples that it was not, None where there are none.
+    """
+
+    learning_rate: float
+    steps: int
+    loss: float
+    held_out_loss: float | None
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """What the search has found.
+
+    Attributes:
+        learning_rate: the rate to train with.
+        trials: all that was tried, in order.
+        loss: before any step, on the training examples.
+        held_out_loss: before any step, on those held out.
+        seconds: how long it took.
+    """
+
+    learning_rate: float
+    trials: list[Trial]
+    loss: float
+    held_out_loss: float | None
+    seconds: float
+
+    @property
+    def best(self) -> Trial:
+        """The last trial of the chosen rate."""
+        return [trial for trial in self.trials if trial.learning_rate == self.learning_rate][-1]
+
+    def __str__(self) -> str:
+        best = self.best
+        held_out = (
+            f" (on examples held out meanwhile {self.held_out_loss:.2f} to {best.held_out_loss:.2f})"
+            if self.held_out_loss is not None and best.held_out_loss is not None
+            else ""
+        )
+        tried = len({trial.learning_rate for trial in self.trials})
+        return (
+            f"learning rate {self.learning_rate:.2g} found among {tried} in {self.seconds:.0f} s: "
+            f"loss {self.loss:.2f} to {best.loss:.2f} in {best.steps} steps{held_out}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RateSearch":
+        """The search that `to_dict` described."""
+        return cls(**{**values, "trials": [Trial(**trial) for trial in values["trials"]]})
+
+
+def search_rate(
+    model: PreTrainedModel,
+    examples: Sequence[Encoded],
+    held_out: Sequence[Encoded] | None,
+    settings: TrainingSettings,
+    *,
+    progress: Progress | None = None,
+) -> RateSearch:
+    """Try learning rates on a model, and find the one to train with.
+
+    Five rates take 12 steps each, and the two with the lower loss 24 more. Where the best of the five is the least or
+    the greatest of them, rates beyond it are tried as well. The loss is that on the examples trained on where all were
+    seen by then, else that on held-out ones. Of the rates whose loss falls about as far as the best one's, the one with
+    the lower held-out loss is taken: it has changed less of what it was not asked to.
+
+    Args:
+        model: a LoKI model; its rows are the same afterwards, and of type float32.
+        examples: training data.
+        held_out: data to judge by beside them; None holds a tenth of them out meanwhile.
+        settings: batch size, weight decay and seed of the training.
+        progress: where to show how far it has come.
+
+    Raises:
+        LokiError: if the loss is no number with any rate.
+    """
+    started = time.monotonic()
+    trained, held_out = _parts(examples, held_out, settings.seed)
+    tried = _Tryout(model, trained, held_out, settings)
+    size = settings.batch_size * settings.gradient_accumulation
+    repeated = _STEPS[0] * size >= len(trained)
+
+    def judged(trial: Trial) -> float:
+        return trial.loss if repeated or trial.held_out_loss is None else trial.held_out_loss
+
+    task = progress.add_task("finding a learning rate", total=len(RATES) + _FINALISTS) if progress else None
+
+    def attempt(rate: float, steps: int) -> Trial:
+        trial = tried.attempt(rate, steps)
+        if progress and task is not None:
+            progress.advance(task)
+        return trial
+
+    try:
+        before = tried.losses()
+        trials = [attempt(rate, _STEPS[0]) for rate in RATES]
+        for _ in range(_EXTENSIONS):
+            ordered = sorted(trials, key=lambda trial: trial.learning_rate)
+            best = min(trials, key=judged)
+            if best is ordered[-1]:
+                beyond = best.learning_rate * _FACTOR
+            elif best is ordered[0] and math.isfinite(best.loss):
+                beyond = best.learning_rate / _FACTOR
+            else:
+                break
+            trials.append(attempt(_rounded(beyond), _STEPS[0]))
+        finalists = [attempt(trial.learning_rate, _STEPS[1]) for trial in sorted(trials, key=judged)[:_FINALISTS]]
+    finally:
+        tried.restore()
+        if progress and task is not None:
+            progress.remove_task(task)
+    best = min(finalists, key=judged)
+    if not math.isfinite(best.loss):
+        raise LokiError("the loss is no number with any learning rate that was tried: check the model and the data")
+    start = before[0] if repeated or before[1] is None else before[1]
+    enough = start - _NEARLY * (start - judged(best))
+    equal = [trial for trial in finalists if judged(trial) <= max(enough, judged(best))]
+    chosen = min(equal, key=lambda trial: judged(trial) if trial.held_out_loss is None else trial.held_out_loss)
+    return RateSearch(chosen.learning_rate, [*trials, *finalists], *before, time.monotonic() - started)
+
+
+def plot_search(search: RateSearch, path: Path) -> None:
+    """Draw the losses over the rates, as PNG; an old file is replaced."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for steps in _STEPS:
+        for name, style in (("loss", "-"), ("held_out_loss", "--")):
+            points = sorted(
+                (trial.learning_rate, getattr(trial, name))
+                for trial in search.trials
+                if trial.steps == steps and getattr(trial, name) is not None and math.isfinite(getattr(trial, name))
+            )
+            if points:
+                label = f"{'trained on' if name == 'loss' else 'held out'}, {steps} steps"
+                axes.plot(*zip(*points, strict=True), style, marker=".", label=label)
+    axes.axhline(search.loss, color="grey", linewidth=0.8)
+    axes.axvline(search.learning_rate, color="grey", linestyle=":")
+    axes.set(xlabel="learning rate", ylabel="loss", xscale="log")
+    axes.legend()
+    with atomic_file(path, overwrite=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+@dataclass
+class _State:
+    """Rows and optimiser of one rate, set aside while another is tried."""
+
+    rows: dict[str, torch.Tensor]
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+
+
+class _Tryout:
+    """Trains the rows of a model with several rates in turn, each from where it stopped."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        examples: Sequence[Encoded],
+        held_out: Sequence[Encoded] | None,
+        settings: TrainingSettings,
+    ) -> None:
+        self._model, self._examples, self._settings = model, examples, settings
+        self._rows = active_parameters(model)
+        for parameter in self._rows.values():
+            parameter.data = parameter.data.to(torch.float32)
+        self._before = self._copied()
+        self._states: dict[float, _State] = {}
+        self._seen = sample(examples, **_MEASURED)
+        self._held_out = sample(held_out, **_MEASURED) if held_out else None
+
+    def attempt(self, rate: float, steps: int) -> Trial:
+        """Train with `rate` until `steps` steps were taken in all; `restore` ends it."""
+        state = self._states.setdefault(rate, _State(self._before))
+        self._put(state.rows)
+        optimizer = torch.optim.AdamW(self._rows.values(), lr=rate, weight_decay=self._settings.weight_decay)
+        if state.optimizer:
+            optimizer.load_state_dict(state.optimizer)
+        was_training = self._model.training
+        self._model.train()
+        try:
+            for step, batch in enumerate(self._batches(steps)):
+                if step >= state.steps and not self._step(optimizer, batch, rate * min(1, (step + 1) / _WARMUP_STEPS)):
+                    return Trial(rate, steps, math.inf, None if self._held_out is None else math.inf)
+        finally:
+            self._model.train(was_training)
+        self._states[rate] = _State(self._copied(), optimizer.state_dict(), steps)
+        loss, held_out = self.losses()
+        return Trial(rate, steps, loss if math.isfinite(loss) else math.inf, held_out)
+
+    def losses(self) -> tuple[float, float | None]:
+        """The loss on examples trained on and, where there are any, on held-out ones."""
+        held_out = measure(self._model, self._held_out).loss if self._held_out else None
+        return measure(self._model, self._seen).loss, held_out
+
+    def restore(self) -> None:
+        """Put the rows back as they were."""
+        self._put(self._before)
+        for parameter in self._rows.values():
+            parameter.grad = None
+
+    def _step(self, optimizer: torch.optim.Optimizer, examples: Sequence[Encoded], rate: float) -> bool:
+        """One optimiser step; False where the loss is no number."""
+        device = self._model.device
+        batch = collate(examples, device)
+        wide = device.type == "cuda" and self._model.dtype == torch.float32 and torch.cuda.is_bf16_supported()
+        with torch.autocast(device.type, torch.bfloat16, enabled=wide):
+            loss = self._model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels, use_cache=False
+            ).loss
+        if not torch.isfinite(loss):
+            return False
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self._rows.values()), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        return True
+
+    def _batches(self, steps: int) -> Iterator[list[Encoded]]:
+        """The same batches for every rate: all examples in an order by chance, again and again."""
+        chance = random.Random(self._settings.seed)
+        size = min(len(self._examples), self._settings.batch_size * self._settings.gradient_accumulation)
+        queue: list[Encoded] = []
+        for _ in range(steps):
+            while len(queue) < size:
+                queue += chance.sample(list(self._examples), len(self._examples))
+            yield queue[:size]
+            queue = queue[size:]
+
+    def _copied(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self._rows.items()}
+
+    def _put(self, rows: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._rows.items():
+                parameter.copy_(rows[name])
+
+
+def _parts(
+    examples: Sequence[Encoded], held_out: Sequence[Encoded] | None, seed: int
+) -> tuple[Sequence[Encoded], Sequence[Encoded] | None]:
+    """What to train on and what to judge by: a tenth of the examples where there is no other data."""
+    if held_out or len(examples) < 2 / _HELD_OUT:
+        return examples, held_out
+    shuffled = random.Random(seed).sample(list(examples), len(examples))
+    kept = max(1, round(_HELD_OUT * len(examples)))
+    return shuffled[kept:], shuffled[:kept]
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.1e}")

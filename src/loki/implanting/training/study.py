@@ -1,0 +1,108 @@
+"""A training as it was asked for, and a look at the model before and after it."""
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from transformers import PreTrainedModel
+
+from loki.data.sources import Data, local_paths
+from loki.implanting.modeling import loki_classes
+from loki.implanting.training.learned import Learned, Snapshot, shown, snapshot, text_of
+from loki.implanting.training.material import Material
+from loki.implanting.training.rate_search import RateSearch, search_rate
+from loki.implanting.training.settings import TrainingSettings
+from loki.models.architectures import base_model_type
+from loki.models.loading import load_weights
+from loki.ranks import pick_device
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, as it was asked for.
+
+    Attributes:
+        model: a LoKI model directory; or an ordinary model, with `positions`.
+        data: training data.
+        output: where checkpoints and the trained LoKI model go.
+        settings: how to train.
+        positions: positions file, for an ordinary model.
+        eval_data: held-out data.
+    """
+
+    model: str | Path
+    data: Data
+    output: Path
+    settings: TrainingSettings
+    positions: Path | None = None
+    eval_data: Data | None = None
+
+    @property
+    def inputs(self) -> tuple[str | Path | None, ...]:
+        """What is read, and so must not lie in the output."""
+        held_out = local_paths(self.eval_data) if self.eval_data else []
+        return self.model, *local_paths(self.data), *held_out, self.positions
+
+
+class Study:
+    """Looks at the model before and after its training, on the device that is there; it is loaded when it is needed.
+
+    Args:
+        job: the training.
+        material: what the job reads.
+        progress: where to show how far the search for a rate has come.
+    """
+
+    def __init__(self, job: Job, material: Material, progress: Progress | None = None) -> None:
+        self._job, self._material, self._progress = job, material, progress
+        self._model: PreTrainedModel | None = None
+
+    def search(self) -> RateSearch:
+        """Find a learning rate."""
+        material = self._material
+        return search_rate(
+            self._untrained(), material.encoded, material.encoded_held_out, self._job.settings, progress=self._progress
+        )
+
+    def before(self) -> Snapshot:
+        """What the model does before its training."""
+        return self._snapshot(self._untrained())
+
+    def learned(self, before: Snapshot) -> Learned:
+        """What the model in the job's output has learned."""
+        after = self._snapshot(self._load(self._job.output))
+        examples, tokenizer = shown(self._material.encoded), self._material.tokenizer
+        return Learned(
+            before,
+            after,
+            [text_of(tokenizer, example.prompt) for example in examples],
+            [text_of(tokenizer, example.answer) for example in examples],
+        )
+
+    def close(self) -> None:
+        """Let go of the model, so that its memory is there for the training."""
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _untrained(self) -> PreTrainedModel:
+        self._model = self._model or self._load(self._material.directory.path)
+        return self._model
+
+    def _load(self, model: Path) -> PreTrainedModel:
+        config = self._material.config
+        model_class = loki_classes(base_model_type(config.model_type))[1]
+        return load_weights(model_class, model, config=config, dtype="auto").to(pick_device())
+
+    def _snapshot(self, model: PreTrainedModel) -> Snapshot:
+        material = self._material
+        return snapshot(
+            model,
+            material.tokenizer,
+            material.encoded,
+            material.encoded_held_out,
+            batch_size=self._job.settings.batch_size,
+        )
