@@ -1,13 +1,16 @@
 """`loki select`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loki.cli.app import app, say
 from loki.selection.strategies import SelectionSettings, find_strategy, strategy_names
 from loki.selection.strategy import By, Inputs
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @app.command()
@@ -28,6 +31,13 @@ def select(
     ] = None,
     moments: Annotated[
         Path | None, typer.Option("--moments", help="File made by `loki moments`, for the strategy wanda.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="For the strategy task_aware: training data, with --model; or the .h5 file made of it before.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -50,6 +60,8 @@ def select(
         loki select scores.h5 --quota 10 --output positions.json
 
         loki select --strategy magnitude --model MODEL --quota 10 --output positions.json
+
+        loki select sensitivity.h5 --strategy task_aware --task train.jsonl --model MODEL --quota 10
     """
     from loki.artefacts.positions import merge_positions, read_positions, write_positions
     from loki.cli.progress import progress_bar
@@ -58,13 +70,16 @@ def select(
     from loki.selection.select import select as select_rows
 
     settings = SelectionSettings(strategy, by, seed)
-    inputs = Inputs(scores, model, moments)
-    find_strategy(strategy).check_inputs(inputs.given(), strict=True)
-    output = output or default_positions_path(inputs, quota)
+    gradients = Path(task) if task is not None else None
+    find_strategy(strategy).check_inputs(Inputs(scores, model, moments, gradients).given(), strict=True)
+    output = output or default_positions_path(Inputs(scores, model), quota)
     refuse_existing_file(output, overwrite=overwrite)
-    protect_inputs(output, scores, model, moments, *(exclude or []))
+    protect_inputs(output, scores, model, moments, task, *(exclude or []))
     excluded = merge_positions([read_positions(path) for path in exclude]) if exclude else None
     with progress_bar() as progress:
+        if task is not None and Path(task).suffix != ".h5":
+            gradients = task_gradients(task, model, output.with_suffix(".task.h5"), overwrite, progress)
+        inputs = Inputs(scores, model, moments, gradients)
         positions = select_rows(inputs, quota, settings, exclude=excluded, progress=progress)
     write_positions(output, positions, overwrite=overwrite)
     rows = sum(map(len, positions))
@@ -73,3 +88,15 @@ def select(
         rows=rows,
         output=output,
     )
+
+
+def task_gradients(task: str, model: str | None, output: Path, overwrite: bool, progress: "Progress | None") -> Path:
+    """The file with the task's gradients, computed now unless it is there already."""
+    from loki.errors import LokiError
+    from loki.files import protect_inputs
+    from loki.selection.task_gradients import write_task_gradients
+
+    if model is None:
+        raise LokiError(f"--task {task} is training data, of which gradients are computed: give --model as well")
+    protect_inputs(output, task, model)
+    return write_task_gradients(model, task, output, overwrite=overwrite, progress=progress)

@@ -104,6 +104,7 @@ STRATEGIES = {
             "this project; both are diagonals of Fisher information (arXiv 1503.05671)",
             choose=_task_aware,
             needs=frozenset({Input.SCORES, Input.TASK}),
+            takes=frozenset({Input.MODEL}),
             definition="sensitivity",
         ),
     )
