@@ -27,6 +27,9 @@ def adapter(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random factor that a rank needs.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")
+    ] = False,
 ) -> None:
     """Make a LoKI adapter that changes nothing yet, for trainers that start from a saved PEFT adapter.
 
@@ -40,5 +43,14 @@ def adapter(
 
     quiet_libraries()
     torch.manual_seed(seed)
-    save_zero_adapter(model, positions, output, rank=rank, moments=moments, protect=protect, overwrite=overwrite)
+    save_zero_adapter(
+        model,
+        positions,
+        output,
+        rank=rank,
+        moments=moments,
+        protect=protect,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
     say(f"LoKI adapter: {output}", output=output)

@@ -28,6 +28,9 @@ def restore(
         bool, typer.Option("--allow-unchanged", help="Accept a checkpoint in which no selected row changed.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")
+    ] = False,
 ) -> None:
     """Turn a trained LoKI model into an ordinary one that needs no LoKI.
 
@@ -44,5 +47,6 @@ def restore(
         scale=scale,
         allow_unchanged=allow_unchanged,
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
     )
     say(f"Restored model: {output}", output=output)

@@ -14,6 +14,9 @@ def suppress(
     positions: Annotated[Path, typer.Option("--positions", help="Positions file: the rows to set to zero.")],
     output: Annotated[Path, typer.Option("--output", help="Model directory to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")
+    ] = False,
 ) -> None:
     """Set the selected rows to zero: the paper's ablation, to see what the model knew through them.
 
@@ -22,5 +25,5 @@ def suppress(
     """
     from loki.restoring.suppress import set_zero_weights
 
-    set_zero_weights(model, positions, output, overwrite=overwrite)
+    set_zero_weights(model, positions, output, overwrite=overwrite, trust_remote_code=trust_remote_code)
     say(f"Suppressed model: {output}", output=output)

@@ -114,7 +114,7 @@ def loki_configuration(
     base = source.config
     if config_class is None or model_class is None:
         config_class, model_class = _classes(base, config_class, model_class)
-    names = source.projections_for(positions, origin=origin)
+    names = source.editable_projections(positions, origin=origin)
     stored = source.checkpoint.tensor(f"{names[0]}.weight").dtype
     values = base.to_dict() | {
         "model_type": config_class.model_type,

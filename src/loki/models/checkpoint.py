@@ -14,6 +14,8 @@ from loki.models.config_schema import WeightIndex
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _ADVICE = "fetch or save the model again"
+# Types whose stored values are the model's own; packed and scaled ones (int8, float8) are not.
+PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Checkpoint:
@@ -58,6 +60,19 @@ class Checkpoint:
         self.require([name])
         with safe_open(self._shards[name], framework="pt") as shard:
             return tuple(shard.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of one tensor.
+
+        Raises:
+            LokiError: if there is no such tensor.
+        """
+        self.require([name])
+        with safe_open(self._shards[name], framework="pt") as shard:
+            view = shard.get_slice(name)
+            # An empty slice has the type and costs nothing; a scalar cannot be sliced.
+            tensor: torch.Tensor = view[:0] if view.get_shape() else shard.get_tensor(name)
+            return tensor.dtype
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, read now, on the CPU.

@@ -8,8 +8,9 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.artefacts.positions import Positions, check_positions_fit
+from loki.errors import LokiError
 from loki.models.architectures import text_config
-from loki.models.checkpoint import Checkpoint, fingerprint
+from loki.models.checkpoint import PLAIN_DTYPES, Checkpoint, fingerprint
 from loki.models.directories import projection_names
 from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
 
@@ -101,6 +102,35 @@ class ModelDirectory:
         """
         names = self.projection_names
         check_positions_fit(positions, layers=len(names), hidden=self.text_config.hidden_size, origin=origin)
+        return names
+
+    def editable_projections(self, positions: Positions, *, origin: str = "positions") -> list[str]:
+        """`projections_for`, once the stored weights are known to be plain numbers, row by row.
+
+        Args:
+            positions: selected rows of every layer.
+            origin: what the positions are called in error messages.
+
+        Raises:
+            LokiError: for what `projections_for` refuses, and if the model is quantised, or a weight is missing, of
+                another shape, or of a type whose values are not those of the model.
+        """
+        quantised = getattr(self.config, "quantization_config", None)
+        if quantised:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+            raise LokiError(
+                f"model {self} is quantised ({getattr(method, 'value', method) or 'unknown method'}), so its rows are "
+                "not stored as numbers: use the unquantised base model, or train an adapter on it (`loki adapter`)"
+            )
+        names = self.projections_for(positions, origin=origin)
+        for name in names:
+            shape, dtype = self.checkpoint.shape(f"{name}.weight"), self.checkpoint.dtype(f"{name}.weight")
+            if len(shape) != 2 or shape[0] != self.text_config.hidden_size or dtype not in PLAIN_DTYPES:
+                raise LokiError(
+                    f"{name}.weight of model {self} is {list(shape)} of {str(dtype).removeprefix('torch.')}, not "
+                    f"{self.text_config.hidden_size} rows of bfloat16, float16, float32 or float64: use the "
+                    "unquantised base model"
+                )
         return names
 
     def check(self) -> None:

@@ -1,5 +1,6 @@
 """From a trained LoKI adapter to an ordinary model."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -10,9 +11,13 @@ from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
 from loki.implanting.peft.base_weight import base_fingerprint, same_base
+from loki.models.classes import skeleton
 from loki.models.directories import copy_side_files, rewrite_weights
 from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.models.tensor_names import stored_modules
 from loki.restoring.scale import scaled
+
+_log = logging.getLogger(__name__)
 
 
 def is_adapter(path: Path) -> bool:
@@ -29,6 +34,7 @@ def restore_adapter(
     scale: float = 1.0,
     allow_unchanged: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write the base model with a LoKI adapter merged into it: added in float32, and rounded once.
 
@@ -40,6 +46,7 @@ def restore_adapter(
         scale: factor of what the adapter adds, from 0 to 1.
         allow_unchanged: accept an adapter that changes nothing.
         overwrite: replace what stands at `output`.
+        trust_remote_code: run Python code that the base model brings along.
 
     Returns:
         `output`.
@@ -55,34 +62,64 @@ def restore_adapter(
     if named is None:
         raise LokiError(f"adapter {path} names no base model: give --base")
     protect_inputs(output, path, named)
-    base = ModelDirectory.of(named)
-    _check_base(adapter, base)
+    base = ModelDirectory.of(named, trust_remote_code=trust_remote_code)
+    base.editable_projections(adapter.config.row_lists, origin=f"the positions of {path}")
+    stored = _stored_names(adapter, base)
+    _check_base(adapter, base, stored)
     if not allow_unchanged and not any(layer.matrix.any() for layer in adapter.adapted):
         raise LokiError(
             f"{path} changes nothing: check the learning rate and the data, or pass --allow-unchanged to restore it "
             "all the same"
         )
-    deltas = {f"{layer.module}.weight": layer for layer in adapter.adapted}
+    deltas = {f"{stored[layer.module]}.weight": layer for layer in adapter.adapted}
+    changed = vanished = 0
 
     def add(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal changed, vanished
         if (layer := deltas.get(name)) is not None:
-            tensor[layer.rows] = scaled(layer.matrix, scale, tensor[layer.rows])
+            before = tensor[layer.rows]
+            after = scaled(layer.matrix, scale, before)
+            if not after.isfinite().all():
+                raise LokiError(f"{path} makes rows of {name} infinite or NaN in {tensor.dtype}: train it again")
+            kept = int((after != before).any(dim=1).sum())
+            changed += kept
+            vanished += int(layer.matrix.any(dim=1).sum()) - kept
+            tensor[layer.rows] = after
         return tensor
 
     with atomic_directory(output, overwrite=overwrite) as temporary:
         rewrite_weights(base.path, temporary, add)
+        if vanished and not changed and not allow_unchanged and scale != 0:
+            raise LokiError(
+                f"{path}: all {vanished} rows change by less than the base's type can hold: restore it on the base in "
+                "float32, or pass --allow-unchanged"
+            )
         copy_side_files(base.path, temporary)
         base.config.save_pretrained(temporary)
+    if vanished:
+        _log.warning(
+            "%s of %s changed rows change by less than the base's type can hold, and are the base's: restore on the "
+            "base in float32 to keep them",
+            vanished,
+            changed + vanished,
+        )
     return output
 
 
-def _check_base(adapter: SavedAdapter, base: ModelDirectory) -> None:
+def _stored_names(adapter: SavedAdapter, base: ModelDirectory) -> dict[str, str]:
+    """Under which name the base stores the weight of every adapted module."""
+    modules = [layer.module for layer in adapter.adapted]
+    unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
+    return dict(zip(modules, stored_modules(unloaded, modules, base.checkpoint.names()), strict=True))
+
+
+def _check_base(adapter: SavedAdapter, base: ModelDirectory, stored: dict[str, str]) -> None:
     checkpoint = base.checkpoint
     selected = []
     for index, layer in enumerate(adapter.layers):
         if layer is None:
             continue
-        name = f"{layer.module}.weight"
+        name = f"{stored[layer.module]}.weight"
         if name not in checkpoint:
             raise LokiError(f"{base.path} has no tensor {name}: name the base model of {adapter.path} with --base")
         weight = checkpoint.tensor(name)

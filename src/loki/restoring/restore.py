@@ -12,7 +12,7 @@ from loki.files import atomic_directory, protect_inputs, read_json, refuse_exist
 from loki.implanting.modeling import LoKIConfigMixin
 from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, rows_digest
-from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights
+from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights, selected_by_tensor
 from loki.models.loading import load_config
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.restoring.adapter import is_adapter, restore_adapter
@@ -32,6 +32,7 @@ def restore_loki_model(
     scale: float = 1.0,
     allow_unchanged: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write a trained LoKI model as an ordinary model that needs no LoKI, tokenizer and generation config included.
 
@@ -47,6 +48,7 @@ def restore_loki_model(
             base model's (`loki.restoring.scale`), which is then read.
         allow_unchanged: accept a checkpoint in which no selected row changed, and scale 0.
         overwrite: replace what stands at `save_dir`.
+        trust_remote_code: run Python code that the base model brings along.
 
     Returns:
         `save_dir`.
@@ -68,6 +70,7 @@ def restore_loki_model(
             scale=scale,
             allow_unchanged=allow_unchanged,
             overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
         )
     source = _checkpoint(Path(model_path))
     config = load_config(source)
@@ -87,18 +90,27 @@ def restore_loki_model(
     ordinary = ordinary_config(config, base.path if base else None)
     names = projection_names(ordinary, stored=Checkpoint(source).names())
     check_positions_fit(positions, layers=len(names), hidden=text_config(ordinary).hidden_size, origin=origin)
-    if not allow_unchanged and rows_digest(source, names, positions) == config.base_rows_fingerprint:
-        raise LokiError(
-            f"{source}: 0 of {sum(map(len, positions))} selected rows changed in training; check the learning rate and "
-            "the data, or pass --allow-unchanged to restore it all the same"
-        )
     dtype = getattr(torch, config.base_dtype) if config.base_dtype else None
+    # Rounded as they are going to be written: a change that the base's type cannot hold is none.
+    if not allow_unchanged and rows_digest(source, names, positions, dtype=dtype) == config.base_rows_fingerprint:
+        raise LokiError(
+            f"{source}: 0 of {sum(map(len, positions))} selected rows changed in training, once rounded to "
+            f"{config.base_dtype}; check the learning rate and the data, or pass --allow-unchanged to restore it all "
+            "the same"
+        )
     cast = cast_floats(dtype)
     rescale = scale_rows(base, names, positions, scale, dtype) if base is not None else None
 
+    selected = selected_by_tensor(names, positions)
+
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         # Trainers may have upcast the weights; casting them back is exact for all but the trained rows.
-        return cast(name, tensor if rescale is None else rescale(name, tensor))
+        changed = cast(name, tensor if rescale is None else rescale(name, tensor))
+        if name in selected and not changed[selected[name]].isfinite().all():
+            raise LokiError(
+                f"{source}: selected rows of {name} are NaN or infinite, so it cannot be restored: train again"
+            )
+        return changed
 
     with atomic_directory(target, overwrite=overwrite) as temporary:
         rewrite_weights(source, temporary, change)

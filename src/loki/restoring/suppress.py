@@ -16,6 +16,7 @@ def set_zero_weights(
     save_dir: str | Path,
     *,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Save an ordinary model in which the selected rows of every `down_proj.weight`, and of its bias, are zero.
 
@@ -26,6 +27,7 @@ def set_zero_weights(
         target_pos_path: positions file.
         save_dir: where to write; it appears when it is complete.
         overwrite: replace what stands at `save_dir`.
+        trust_remote_code: run Python code that the model brings along.
 
     Returns:
         `save_dir`.
@@ -37,10 +39,9 @@ def set_zero_weights(
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
     protect_inputs(target, model_path, target_pos_path)
-    source = ModelDirectory.of(model_path)
+    source = ModelDirectory.of(model_path, trust_remote_code=trust_remote_code)
     positions = read_positions(Path(target_pos_path))
-    names = source.projections_for(positions, origin=f"positions file {target_pos_path}")
-    source.checkpoint.require(f"{name}.weight" for name in names)
+    names = source.editable_projections(positions, origin=f"positions file {target_pos_path}")
     zeroed = selected_by_tensor(names, positions)
 
     def zero(name: str, tensor: torch.Tensor) -> torch.Tensor:

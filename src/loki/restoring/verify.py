@@ -93,7 +93,7 @@ def verify(
     """
     base = ModelDirectory.of(base, trust_remote_code=trust_remote_code)
     tuned = ModelDirectory.of(tuned, trust_remote_code=trust_remote_code)
-    base.projections_for(positions)
+    base.editable_projections(positions)
     before, after = _Model(base), _Model(tuned)
     names = list(down_projections(before.skeleton))
     differences = [difference for model in (before, after) for difference in model.contradictions()]

@@ -52,3 +52,9 @@ def test_bad_input_is_refused_in_one_line(options, message):
     with pytest.raises(LokiError, match=message) as caught:
         LoKIConfig(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"])
+def test_tasks_that_add_a_head_are_refused(task: str) -> None:
+    with pytest.raises(LokiError, match=rf"task_type .*{task}.*CAUSAL_LM"):
+        LoKIConfig(positions=[[0]], task_type=task)

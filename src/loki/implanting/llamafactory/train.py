@@ -24,6 +24,7 @@ from loki.implanting.training.rows import NOTHING_CHANGED
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.study import Job
 from loki.models.checkpoint import Checkpoint
+from loki.models.directories import copy_side_files
 from loki.models.model_directory import ModelDirectory
 
 
@@ -142,6 +143,7 @@ class LlamaFactory:
         console.print(f"Its log: {run.log}", soft_wrap=True)
         words = command(self._python, run.configuration, processes=self.processes if self._torchrun else None)
         launch(words, run, job.output, progress=self.progress)
+        copy_side_files(loki_model, job.output)  # it saves the tokenizer anew, and nothing else of the base's
         positions = filter(None, prepared.material.config.target_pos)
         rows = dict(zip(loki_linears(prepared.material.skeleton), positions, strict=True))
         return _changed_rows(Checkpoint(loki_model), Checkpoint(job.output), rows)

@@ -28,6 +28,7 @@ def save_zero_adapter(
     moments: Path | None = None,
     protect: float | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> LoKIConfig:
     """Save an adapter whose delta is zero, without loading the model.
 
@@ -41,6 +42,7 @@ def save_zero_adapter(
         moments: file of second moments of the model's inputs, for `protect`.
         protect: as in `LoKIConfig`.
         overwrite: replace a directory that exists.
+        trust_remote_code: run Python code that the model brings along.
 
     Returns:
         The adapter's configuration.
@@ -49,7 +51,7 @@ def save_zero_adapter(
         LokiError: if the positions do not fit the model, the model cannot be read, or `output` exists.
     """
     protect_inputs(output, model, positions if isinstance(positions, Path) else None, moments)
-    base = ModelDirectory.of(model)
+    base = ModelDirectory.of(model, trust_remote_code=trust_remote_code)
     config = LoKIConfig(positions=positions, rank=rank, moments=moments, protect=protect)
     if moments is not None:
         check_measured_on(moments, base.fingerprint)

@@ -275,8 +275,12 @@ def _save(trainer: SFTTrainer, source: Path, output: Path, ranks: Ranks) -> None
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
     trainer.save_model(str(folder))
     if ranks.main:
+        for place in (folder, output):
+            (place / "README.md").unlink(missing_ok=True)  # TRL's, in the place of the base model's
         copy_side_files(source, folder)
         for file in sorted(folder.iterdir()):
+            if (output / file.name).is_dir():
+                shutil.rmtree(output / file.name)
             file.replace(output / file.name)
         folder.rmdir()
         trainer.state.save_to_json(str(output / STATE))

@@ -1,0 +1,126 @@
+"""What stores rows otherwise than as plain numbers is refused by every command that edits rows, before it writes."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loki.artefacts.positions import write_positions
+from loki.errors import LokiError
+from loki.implanting.create import create_loki_model
+from loki.implanting.peft.zero import save_zero_adapter
+from loki.restoring.restore import restore_loki_model
+from loki.restoring.suppress import set_zero_weights
+from loki.restoring.verify import verify
+
+POSITIONS = [[1], [2], [3]]
+QUANTISED: dict[str, dict[str, Any]] = {
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [16, 16]},
+    "gptq": {"quant_method": "gptq", "bits": 4},
+    "awq": {"quant_method": "awq", "bits": 4},
+}
+
+
+@pytest.fixture
+def copy_of_llama(llama_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(llama_dir, tmp_path / "copy"))
+
+
+def create(base: Path, output: Path) -> None:
+    create_loki_model(model_name=base, target_pos_path=output.parent / "positions.json", save_dir=output)
+
+
+def suppress(base: Path, output: Path) -> None:
+    set_zero_weights(base, output.parent / "positions.json", output)
+
+
+def check(base: Path, output: Path) -> None:
+    verify(base, base, POSITIONS)
+
+
+EDITING = [create, suppress, check]
+
+
+@pytest.mark.parametrize("edit", EDITING)
+@pytest.mark.parametrize("method", QUANTISED)
+def test_quantised(copy_of_llama: Path, tmp_path: Path, method: str, edit: Callable[[Path, Path], None]) -> None:
+    config = json.loads((copy_of_llama / "config.json").read_text())
+    config["quantization_config"] = QUANTISED[method]
+    (copy_of_llama / "config.json").write_text(json.dumps(config))
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    with pytest.raises(LokiError, match=f"quantised \\({method}\\).*unquantised base model.*loki adapter"):
+        edit(copy_of_llama, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("edit", EDITING)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.to(torch.float8_e4m3fn),
+        lambda weight: weight.to(torch.int8),
+        lambda weight: weight.reshape(-1, 1),
+        lambda weight: weight[:16],
+    ],
+)
+def test_other_types_and_shapes(
+    copy_of_llama: Path,
+    tmp_path: Path,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    edit: Callable[[Path, Path], None],
+) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    weights = load_file(copy_of_llama / "model.safetensors")
+    weights[name] = change(weights[name]).contiguous()
+    save_file(weights, copy_of_llama / "model.safetensors", metadata={"format": "pt"})
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    with pytest.raises(LokiError, match=r"layers\.1\.mlp\.down_proj\.weight of model .* not 32 rows"):
+        edit(copy_of_llama, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def trained(folder: Path, base: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    write_positions(folder / "positions.json", POSITIONS)
+    create(base, folder / "loki")
+    weights = load_file(folder / "loki" / "model.safetensors")
+    rows = weights["model.layers.0.mlp.down_proj.weight"]
+    rows[1] = change(rows[1])
+    save_file(weights, folder / "loki" / "model.safetensors", metadata={"format": "pt"})
+    return folder / "loki"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_rows_that_are_no_numbers_are_not_restored(llama_dir: Path, tmp_path: Path, number: float) -> None:
+    made = trained(tmp_path, llama_dir, lambda row: row.fill_(number))
+    with pytest.raises(LokiError, match="NaN or infinite"):
+        restore_loki_model(made, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+
+
+def adapter(folder: Path, base: Path, value: float) -> Path:
+    save_zero_adapter(base, POSITIONS, folder / "adapter")
+    deltas = load_file(folder / "adapter" / "adapter_model.safetensors")
+    save_file(
+        {name: torch.full_like(delta, value) for name, delta in deltas.items()},
+        folder / "adapter" / "adapter_model.safetensors",
+    )
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_adapters_that_hold_no_numbers(llama_dir: Path, tmp_path: Path, number: float) -> None:
+    with pytest.raises(LokiError, match="NaN or infinite"):
+        restore_loki_model(adapter(tmp_path, llama_dir, number), tmp_path / "restored", base_model=llama_dir)
+
+
+def test_an_adapter_whose_change_is_lost_to_rounding(llama_dir: Path, tmp_path: Path) -> None:
+    made = adapter(tmp_path, llama_dir, 1e-20)
+    with pytest.raises(LokiError, match="all 3 rows change by less than the base's type can hold"):
+        restore_loki_model(made, tmp_path / "restored", base_model=llama_dir)
+    assert not (tmp_path / "restored").exists()
