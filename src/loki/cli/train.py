@@ -39,6 +39,24 @@ def train(
     eval_data: Annotated[
         Path | None, typer.Option("--eval-data", help="Held-out data; its loss is computed with every checkpoint.")
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep",
+            help="General text that the model is held to its base on: a .txt or JSONL file, MMLU; or new: the prompts "
+            "of --data.",
+            metavar="DATA",
+        ),
+    ] = None,
+    keep_weight: Annotated[
+        float, typer.Option("--keep-weight", help="With --keep: weight of KL(base || model) in the loss.")
+    ] = 1.0,
+    max_damage: Annotated[
+        float | None,
+        typer.Option(
+            "--max-damage", help="With --keep: stop, and go back, where KL per token on that text exceeds so many nats."
+        ),
+    ] = None,
     *,
     settings: TrainingSettings,
     published: Published = False,
@@ -71,11 +89,14 @@ def train(
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
+    from loki.implanting.training.levers import Levers
     from loki.implanting.training.trainer import train as train_rows
     from loki.ranks import started_alone
 
     if backend is Backend.TRL and (template or processes or deepspeed):
         raise LokiError("--template, --processes and --deepspeed need --backend llamafactory")
+    if backend is Backend.LLAMAFACTORY and (keep is not None or max_damage is not None):
+        raise LokiError("--keep and --max-damage change the loss of a step, which LlamaFactory computes: use TRL")
     if started_alone():
         error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
     quiet_libraries()
@@ -89,6 +110,7 @@ def train(
                 settings,
                 positions=positions,
                 eval_data=eval_data,
+                levers=Levers(keep=keep, keep_weight=keep_weight, max_damage=max_damage),
                 overwrite=overwrite,
                 console=console,
                 progress=progress,

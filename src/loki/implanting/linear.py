@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from loki.artefacts.positions import check_positions, check_positions_fit
+from loki.errors import LokiError
 from loki.implanting.sharding import ACTIVE, rows_are_kept_apart, shard_like, whole
 
 
@@ -51,6 +52,8 @@ class LoKILinear(nn.Module):
         # Not on the meta device, where FSDP2's other ranks have their weights while rank 0 loads: it would lose them.
         device = "cpu" if self.weight.is_meta else self.weight.device
         self.register_buffer("rows", torch.tensor(rows[0], dtype=torch.long, device=device), persistent=False)
+        self._base: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._shown: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.active_weight = nn.Parameter(self.weight.detach()[self.rows])
         self.active_bias = None if self.bias is None else nn.Parameter(self.bias.detach()[self.rows])
 
@@ -60,7 +63,7 @@ class LoKILinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
-        active_weight, active_bias = self.active_rows()
+        active_weight, active_bias = self.active_rows() if self._shown is None else self._shown
         in_place = self._weight_is_ours()
         if in_place:
             self._copy_active_rows(active_weight, active_bias)
@@ -76,6 +79,32 @@ class LoKILinear(nn.Module):
             x, active_weight.to(x.dtype), None if active_bias is None else active_bias.to(x.dtype)
         )
         return functional.linear(x, weight, bias).index_copy(-1, self.rows, active)
+
+    def remember_base(self) -> None:
+        """Keep a copy of the active rows as they are now, for `show_base`."""
+        weight, bias = self.active_rows()
+        self._base = (
+            weight.detach().to(self.weight.dtype, copy=True),
+            None if bias is None else bias.detach().to(self.weight.dtype, copy=True),
+        )
+
+    def show_base(self, shown: bool) -> None:
+        """Compute with the remembered rows instead of the active ones, or again with the active ones.
+
+        Not between a forward pass and its backward pass, which share the weight.
+
+        Raises:
+            LokiError: if none were remembered.
+        """
+        if shown and self._base is None:
+            raise LokiError("the base's rows were not remembered: call remember_base before training")
+        self._shown = self._base if shown else None
+        if self._shown is not None and self._shown[0].device != self.weight.device:
+            weight, bias = self._shown
+            self._base = self._shown = (
+                weight.to(self.weight.device),
+                None if bias is None else bias.to(self.weight.device),
+            )
 
     def merged_weight(self) -> torch.Tensor:
         """The weight `[out_features, in_features]` with the active rows in place, detached."""

@@ -28,7 +28,9 @@ from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
 from loki.implanting.training.encoded import Encoded, sample
 from loki.implanting.training.job import Prepared, run_job
+from loki.implanting.training.keep import KeepTrainer
 from loki.implanting.training.learned import measure
+from loki.implanting.training.levers import Levers
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import STATE, TrainingResult, memory_advice, resume_advice
 from loki.implanting.training.rows import SelectedRows
@@ -49,6 +51,7 @@ def train(
     positions: Path | None = None,
     eval_data: Data | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    levers: Levers | None = None,
     overwrite: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
@@ -67,6 +70,7 @@ def train(
         positions: positions file, for an ordinary model.
         eval_data: held-out data in the same form; its loss is computed whenever a checkpoint is saved.
         callbacks: further Transformers callbacks.
+        levers: what keeps damage low; None uses nothing of it.
         overwrite: start anew where `output` holds something.
         console: where to say what is trained (default: nowhere).
         progress: where to show how far it has come (default: nowhere).
@@ -77,7 +81,8 @@ def train(
         RankError: if a process runs out of memory.
     """
     job = Job(model, data, output, settings or TrainingSettings(), positions, eval_data)
-    return run_job(TRL(callbacks, progress), job, overwrite=overwrite, console=console, progress=progress)
+    levers = levers or Levers()
+    return run_job(TRL(callbacks, progress, levers), job, overwrite=overwrite, console=console, progress=progress)
 
 
 @dataclass
@@ -87,10 +92,12 @@ class TRL:
     Attributes:
         callbacks: further Transformers callbacks.
         progress: where to show how far it has come.
+        levers: what keeps damage low.
     """
 
     callbacks: Sequence[TrainerCallback] = ()
     progress: Progress | None = None
+    levers: Levers = field(default_factory=Levers)
     name: str = field(default="trl", init=False)
     by: str = field(default="", init=False)
     foreign_template: bool = field(default=False, init=False)
@@ -115,7 +122,7 @@ class TRL:
 
     def record(self) -> dict[str, Any]:
         """What decides the result beside the job's settings."""
-        return {"processes": self.processes, "sharding": self._sharding}
+        return {"processes": self.processes, "sharding": self._sharding, **self.levers.record()}
 
     def check(self, job: Job, material: Material) -> None:
         """Refuse DeepSpeed ZeRO-3, whose settings are known once arguments were made.
@@ -131,9 +138,12 @@ class TRL:
         ranks = Ranks.current()
         material, plan, resume_from = prepared.material, prepared.plan, prepared.resume_from
         model = ranks.together(lambda: _load(material))
+        levers = ranks.together(
+            lambda: self.levers.prepare(model, material.config, material.tokenizer, console)  # while it is the base
+        )
         rows = SelectedRows(model, resume_from)
         patience = plan.settings.early_stopping
-        trainer = SFTTrainer(
+        trainer = KeepTrainer(
             model=model,
             args=_arguments(plan.settings, job.output, material, plan.learning_rate),
             train_dataset=material.examples.dataset,
@@ -141,12 +151,14 @@ class TRL:
             processing_class=material.tokenizer,
             callbacks=[
                 rows,
+                *levers.callbacks,
                 *([EarlyStoppingCallback(patience)] if patience else []),
                 *self.callbacks,
                 *([StopsWhenKnown(material.encoded, plan.settings.batch_size)] if plan.stops_when_known else []),
                 LogsAllSteps(),
                 *([ShowsProgress(self.progress)] if self.progress else []),
             ],
+            keep=levers.term,
         )
         if console.quiet or self.progress:
             trainer.remove_callback(PrinterCallback)
@@ -158,7 +170,7 @@ class TRL:
             raise RankError(memory_advice(error) + resume_advice(job.output)) from error
         except LokiError as error:  # of a callback, which every process called
             ranks.raise_once(error)
-        changed = ranks.together(lambda: rows.changed_rows(model))
+        changed = 0 if levers.nothing_trained else ranks.together(lambda: rows.changed_rows(model))
         if rows.vanished:
             console.print(
                 f"{rows.vanished} more rows changed by less than their type can hold, and are saved unchanged: train "

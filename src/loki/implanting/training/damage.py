@@ -1,0 +1,107 @@
+"""A budget of damage: training stops when the model has moved too far from its base, and goes back a little."""
+
+import math
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loki.errors import LokiError
+from loki.implanting.base_rows import base_rows
+from loki.implanting.splitting import exact_rows
+from loki.implanting.training.keep import kl_of_logits
+from loki.metrics.modes import evaluating
+
+
+@torch.no_grad()
+def damage(model: nn.Module, windows: list[list[int]]) -> float:
+    """Mean KL(base || model) in nats per token over windows of text, one at a time.
+
+    Args:
+        model: a LoKI model whose base was remembered, or one with PEFT adapters.
+        windows: token ids.
+    """
+    total, tokens = 0.0, sum(map(len, windows))
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for window in windows:
+            ids = torch.tensor([window], device=device)
+            with base_rows(model):
+                before = model(input_ids=ids, use_cache=False).logits
+            after = model(input_ids=ids, use_cache=False).logits
+            total += len(window) * float(kl_of_logits(before, after, torch.ones_like(ids, dtype=torch.bool)))
+    return total / tokens
+
+
+class DamageBudget(TrainerCallback):  # type: ignore[misc]
+    """Stops a training that leaves its budget, with the rows of the last look at which it was inside.
+
+    Args:
+        windows: token ids of the text that damage is looked at on.
+        budget: nats of KL(base || model) per token; 0 trains nothing.
+        every: optimiser steps between two looks. It is also looked at before a checkpoint is saved and at the end.
+        console: where to say what was found.
+
+    Attributes:
+        inside_step: last step at which the model was inside the budget.
+        inside_damage: damage then.
+        left: whether the budget was left.
+
+    Raises:
+        LokiError: if the budget is negative or no number.
+    """
+
+    def __init__(self, windows: list[list[int]], budget: float, every: int, console: Console) -> None:
+        check_budget(budget)
+        self._windows = windows
+        self._budget = budget
+        self._every = every
+        self._console = console
+        self._inside: dict[str, torch.Tensor] = {}
+        self.inside_step = 0
+        self.inside_damage = 0.0
+        self.left = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where training starts counts as inside."""
+        del args, control
+        self._note(kwargs["model"], state.global_step, 0.0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look, and go back where the budget was left."""
+        del args
+        if not (state.global_step % self._every == 0 or control.should_save or control.should_training_stop):
+            return
+        model = kwargs["model"]
+        found = damage(model, self._windows)
+        if found <= self._budget:
+            self._note(model, state.global_step, found)
+            return
+        self.left = True
+        with torch.no_grad():
+            for name, tensor in exact_rows(model).items():
+                tensor.copy_(self._inside[name])
+        control.should_training_stop = True
+        self._console.print(
+            f"damage {found:.4g} nats per token at step {state.global_step} is above the budget {self._budget:g}: "
+            f"stopped, with the rows of step {self.inside_step} ({self.inside_damage:.4g})",
+            soft_wrap=True,
+        )
+
+    def _note(self, model: nn.Module, step: int, found: float) -> None:
+        self._inside = {name: tensor.clone() for name, tensor in exact_rows(model).items()}
+        self.inside_step, self.inside_damage = step, found
+
+
+def check_budget(budget: float) -> None:
+    """Check a budget of damage.
+
+    Raises:
+        LokiError: if it is negative or no number.
+    """
+    if not 0 <= budget < math.inf:
+        raise LokiError(f"--max-damage {budget} is out of range: it must be 0 or above, in nats per token")

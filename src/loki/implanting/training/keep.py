@@ -1,0 +1,129 @@
+"""Keeping what a model knows while it learns: a term KL(base || model) on general text, or on the new task's prompts.
+
+The Kullback-Leibler divergence between the model before and after training, per token, is what forgetting is measured
+by; on the new task's prompts it predicts forgetting elsewhere (RL's Razor, arXiv 2509.04259). The base's distribution
+comes from the same weights with the rows' change switched off, so no second model is in memory.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from trl import SFTTrainer
+
+from loki.errors import LokiError
+from loki.implanting.base_rows import base_rows
+
+NEW = "new"
+
+
+def kl_of_logits(base: torch.Tensor, model: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """KL(base || model) in nats per token.
+
+    Args:
+        base: logits `[B, T, V]` of the model before.
+        model: logits `[B, T, V]` of the model after; it gets the gradient.
+        counted: `[B, T]`; which tokens count. Without any the result is 0.
+    """
+    if not counted.any():
+        return 0.0 * model.sum()
+    before = base[counted].float().log_softmax(-1)
+    after = model[counted].float().log_softmax(-1)
+    return nn.functional.kl_div(after, before, reduction="batchmean", log_target=True)
+
+
+class KeepTerm:
+    """The term that a training step adds to its loss.
+
+    Args:
+        windows: token ids of general texts, each of at least two tokens; None takes the prompts of the step's batch.
+        weight: factor of the term.
+        per_step: windows per step, taken in turn.
+
+    Raises:
+        LokiError: if the weight is negative or there is no window.
+    """
+
+    def __init__(self, windows: list[list[int]] | None, weight: float, per_step: int) -> None:
+        if not 0 <= weight < float("inf"):
+            raise LokiError(f"--keep-weight {weight} is out of range: it must be 0 or above")
+        if windows is not None and not windows:
+            raise LokiError("--keep has no text to keep: give some")
+        self._windows = windows
+        self._weight = weight
+        self._per_step = per_step
+
+    def batch(self, step: int, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids `[B, T]` of one step, and which of their predictions count.
+
+        Args:
+            step: number of the batch since training began, over all processes.
+            inputs: the step's own batch.
+        """
+        if self._windows is None:
+            ids = inputs["input_ids"]
+            counted = inputs["labels"] == -100
+            if "attention_mask" in inputs:
+                counted &= inputs["attention_mask"].bool()
+            return ids, counted
+        start = step * self._per_step
+        chosen = [self._windows[index % len(self._windows)] for index in range(start, start + self._per_step)]
+        length = max(map(len, chosen))
+        ids = torch.tensor([window + [0] * (length - len(window)) for window in chosen])
+        counted = torch.arange(length) < torch.tensor([[len(window)] for window in chosen])
+        return ids, counted
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to add."""
+        return self._weight > 0
+
+    @torch.no_grad()
+    def base_logits(self, model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the base, `[B, T, V]`. Before the step's own forward pass, see `base_rows`."""
+        with base_rows(model):
+            logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits
+
+    def loss(self, model: nn.Module, ids: torch.Tensor, counted: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """The weighted term."""
+        logits = model(input_ids=ids, use_cache=False).logits
+        return self._weight * kl_of_logits(base, logits, counted.to(logits.device))
+
+
+class KeepTrainer(SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer with a `KeepTerm` in every training step; without one, or with weight 0, TRL's own to the last bit.
+
+    Args:
+        *args: as for `SFTTrainer`.
+        keep: the term; None adds nothing.
+        **options: as for `SFTTrainer`.
+    """
+
+    def __init__(self, *args: Any, keep: KeepTerm | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._keep = keep if keep is not None and keep.active else None
+        self._batches = -1  # taken before
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As TRL's, plus the term."""
+        if self._keep is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # A resumed training goes on in the texts where it stopped.
+        done = self.state.global_step * self.args.gradient_accumulation_steps
+        self._batches = max(self._batches + 1, done)
+        plain = self.accelerator.unwrap_model(model)
+        number = self._batches * self.accelerator.num_processes + self.accelerator.process_index
+        ids, counted = self._keep.batch(number, inputs)
+        ids = ids.to(self.args.device)
+        with self.compute_loss_context_manager():
+            base = self._keep.base_logits(plain, ids)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        term = self._keep.loss(plain, ids, counted, base)
+        if num_items_in_batch is not None:  # else the trainer divides
+            term = term / self.args.gradient_accumulation_steps
+        if return_outputs:
+            return found[0] + term, found[1]
+        return found + term

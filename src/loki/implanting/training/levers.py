@@ -1,0 +1,120 @@
+"""What keeps damage low while rows are trained, beside the choice of rows and of input directions."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallback
+
+from loki.calibration.texts import load_token_ids
+from loki.data.fitting import length_within
+from loki.errors import LokiError
+from loki.files import sha256_of_file
+from loki.implanting.base_rows import remember_base
+from loki.implanting.training.damage import DamageBudget, check_budget
+from loki.implanting.training.keep import NEW, KeepTerm
+from loki.models.architectures import text_config
+
+
+@dataclass(frozen=True)
+class Levers:
+    """Levers of one training; the defaults use none.
+
+    Attributes:
+        keep: general text (`loki.calibration.texts`) on which the model is held to its base by a term of
+            KL(base || model) in the loss; `new` takes the prompts of the training data; None adds nothing.
+        keep_weight: factor of that term; 0 gives the training without it, to the last bit.
+        keep_batch: windows of text per batch.
+        keep_length: tokens per window.
+        max_damage: nats of KL(base || model) per token on the text of `keep` above which training stops, and goes back
+            to where it was below; 0 trains nothing. None sets no limit.
+        damage_every: optimiser steps between two looks at the damage.
+        damage_windows: windows that it is looked at on.
+
+    Raises:
+        LokiError: if a value is out of range, or one needs `keep` and there is none.
+    """
+
+    keep: str | None = None
+    keep_weight: float = 1.0
+    keep_batch: int = 4
+    keep_length: int = 128
+    max_damage: float | None = None
+    damage_every: int = 10
+    damage_windows: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("keep_batch", "damage_every", "damage_windows"):
+            if getattr(self, name) < 1:
+                raise LokiError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range: it must be above 0")
+        KeepTerm(None, self.keep_weight, self.keep_batch)  # checks the weight
+        if self.max_damage is not None:
+            check_budget(self.max_damage)
+            if self.keep in (None, NEW):
+                raise LokiError(
+                    "--max-damage is looked at on general text: give it as --keep DATA (--keep-weight 0 if "
+                    "nothing of it is to be trained on)"
+                )
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        return self.keep is not None
+
+    def record(self) -> dict[str, Any]:
+        """What decides a training's result, as JSON values; empty without levers."""
+        if not self.needed:
+            return {}
+        digest = sha256_of_file(Path(str(self.keep))) if Path(str(self.keep)).is_file() else self.keep
+        return {**asdict(self), "keep": digest}
+
+    def prepare(
+        self, model: nn.Module, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, console: Console
+    ) -> "PreparedLevers":
+        """Read the text, and remember the base's rows; before the rows are trained or a checkpoint is loaded.
+
+        Raises:
+            LokiError: if the text cannot be read, or FSDP is on.
+        """
+        if not self.needed:
+            return PreparedLevers(None, None)
+        remember_base(model)
+        windows = None
+        if self.keep != NEW:
+            windows = load_token_ids(
+                str(self.keep),
+                tokenizer,
+                max_length=length_within(config, self.keep_length),
+                vocab_size=text_config(config).vocab_size,
+            )
+        budget = None
+        if self.max_damage is not None:
+            assert windows is not None
+            spread = windows[:: max(1, len(windows) // self.damage_windows)][: self.damage_windows]
+            budget = DamageBudget(spread, self.max_damage, self.damage_every, console)
+        return PreparedLevers(KeepTerm(windows, self.keep_weight, self.keep_batch), budget)
+
+
+@dataclass(frozen=True)
+class PreparedLevers:
+    """Levers, ready for a trainer.
+
+    Attributes:
+        term: what is added to the loss, if anything.
+        budget: what watches over the damage, if anything.
+    """
+
+    term: KeepTerm | None
+    budget: DamageBudget | None
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """Callbacks for the trainer, after that of the selected rows."""
+        return [] if self.budget is None else [self.budget]
+
+    @property
+    def nothing_trained(self) -> bool:
+        """Whether the budget allowed no step at all."""
+        return self.budget is not None and self.budget.left and self.budget.inside_damage == 0
