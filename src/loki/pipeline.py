@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loki.analysis.analyse import analyse
+from loki.analysis.moments import MomentsSettings, measure_moments
 from loki.analysis.options import AnalysisOptions
 from loki.artefacts.positions import read_positions, write_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
@@ -19,6 +20,7 @@ from loki.data.sources import Data, local_paths
 from loki.errors import LokiError
 from loki.files import protect_inputs, refuse_existing
 from loki.implanting.create import create_loki_model
+from loki.implanting.directions import check_protect
 from loki.implanting.training.output import finished_training
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
@@ -48,6 +50,8 @@ class RunSettings:
         samples_per_subject: draw so many calibration samples of every subject; None takes all.
         attribution: how rows are scored.
         training: how they are trained.
+        protect: share of the input directions that training leaves alone, see `loki.implanting.directions`; their use
+            is measured on the calibration data. None trains along all of them.
     """
 
     model: str
@@ -58,6 +62,7 @@ class RunSettings:
     samples_per_subject: int | None = None
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    protect: float | None = None
 
     def check(self, base: ModelDirectory) -> dict[str, Any]:
         """Refuse now what a later phase would refuse after hours of analysis.
@@ -73,6 +78,8 @@ class RunSettings:
                 implanted, or quota or strategy make no sense.
         """
         base.check()
+        if self.protect is not None:
+            check_protect(self.protect)
         text, tokenizer = base.text_config, base.tokenizer
         strategy = find_strategy(self.selection.strategy)
         strategy.check_inputs(frozenset({Input.SCORES, Input.MODEL}))
@@ -113,11 +120,14 @@ def run(
 ) -> RunResult:
     """Analyse, select, create, train, restore and verify, each into its place in `output`.
 
+    With `protect`, the second moments of the inputs are measured before the LoKI model is created.
+
     The same call again continues where an interrupted one stopped, within a phase too.
 
     Args:
         settings: what to do.
-        output: the run directory: `scores.h5`, `positions.json`, `loki_model`, `trained`, `restored`, `run.json`.
+        output: the run directory: `scores.h5`, `positions.json`, `moments.safetensors`, `loki_model`, `trained`,
+            `restored`, `run.json`.
         overwrite: remove what stands at `output` and start anew.
         console: where to say what is done (default: nowhere).
         progress: where to show how far a phase has come (default: nowhere).
@@ -161,10 +171,25 @@ def run(
             positions, select(Inputs(scores, base), settings.quota, settings.selection, progress=progress)
         ),
     )
+    moments = None if settings.protect is None else output / "moments.safetensors"
+    if moments is not None:
+        measuring = MomentsSettings(samples_per_subject=settings.samples_per_subject)
+        measured = moments
+        phase(
+            "moments",
+            moments.is_file() or loki_model.is_dir(),
+            lambda: measure_moments(base, settings.calibration, measured, measuring, progress=progress),
+        )
     phase(
         "create",
         loki_model.is_dir(),
-        lambda: create_loki_model(model_name=base, target_pos_path=positions, save_dir=loki_model),
+        lambda: create_loki_model(
+            model_name=base,
+            target_pos_path=positions,
+            save_dir=loki_model,
+            moments=moments,
+            protect=settings.protect,
+        ),
     )
     phase(
         "train",

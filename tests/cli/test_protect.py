@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from loki.artefacts.positions import write_positions
 from loki.implanting.directions import DIRECTIONS_FILE, read_directions
 from tests.cli.running import Shell
@@ -24,3 +26,19 @@ def test_moments_then_create(shell: Shell, llama_dir: Path, tmp_path: Path) -> N
     refused = shell(*words, "--protect", 0.5, "--overwrite")
     assert (refused.code, len(refused.err.splitlines())) == (2, 1)
     assert (tmp_path / "loki" / DIRECTIONS_FILE).is_file()
+
+
+@pytest.mark.slow
+def test_run_with_protect(shell: Shell, llama_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "once upon"}\n{"prompt": "two and two"}\n')
+    (tmp_path / "train.jsonl").write_text('{"prompt": "2 + 2 =", "completion": " 4"}\n' * 4)
+    files = ("--data", tmp_path / "train.jsonl", "--calibration", tmp_path / "questions.jsonl")
+    words = ("run", llama_dir, *files, "--quota", 25, "--max-steps", 2, "--learning-rate", 1e-2, "--protect", 0.5)
+    outcome = shell.done(*words, "--output", tmp_path / "run")
+    assert "24 of 24 selected rows changed, and nothing else" in outcome.out
+    names = [line.split()[0] for line in outcome.out.splitlines() if line.endswith(" s")]
+    assert names == ["analyse", "select", "moments", "create", "train", "restore", "verify"]
+    config = json.loads((tmp_path / "run" / "loki_model" / "config.json").read_text())
+    assert config["protect"] == 0.5
+    refused = shell(*words[:-1], 1.5, "--output", tmp_path / "other")
+    assert (refused.code, refused.err.count("\n"), (tmp_path / "other").exists()) == (2, 1, False)

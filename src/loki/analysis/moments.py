@@ -22,8 +22,7 @@ from loki.calibration.texts import load_token_ids
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.architectures import down_projections, text_config
-from loki.models.checkpoint import fingerprint
-from loki.models.loading import load_model, load_tokenizer, resolve_model
+from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.ranks import pick_device
 
 
@@ -64,7 +63,7 @@ class MomentsSettings:
 
 
 def measure_moments(
-    model: str | Path,
+    model: AnyModel,
     data: str,
     output: Path,
     settings: MomentsSettings | None = None,
@@ -94,12 +93,12 @@ def measure_moments(
     settings = settings or MomentsSettings()
     refuse_existing_file(output, overwrite=overwrite)
     protect_inputs(output, model, data)
-    source = resolve_model(model)
-    loaded = load_model(source, dtype=settings.dtype, device=pick_device(settings.device))
+    source = ModelDirectory.of(model)
+    loaded = source.load(dtype=settings.dtype, device=pick_device(settings.device))
     config = text_config(loaded.config)
     texts = load_token_ids(
         data,
-        load_tokenizer(source),
+        source.tokenizer,
         max_length=min(settings.max_length, getattr(config, "max_position_embeddings", settings.max_length)),
         max_tokens=settings.max_tokens,
         vocab_size=config.vocab_size,
@@ -109,7 +108,7 @@ def measure_moments(
     texts.sort(key=len)  # so that a batch holds little padding
     origin = MomentsOrigin(
         model=str(model),
-        model_fingerprint=fingerprint(source),
+        model_fingerprint=source.fingerprint,
         source=data,
         source_digest=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
         texts=len(texts),

@@ -34,6 +34,14 @@ def run(
     samples_per_subject: Annotated[
         int | None, typer.Option("--samples-per-subject", help="Draw so many calibration samples of every subject.")
     ] = None,
+    protect: Annotated[
+        float | None,
+        typer.Option(
+            "--protect",
+            help="Share of the input directions, the ones that the calibration data uses most, that training leaves "
+            "alone, as 0.5. Default: none.",
+        ),
+    ] = None,
     *,
     training: TrainingSettings,
     published: Published = False,
@@ -58,6 +66,7 @@ def run(
         samples_per_subject=samples_per_subject,
         attribution=AttributionSettings(Definition(definition), steps),
         training=with_published_rate(training, published),
+        protect=protect,
     )
     with progress_bar() as progress:
         result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)
