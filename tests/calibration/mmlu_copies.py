@@ -83,6 +83,27 @@ def csv_with_header(root: Path) -> Path:
     return root
 
 
+def csv_with_numbered_choices(root: Path) -> Path:
+    """`<subject>.csv` with the columns choice0 to choice3, and the answer as an index."""
+    header = ["question", *(f"choice{number}" for number in range(4)), "answer"]
+    for name, questions in QUESTIONS.items():
+        _csv(root / f"{name}.csv", questions, header=header, answer=lambda item: str(item["answer"]))
+    return root
+
+
+def csv_with_answers_as_texts(root: Path) -> Path:
+    """One file of all subjects, with the answer as a text."""
+    header = ["Question", "A", "B", "C", "D", "Answer", "Subject"]
+    _csv(
+        root / "everything.csv",
+        ALL,
+        header=header,
+        answer=lambda item: item["choices"][item["answer"]],
+        more=lambda item: [item["subject"]],
+    )
+    return root
+
+
 def saved_dataset(root: Path) -> Path:
     """`Dataset.save_to_disk`."""
     Dataset.from_list(ALL, features=FEATURES).save_to_disk(root / "saved")
@@ -107,6 +128,8 @@ LAYOUTS: list[Callable[[Path], Path]] = [
     parquet_per_subject,
     original_tar,
     csv_with_header,
+    csv_with_numbered_choices,
+    csv_with_answers_as_texts,
     saved_dataset,
     saved_splits,
 ]
@@ -118,10 +141,16 @@ def _parquet(path: Path, questions: list[dict[str, Any]]) -> Path:
     return path
 
 
-def _csv(path: Path, questions: list[dict[str, Any]], header: list[str] | None = None) -> None:
+def _csv(
+    path: Path,
+    questions: list[dict[str, Any]],
+    header: list[str] | None = None,
+    answer: Callable[[dict[str, Any]], str] = lambda item: "ABCD"[item["answer"]],
+    more: Callable[[dict[str, Any]], list[str]] = lambda item: [],
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
         if header:
             writer.writerow(header)
-        writer.writerows([item["question"], *item["choices"], "ABCD"[item["answer"]]] for item in questions)
+        writer.writerows([item["question"], *item["choices"], answer(item), *more(item)] for item in questions)

@@ -84,15 +84,16 @@ def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [
-        ("query", "Who?", "has the columns query, choices, subject: expected question, choices and subject"),
+        ("query", "Who?", r"has the columns query, choices, subject: expected question, choices \(or A to D"),
         ("question", " ", "the question is empty"),
         ("choices", ["one"], "a question with 1 choices"),
-        ("subject", "", "expected question, choices and subject"),
+        ("subject", "", "expected question, choices .* and subject"),
+        ("answer", "E", "answer is 'E': expected a letter"),
     ],
 )
 def test_unusable_questions_are_named(tmp_path: Path, column: str, value: object, problem: str) -> None:
     row: dict[str, Any] = {"question": "Who?", "choices": ["a", "b"], "subject": "law"}
-    if column not in row:
+    if column == "query":
         row = {column if name == "question" else name: value for name, value in row.items()}
         row["choices"], row["subject"] = ["a", "b"], "law"
     else:

@@ -1,20 +1,21 @@
 """Reading calibration prompts from a JSONL file: one JSON object per line."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from loki.calibration.prompts import question_prompt
 from loki.calibration.records import Conversation, Record, Text
+from loki.data.text_files import read_json_lines
 from loki.errors import LokiError
 
+_WHAT = "calibration data"
 _FORMS = ("question", "messages", "prompt", "input_ids", "text")
 _EXPECTED = "question with choices and subject, messages, prompt, input_ids, or text"
 
 
 def read_jsonl(path: Path) -> list[Record]:
-    """Read the records of a JSONL file. Empty lines are skipped, unknown fields are ignored.
+    """Read the records of a JSONL file, or of a JSON array. Empty lines are skipped, unknown fields are ignored.
 
     Every record has one of these forms:
 
@@ -32,37 +33,24 @@ def read_jsonl(path: Path) -> list[Record]:
         LokiError: if the file is missing, empty or not UTF-8; otherwise names the line that is not a JSON object, has
             other fields, a field of the wrong type, or an id that an earlier line has.
     """
-    if not path.is_file():
-        raise LokiError(f"data file {path} does not exist: check the path")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise LokiError(f"data file {path} is not UTF-8 text ({error}): a JSONL file is expected") from error
     records: list[Record] = []
-    line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    place_of: dict[str, str] = {}
+    for where, fields in read_json_lines(path, what=_WHAT):
+        number = where.rpartition(" ")[2]
         try:
-            record = _parse(line, default_id=f"{path.name}:{number}")
-            if record.id in line_of:
-                raise LokiError(f"id {record.id!r} is also that of line {line_of[record.id]}: ids must differ")
+            record = _parse(fields, default_id=f"{path.name}:{number}")
+            if record.id in place_of:
+                raise LokiError(f"id {record.id!r} is also that of {place_of[record.id]}: ids must differ")
         except LokiError as error:
-            raise LokiError(f"data file {path}, line {number}: {error}") from error
-        line_of[record.id] = number
+            raise LokiError(f"{_WHAT} {where}: {error}") from error
+        place_of[record.id] = where.rpartition(", ")[2]
         records.append(record)
     if not records:
-        raise LokiError(f"data file {path} is empty: it must hold one JSON object per line")
+        raise LokiError(f"{_WHAT} {path} is empty: it must hold one JSON object per line")
     return records
 
 
-def _parse(line: str, default_id: str) -> Record:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
-        raise LokiError(f"not JSON ({error}): one JSON object per line is expected") from error
-    if not isinstance(fields, dict):
-        raise LokiError(f"a JSON {type(fields).__name__} instead of an object: one object per line is expected")
+def _parse(fields: dict[str, Any], default_id: str) -> Record:
     forms = [form for form in _FORMS if form in fields]
     if len(forms) != 1:
         raise LokiError(f"has the fields {', '.join(fields) or '(none)'}: expected one of {_EXPECTED}")

@@ -3,7 +3,9 @@
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 import pyarrow.parquet
@@ -17,6 +19,10 @@ from loki.models.hub import fetch
 HUB_ID = "cais/mmlu"
 TABLE_SUFFIXES = (".parquet", ".csv")
 _LETTERS = ("A", "B", "C", "D")
+_CHOICE_COLUMNS = tuple(
+    tuple(form.format(*place) for place in zip(range(26), range(1, 27), ascii_lowercase, strict=True))
+    for form in ("{2}", "choice{0}", "choice_{0}", "choice{1}", "choice_{1}", "choice_{2}", "option_{2}", "option{1}")
+)
 _ALL_SUBJECTS = "all"  # the hub's folder that repeats the questions of all others
 
 
@@ -43,8 +49,8 @@ def read_mmlu_copy(path: Path) -> list[Record]:
     Args:
         path: a folder made by `save_to_disk`; a folder in the hub's layout (`<subject>/test-*.parquet`) or the
             original one (`data/test/<subject>_test.csv`, without a header: question, A, B, C, D, answer); a folder
-            of `<subject>.parquet` or `<subject>.csv` files; or one such file. A CSV file may have a header with the
-            names question, A, B, C, D.
+            of `<subject>.parquet` or `<subject>.csv` files; or one such file. A CSV file may have a header: question,
+            the choices as A, B, C, D or choice0 to choice3, and answer (a letter, an index or a text).
 
     Raises:
         LokiError: if the folder holds no questions, or a file cannot be read or lacks a column; names the file.
@@ -71,13 +77,8 @@ def _records(
     counts = Counter() if counts is None else counts
     records = []
     for number, row in enumerate(rows):
-        question, choices, about = row.get("question"), row.get("choices"), row.get("subject") or subject
-        if not isinstance(question, str) or not isinstance(choices, list) or not about:
-            raise LokiError(
-                f"{origin}, question {number}: has the columns {', '.join(map(str, row))}: "
-                "expected question, choices and subject"
-            )
         try:
+            question, choices, about = _question(row, subject)
             prompt = question_prompt(about, question, choices)
         except LokiError as error:
             raise LokiError(f"{origin}, question {number}: {error}") from error
@@ -130,15 +131,44 @@ def _table(file: Path) -> list[dict[str, Any]]:
 
 def _csv_rows(lines: list[list[str]], file: Path) -> list[dict[str, Any]]:
     columns = ["question", *_LETTERS, "answer"]
-    if lines and "question" in lines[0]:
-        columns = lines.pop(0)
+    if lines and "question" in [name.strip().lower() for name in lines[0]]:
+        columns = [name.strip() for name in lines.pop(0)]
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
-        row = dict(zip(columns, line, strict=False))
-        if len(line) != len(columns) or not {"question", *_LETTERS} <= row.keys():
+        if len(line) != len(columns):
             raise LokiError(
                 f"data file {file}, question {number}: has {len(line)} fields for the columns {', '.join(columns)}: "
                 "expected question, A, B, C, D, answer"
             )
-        rows.append({**row, "choices": [row[letter] for letter in _LETTERS]})
+        rows.append(dict(zip(columns, line, strict=True)))
     return rows
+
+
+def _question(row: Mapping[str, Any], subject: str) -> tuple[str, list[str], str]:
+    """Question, choices and subject of a row, whose choices are a list or have columns of their own.
+
+    Raises:
+        LokiError: if one of them is missing, or the answer, if there is one, is none of the choices.
+    """
+    fields = {str(name).strip().lower(): value for name, value in row.items()}
+    choices = fields.get("choices", fields.get("options"))
+    if not isinstance(choices, list):
+        found = next((names for names in _CHOICE_COLUMNS if set(names[:2]) <= fields.keys()), ())
+        choices = [str(fields[name]) for name in takewhile(lambda name: fields.get(name) is not None, found)]
+    question, about = fields.get("question"), fields.get("subject") or subject
+    if not isinstance(question, str) or not choices or not about:
+        raise LokiError(
+            f"has the columns {', '.join(map(str, row))}: expected question, choices (or A to D, or choice0 to "
+            "choice3) and subject"
+        )
+    _check_answer(fields.get("answer"), choices)
+    return question, choices, str(about)
+
+
+def _check_answer(answer: Any, choices: list[str]) -> None:
+    """Refuse an answer that is no letter, index or text of a choice: columns are mixed up then."""
+    if answer is None:
+        return
+    known = {*ascii_uppercase[: len(choices)], *map(str, range(len(choices) + 1)), *map(str, choices)}
+    if str(answer).strip() not in {text.strip() for text in known}:
+        raise LokiError(f"answer is {answer!r}: expected a letter, a number, or the text of a choice")
