@@ -6,16 +6,18 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, console, say
-from loki.cli.data_options import ChatTemplate, Data, DataSplit, DataSubset
+from loki.cli.data_options import Data
+from loki.cli.option_groups import with_options
+from loki.data.settings import DataSettings
 
 
 @app.command()
+@with_options(leave_out=("eval_split",), settings=DataSettings)
 def data(
     model: Annotated[str, typer.Argument(help="Model directory or hub id.", show_default=False)],
     data: Data,
-    data_split: DataSplit = None,
-    data_subset: DataSubset = None,
-    chat_template: ChatTemplate = None,
+    *,
+    settings: DataSettings,
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens per training example.")] = 1024,
     examples: Annotated[int, typer.Option("--examples", help="How many examples to show.")] = 3,
     whole: Annotated[bool, typer.Option("--whole", help="Show all of a long prompt.")] = False,
@@ -36,8 +38,8 @@ def data(
     if examples < 0 or max_length < 1:
         raise LokiError(f"--examples {examples} and --max-length {max_length}: numbers from 0 and from 1 are expected")
     directory = ModelDirectory(model)
-    tokenizer = training_tokenizer(directory, chat_template)
-    sources = as_sources(data, split=data_split, subset=data_subset)
+    tokenizer = training_tokenizer(directory, settings.chat_template)
+    sources = as_sources(data, split=settings.data_split, subset=settings.data_subset)
     records = load_training_data(sources, chat_template=bool(tokenizer.chat_template))
     fitted = fit_records(records, directory, tokenizer, max_length, seed=seed)
     count, coloured = len(fitted.dataset), console.color_system is not None

@@ -8,8 +8,10 @@ import typer
 
 from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, error_console, say
+from loki.cli.data_options import Data
 from loki.cli.option_groups import with_options
 from loki.cli.training_options import Published, say_learned, with_published_rate
+from loki.data.settings import DataSettings
 from loki.errors import LokiError
 
 
@@ -21,14 +23,12 @@ class Backend(StrEnum):
 
 
 @app.command()
-@with_options(settings=TrainingSettings)
+@with_options(settings=TrainingSettings, data_settings=DataSettings)
 def train(
     model: Annotated[
         str, typer.Argument(help="LoKI model directory; or, with --positions, an ordinary model.", show_default=False)
     ],
-    data: Annotated[
-        Path, typer.Option("--data", help="JSONL with messages, prompt and completion, or ShareGPT conversations.")
-    ],
+    data: Data,
     output: Annotated[Path, typer.Option("--output", help="Directory for checkpoints and the trained LoKI model.")],
     positions: Annotated[
         Path | None, typer.Option("--positions", help="Positions file, for an ordinary model.")
@@ -37,7 +37,7 @@ def train(
         Backend, typer.Option("--backend", help="Who trains: TRL, or LlamaFactory in its own environment.")
     ] = Backend.TRL,
     eval_data: Annotated[
-        Path | None, typer.Option("--eval-data", help="Held-out data; its loss is computed with every checkpoint.")
+        str | None, typer.Option("--eval-data", help="Held-out data; its loss is computed with every checkpoint.")
     ] = None,
     keep: Annotated[
         str | None,
@@ -58,6 +58,7 @@ def train(
         ),
     ] = None,
     *,
+    data_settings: DataSettings,
     settings: TrainingSettings,
     published: Published = False,
     template: Annotated[
@@ -111,6 +112,7 @@ def train(
                 positions=positions,
                 eval_data=eval_data,
                 levers=Levers(keep=keep, keep_weight=keep_weight, max_damage=max_damage),
+                data_settings=data_settings,
                 overwrite=overwrite,
                 console=console,
                 progress=progress,
@@ -124,6 +126,7 @@ def train(
                 LlamaFactorySettings(template, processes, deepspeed, llamafactory_python),
                 positions=positions,
                 eval_data=eval_data,
+                data_settings=data_settings,
                 overwrite=overwrite,
                 console=console,
                 progress=progress,

@@ -7,14 +7,18 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from loki.data.examples import TrainingRecords, load_training_data
 from loki.data.fitting import TrainingData, fit_to_model, length_within
+from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.data.text_files import read_text
 from loki.errors import LokiError, one_line
+from loki.files import atomic_file
 from loki.models.loading import load_tokenizer
 from loki.models.model_directory import ModelDirectory
 
+_DEFAULTS = DataSettings()
 
-def training_tokenizer(model: ModelDirectory, chat_template: Path | None = None) -> PreTrainedTokenizerBase:
+
+def training_tokenizer(model: ModelDirectory, chat_template: str | Path | None = None) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template in a file if one is given.
 
     Args:
@@ -27,7 +31,7 @@ def training_tokenizer(model: ModelDirectory, chat_template: Path | None = None)
     if chat_template is None:
         return model.tokenizer
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
-    tokenizer.chat_template = read_text(chat_template, what="chat template")
+    tokenizer.chat_template = read_text(Path(chat_template), what="chat template")
     try:
         shown = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     except Exception as error:  # a template is a program: anything may go wrong in it
@@ -35,6 +39,12 @@ def training_tokenizer(model: ModelDirectory, chat_template: Path | None = None)
     if "hi" not in str(shown):
         raise LokiError(f"chat template {chat_template} does not show what a user says: correct it")
     return tokenizer
+
+
+def save_chat_template(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write the tokenizer's chat template into a model directory, where it goes before any other that is there."""
+    with atomic_file(directory / "chat_template.jinja", overwrite=True) as temporary:
+        temporary.write_text(tokenizer.get_chat_template(), encoding="utf-8")
 
 
 def end_tokens(model: ModelDirectory) -> Set[int]:
@@ -88,8 +98,8 @@ def prepare_training_data(
     data: Data,
     model: ModelDirectory,
     max_length: int,
+    settings: DataSettings = _DEFAULTS,
     *,
-    chat_template: Path | None = None,
     seed: int = 0,
 ) -> TrainingData:
     """Read training data for a model in one step.
@@ -98,12 +108,17 @@ def prepare_training_data(
         data: one source or several, see `load_training_data`.
         model: the model's directory.
         max_length: tokens per example; fewer where the model has no more positions.
-        chat_template: Jinja file; None for the tokenizer's own template.
+        settings: which part of the data, and how conversations are rendered.
         seed: of the draw where sources are weighted.
 
     Raises:
         LokiError: for what `training_tokenizer`, `load_training_data` and `fit_to_model` refuse.
     """
-    tokenizer = training_tokenizer(model, chat_template)
-    records = load_training_data(data, chat_template=bool(tokenizer.chat_template))
+    tokenizer = training_tokenizer(model, settings.chat_template)
+    records = load_training_data(
+        data,
+        chat_template=bool(tokenizer.chat_template),
+        split=settings.data_split,
+        subset=settings.data_subset,
+    )
     return fit_records(records, model, tokenizer, max_length, seed=seed)

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError
 from loki.implanting.create import create_loki_model
@@ -61,6 +62,7 @@ def train_with_llamafactory(
     *,
     positions: Path | None = None,
     eval_data: Data | None = None,
+    data_settings: DataSettings | None = None,
     overwrite: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
@@ -79,6 +81,7 @@ def train_with_llamafactory(
         llamafactory: what only LlamaFactory has; None takes the defaults.
         positions: positions file, for an ordinary model.
         eval_data: held-out data in the same form; its loss is computed whenever a checkpoint is saved.
+        data_settings: which part of the data, and how conversations are rendered; None takes the defaults.
         overwrite: start anew where `output` holds something.
         console: where to say what is trained (default: nowhere).
         progress: where to show how far it has come (default: nowhere).
@@ -86,7 +89,9 @@ def train_with_llamafactory(
     Raises:
         LokiError: for bad input of any kind, where LlamaFactory is missing or fails, or no row changed.
     """
-    job = Job(model, data, output, settings or TrainingSettings(), positions, eval_data)
+    job = Job(
+        model, data, output, settings or TrainingSettings(), positions, eval_data, data_settings or DataSettings()
+    )
     backend = LlamaFactory(llamafactory or LlamaFactorySettings(), progress)
     return run_job(backend, job, overwrite=overwrite, console=console, progress=progress)
 

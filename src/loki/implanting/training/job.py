@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.data.preparing import save_chat_template
 from loki.implanting.training.material import Material, read_material
 from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
 from loki.implanting.training.planning import Plan, kept_search, plan_training
@@ -120,13 +121,15 @@ def run_job(
             positions=job.positions,
             eval_data=job.eval_data,
             max_length=settings.max_length,
+            data_settings=job.data_settings,
+            seed=settings.seed,
             foreign_template=backend.foreign_template,
         )
     )
     ranks.together(lambda: backend.check(job, material))
     digests = {name: part.digest for name, part in material.records.items()}
     record = training_record(job.model, settings, digests["train"], digests.get("held_out"), job.positions)
-    record = {"backend": backend.name, **record, **backend.record()}
+    record = {"backend": backend.name, **record, "chat_template": job.data_settings.chat_template, **backend.record()}
     resume_from = ranks.on_main(
         lambda: prepare_output(
             job.output, record, *job.inputs, overwrite=overwrite, rows_kept_beside=backend.rows_kept_beside
@@ -154,6 +157,8 @@ def run_job(
         + (f", resuming from {resume_from.name}" if resume_from else "")
     )
     changed = backend.train(job, Prepared(material, plan, resume_from), console)
+    if job.data_settings.chat_template:
+        ranks.on_main(lambda: save_chat_template(material.tokenizer, job.output))
     learned = ranks.on_main(lambda: study.learned(before)) if before else None
     steps, loss = ranks.on_main(lambda: finish(job.output, record, learning_rate=plan.learning_rate, learned=learned))
     return TrainingResult(

@@ -9,7 +9,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from loki.artefacts.positions import Positions, check_positions, read_positions
 from loki.data.examples import TrainingRecords, load_training_data
 from loki.data.fitting import TrainingData, length_within
-from loki.data.preparing import fit_records
+from loki.data.preparing import fit_records, training_tokenizer
+from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError
 from loki.implanting.create import loki_configuration
@@ -19,6 +20,8 @@ from loki.implanting.training.encoded import Encoded
 from loki.models.architectures import text_config
 from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
+
+_DEFAULTS = DataSettings()
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def read_material(
     positions: Path | None,
     eval_data: Data | None,
     max_length: int,
+    data_settings: DataSettings = _DEFAULTS,
+    seed: int = 0,
     foreign_template: bool = False,
 ) -> Material:
     """Read and check what a training needs.
@@ -99,6 +104,8 @@ def read_material(
         positions: positions file, for an ordinary model.
         eval_data: held-out data.
         max_length: tokens per example.
+        data_settings: which part of the data, and how conversations are rendered.
+        seed: of the draw where sources are weighted.
         foreign_template: whether the back end has a chat template of its own, so that the tokenizer's is not asked.
 
     Raises:
@@ -106,14 +113,22 @@ def read_material(
             missing or superfluous, or data cannot be used.
     """
     directory = ModelDirectory.of(model)
-    config, tokenizer = training_configuration(directory, positions), directory.tokenizer
+    config = training_configuration(directory, positions)
+    tokenizer = training_tokenizer(directory, data_settings.chat_template)
     length = length_within(config, max_length)
     chat_template = foreign_template or bool(tokenizer.chat_template)
-    records = {"train": load_training_data(data, chat_template=chat_template)}
+    subset = data_settings.data_subset
+
+    def read(source: Data, split: str | None, what: str) -> TrainingRecords:
+        return load_training_data(source, chat_template=chat_template, split=split, subset=subset, what=what)
+
+    records = {"train": read(data, data_settings.data_split, "training data")}
     if eval_data:
-        records["held_out"] = load_training_data(eval_data, chat_template=chat_template, what="held-out data")
+        records["held_out"] = read(eval_data, data_settings.eval_split, "held-out data")
     tokenised = {
-        name: fit_records(part, directory, tokenizer, length) for name, part in records.items() if not foreign_template
+        name: fit_records(part, directory, tokenizer, length, seed=seed)
+        for name, part in records.items()
+        if not foreign_template
     }
     return Material(directory, config, tokenizer, records, tokenised, length)
 

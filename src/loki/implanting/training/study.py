@@ -1,13 +1,14 @@
 """A training as it was asked for, and a look at the model before and after it."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
+from loki.data.settings import DataSettings
 from loki.data.sources import Data, local_paths
 from loki.implanting.modeling import loki_classes
 from loki.implanting.training.learned import Learned, Snapshot, shown, snapshot, text_of
@@ -30,6 +31,7 @@ class Job:
         settings: how to train.
         positions: positions file, for an ordinary model.
         eval_data: held-out data.
+        data_settings: which part of the data, and how conversations are rendered.
     """
 
     model: str | Path
@@ -38,12 +40,13 @@ class Job:
     settings: TrainingSettings
     positions: Path | None = None
     eval_data: Data | None = None
+    data_settings: DataSettings = field(default_factory=DataSettings)
 
     @property
     def inputs(self) -> tuple[str | Path | None, ...]:
         """What is read, and so must not lie in the output."""
         held_out = local_paths(self.eval_data) if self.eval_data else []
-        return self.model, *local_paths(self.data), *held_out, self.positions
+        return self.model, *local_paths(self.data), *held_out, self.positions, self.data_settings.chat_template
 
 
 class Study:

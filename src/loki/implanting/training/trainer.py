@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, RankError, out_of_memory
 from loki.implanting.modeling import loki_classes
@@ -50,6 +51,7 @@ def train(
     *,
     positions: Path | None = None,
     eval_data: Data | None = None,
+    data_settings: DataSettings | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     levers: Levers | None = None,
     overwrite: bool = False,
@@ -69,6 +71,7 @@ def train(
         settings: how to train; None takes the defaults.
         positions: positions file, for an ordinary model.
         eval_data: held-out data in the same form; its loss is computed whenever a checkpoint is saved.
+        data_settings: which part of the data, and how conversations are rendered; None takes the defaults.
         callbacks: further Transformers callbacks.
         levers: what keeps damage low; None uses nothing of it.
         overwrite: start anew where `output` holds something.
@@ -80,8 +83,12 @@ def train(
             one raises it, and the others exit with its code.
         RankError: if a process runs out of memory.
     """
-    job = Job(model, data, output, settings or TrainingSettings(), positions, eval_data)
-    levers = levers or Levers()
+    settings, data_settings, levers = (
+        settings or TrainingSettings(),
+        data_settings or DataSettings(),
+        levers or Levers(),
+    )
+    job = Job(model, data, output, settings, positions, eval_data, data_settings)
     return run_job(TRL(callbacks, progress, levers), job, overwrite=overwrite, console=console, progress=progress)
 
 
