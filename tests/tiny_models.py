@@ -57,6 +57,21 @@ ATTENTION_FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
 }
 
+# MLPs that put out a tuple, all positions of all prompts in one dimension, or what is added to in place.
+ODD_FAMILIES: dict[str, dict[str, Any]] = {
+    "falcon": {"num_kv_heads": 2, "new_decoder_architecture": True},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 6},
+    "llama4_text": {
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 64,
+    },
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+
 # Layers that mix tokens by something other than attention.
 HYBRID_FAMILIES: dict[str, dict[str, Any]] = {
     "bamba": {
@@ -178,7 +193,7 @@ def tiny_config(family: str, **changes: Any) -> PretrainedConfig:
     """Configuration of a tiny model of `family` (a key of the tables above, or any type with the common fields)."""
     if family in WRAPPERS:
         return AutoConfig.for_model(family, **{**WRAPPERS[family], **changes})
-    own = {**FAMILIES, **ATTENTION_FAMILIES, **HYBRID_FAMILIES}.get(family, {})
+    own = {**FAMILIES, **ATTENTION_FAMILIES, **ODD_FAMILIES, **HYBRID_FAMILIES}.get(family, {})
     return AutoConfig.for_model(family, **{**_COMMON, **own, **changes})
 
 

@@ -3,7 +3,8 @@
 Shapes: T positions, D hidden size, n points of the integration rule.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +49,7 @@ class CaptumAttributor(FreezesModel):
     def __init__(self, model: PreTrainedModel, settings: AttributionSettings) -> None:
         super().__init__(model)
         self._settings = settings
+        self._shape: tuple[int, ...] = ()  # of the token ids that the model runs on now, [n, T]
         self._modules = [output.attributed_module for output in mlp_outputs(model)]
 
     def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
@@ -82,22 +84,28 @@ class CaptumAttributor(FreezesModel):
         found = _Layers()
         zeros = torch.zeros_like(input_ids)
         for module in self._modules:
-            attributions = LayerIntegratedGradients(f, module).attribute(
-                input_ids, baselines=zeros, n_steps=self._settings.steps, method=self._settings.ig_method
-            )
+            with self._tapped(module) as tap:
+                attributions = LayerIntegratedGradients(f, tap).attribute(
+                    input_ids, baselines=zeros, n_steps=self._settings.steps, method=self._settings.ig_method
+                )
             found.scores.append(attributions[0, -1].float().cpu())  # [1, T, D] -> [D]
-        last = self._modules[-1]
-        baseline = self._outputs_of(last, zeros)
-        found.sums.append(found.scores[-1].sum())
-        found.differences.append(self._difference(input_ids, f, last, lambda _: baseline))
+        with self._tapped(self._modules[-1]) as tap:
+            baseline = self._outputs_of(tap, zeros)
+            found.sums.append(found.scores[-1].sum())
+            found.differences.append(self._difference(input_ids, f, tap, lambda _: baseline))
         return found
 
     def _last_position(self, input_ids: Tensor, f: F) -> _Layers:
         """The definition `paper`."""
         found = _Layers()
-        for module in self._modules:
+        for attributed in self._modules:
+            self._last_position_of(attributed, input_ids, f, found)
+        return found
 
-            def f_of_output(z: Tensor, module: nn.Module = module) -> Tensor:
+    def _last_position_of(self, attributed: nn.Module, input_ids: Tensor, f: F, found: _Layers) -> None:
+        with self._tapped(attributed) as module:
+
+            def f_of_output(z: Tensor) -> Tensor:
                 """F `[n]` with the module's output at the last position set to `z`, `[n, D]`."""
 
                 def edit(outputs: Tensor) -> Tensor:
@@ -116,7 +124,23 @@ class CaptumAttributor(FreezesModel):
             found.scores.append(attributions[0].float().cpu())
             found.sums.append(found.scores[-1].sum())
             found.differences.append(self._difference(input_ids, f, module, _last_position_zeroed))
-        return found
+
+    @contextmanager
+    def _tapped(self, module: nn.Module) -> Iterator[nn.Module]:
+        """A module that passes on the hidden states that `module` puts out, always as one tensor `[n, T, D]`.
+
+        Some MLPs put out a tuple (GPT-OSS), or all positions of all prompts as `[n * T, D]` (OPT, Llama 4), and what
+        Captum puts in their place must not be added to in place (Falcon).
+        """
+        tap = nn.Identity()
+
+        def through_tap(outputs: Tensor) -> Tensor:
+            laid_out = outputs.reshape(*self._shape, outputs.shape[-1])
+            passed: Tensor = tap(laid_out)
+            return passed.reshape(outputs.shape).clone()
+
+        with output_hook(module, through_tap):
+            yield tap
 
     def _difference(self, input_ids: Tensor, f: F, module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Tensor:
         """F(z) - F(z0) on the CPU, where `edit` turns z, the output of `module`, into z0."""
@@ -128,12 +152,14 @@ class CaptumAttributor(FreezesModel):
     def _outputs_of(self, module: nn.Module, input_ids: Tensor) -> Tensor:
         """The output of `module`, `[1, T, D]`."""
         kept: list[Tensor] = []
+        self._shape = tuple(input_ids.shape)
         with torch.no_grad(), output_hook(module, kept.append):
             self._model(input_ids=input_ids, use_cache=False)
         return kept[0]
 
     def _last_logits(self, input_ids: Tensor) -> Tensor:
         """Logits at the last position, `[n, V]`, float32."""
+        self._shape = tuple(input_ids.shape)
         logits: Tensor = self._model(input_ids=input_ids, use_cache=False).logits
         return logits[:, -1].float()
 
