@@ -28,6 +28,8 @@ COMMANDS = (
     "train",
     "restore",
     "verify",
+    "compare",
+    "evaluate",
     "suppress",
     "export_lora",
     "merge_adapters",

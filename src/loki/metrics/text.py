@@ -199,7 +199,7 @@ def text_divergence(
     with evaluating(base), evaluating(new):
         for batch, input_ids, predicted in _batches(windows, base):
             before = _log_probabilities(base, input_ids)
-            after = _log_probabilities(new, input_ids).to(before.device)
+            after = before if new is base else _log_probabilities(new, input_ids).to(before.device)
             if before.shape != after.shape:
                 raise LokiError(
                     f"the models predict {before.shape[-1]} and {after.shape[-1]} tokens, so their predictions cannot "

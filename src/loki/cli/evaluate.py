@@ -1,0 +1,87 @@
+"""`loki evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loki.cli.app import app, say
+from loki.cli.measure_options import (
+    BatchSize,
+    ChatTemplate,
+    Data,
+    Device,
+    DType,
+    FewShot,
+    IncludePath,
+    Limit,
+    Metric,
+    Suite,
+    Tasks,
+    Texts,
+    Window,
+    measure_options,
+)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model directory, hub id, LoKI model or adapter.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", help="Result file to write, for `loki compare`.")],
+    text: Texts = None,
+    data: Data = None,
+    tasks: Tasks = None,
+    suite: Suite = None,
+    metric: Metric = None,
+    include_path: IncludePath = None,
+    limit: Limit = None,
+    num_fewshot: FewShot = None,
+    apply_chat_template: ChatTemplate = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    batch_size: BatchSize = 8,
+    window: Window = 256,
+    dtype: DType = "auto",
+    device: Device = "auto",
+) -> None:
+    """Measure one model and keep the result, to compare others with it later.
+
+    Example:
+        loki evaluate MODEL --tasks hellaswag --limit 500 --output before.json
+    """
+    from loki.cli.quiet import quiet_libraries
+    from loki.evaluation.measure import evaluate as measure
+    from loki.evaluation.measure import save_result
+    from loki.evaluation.subjects import find_subject
+    from loki.files import refuse_existing_file
+
+    refuse_existing_file(output, overwrite=overwrite)
+    options = measure_options(
+        texts=text,
+        data=data,
+        tasks=tasks,
+        suite=suite,
+        metrics=metric,
+        include_path=include_path,
+        limit=limit,
+        fewshot=num_fewshot,
+        chat_template=apply_chat_template,
+        batch_size=batch_size,
+        window=window,
+        dtype=dtype,
+        device=device,
+    )
+    quiet_libraries()
+    result = measure(find_subject(model), options)
+    save_result(output, result, overwrite=overwrite)
+    for name, loss in result.texts.items():
+        say(f"{name}: loss {loss.loss:.4f} nats per token, {loss.loss_per_byte:.4f} per byte")
+    if result.data:
+        say(f"{result.data.name}: loss {result.data.loss:.4f}, exact match {result.data.items.scores.mean():.3f}")
+    for name, task in result.tasks.items():
+        say(f"{name}: {task.metric.removesuffix(',none')} {task.scores.mean():.4f} on {len(task.items)} items")
+    say(
+        f"Result: {output}",
+        output=output,
+        losses={name: loss.loss for name, loss in result.texts.items()},
+        scores={name: float(task.scores.mean()) for name, task in result.tasks.items()},
+    )

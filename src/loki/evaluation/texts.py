@@ -1,0 +1,81 @@
+"""Texts to measure models on: files of the user's, and a small general text that comes with the package."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loki.errors import LokiError
+
+GENERAL = "general text"
+_GENERAL_FILE = Path(__file__).with_name("general.jsonl")
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Texts from one place.
+
+    Attributes:
+        name: what to call it in tables.
+        texts: the texts.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the texts."""
+        return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()[:32]
+
+
+def general_text() -> TextSource:
+    """The text that comes with the package: facts, code, dialogue and arithmetic, some thousand tokens in all."""
+    return TextSource(GENERAL, read_texts(_GENERAL_FILE).texts)
+
+
+def text_sources(files: Sequence[Path]) -> list[TextSource]:
+    """The named files, or the general text where none is named.
+
+    Raises:
+        LokiError: if a file cannot be read, or two have the same name.
+    """
+    sources = [read_texts(path) for path in files] or [general_text()]
+    names = [source.name for source in sources]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise LokiError(f"two files with text are called {twice}: rename one, to tell their results apart")
+    return sources
+
+
+def read_texts(path: Path) -> TextSource:
+    """Read a text file as one text, or a JSONL file of `{"text": ...}` as one text per line.
+
+    Raises:
+        LokiError: if the file is missing, empty, not UTF-8, or a line of JSONL holds no text.
+    """
+    if not path.is_file():
+        raise LokiError(f"text {path} does not exist: check the path")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LokiError(f"text {path} is not UTF-8 ({error})") from error
+    if path.suffix == ".jsonl":
+        lines = enumerate(content.split("\n"), start=1)
+        texts = [_text_of(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    else:
+        texts = [content]
+    if not any(text.strip() for text in texts):
+        raise LokiError(f"text {path} is empty: give some text")
+    return TextSource(path.name, tuple(texts))
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise LokiError(f"{where} is not JSON ({error})") from error
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise LokiError(f'{where} has no "text": expected {{"text": "..."}}')
+    return text
