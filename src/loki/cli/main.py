@@ -30,6 +30,7 @@ COMMANDS = (
     "verify",
     "compare",
     "evaluate",
+    "ablate",
     "suppress",
     "export_lora",
     "merge_adapters",
