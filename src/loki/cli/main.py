@@ -31,6 +31,7 @@ COMMANDS = (
     "compare",
     "evaluate",
     "ablate",
+    "plot",
     "suppress",
     "export_lora",
     "merge_adapters",

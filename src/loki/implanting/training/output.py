@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint
@@ -19,6 +19,9 @@ from loki.files import atomic_file, protect_inputs, read_json, refuse_existing
 from loki.implanting.training.learned import Learned
 from loki.implanting.training.rows import ROWS_FILE
 from loki.implanting.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RECORD = "training.json"
 STATE = "trainer_state.json"
@@ -118,6 +121,16 @@ def plot_loss(log: Sequence[dict[str, Any]], path: Path) -> None:
         log: `trainer.state.log_history`.
         path: file to write; an old one is replaced.
     """
+    with atomic_file(path, overwrite=True) as temporary:
+        loss_figure(log).savefig(temporary, format="png", dpi=150)
+
+
+def loss_figure(log: Sequence[dict[str, Any]]) -> "Figure":
+    """Training loss, and evaluation loss where there is one, over the steps.
+
+    Args:
+        log: `trainer.state.log_history`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -130,8 +143,7 @@ def plot_loss(log: Sequence[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    with atomic_file(path, overwrite=True) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    return figure
 
 
 def memory_advice(error: BaseException) -> str:
