@@ -34,7 +34,7 @@ def test_several_models_side_by_side(shell: Shell, llama_dir: Path, damaged: Pat
     assert outcome.code == 1, outcome.err
     assert f"|  | {llama_dir} | {llama_dir} | {damaged} |" in outcome.out
     assert "| verdict |  | PASS | FAIL |" in outcome.out
-    saved = json.loads(output.read_text())
+    saved = json.loads(output.read_text())["comparisons"]
     assert [one["verdict"]["outcome"] for one in saved] == ["PASS", "FAIL"]
     assert saved[1]["texts"][0]["kl"]["kl"] > 0.1
 

@@ -78,7 +78,7 @@ def compare(
     from loki.evaluation.compare import compare as compare_models
     from loki.evaluation.verdict import Limits
     from loki.files import refuse_existing_file, write_json
-    from loki.report.comparison import comparison_tables, comparison_values, flips_table
+    from loki.report.comparison import comparison_file, comparison_tables, flips_table
 
     options = measure_options(
         texts=text,
@@ -114,10 +114,10 @@ def compare(
     for one in found:
         for reason in one.verdict.reasons:
             say(f"{one.new}: {reason}")
-    values = [comparison_values(one) for one in found]
+    values = comparison_file(found, flips_shown=max(show_flips, 10))
     if output is not None:
         write_json(output, values, overwrite=overwrite)
-    say("Verdict: " + ", ".join(f"{one.new} {one.verdict.outcome}" for one in found), comparisons=values)
+    say("Verdict: " + ", ".join(f"{one.new} {one.verdict.outcome}" for one in found), comparisons=values["comparisons"])
     if code := _worst([one.verdict.exit_code for one in found]):
         raise typer.Exit(code)
 

@@ -32,6 +32,7 @@ COMMANDS = (
     "evaluate",
     "ablate",
     "plot",
+    "report",
     "suppress",
     "export_lora",
     "merge_adapters",

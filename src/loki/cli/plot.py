@@ -92,7 +92,10 @@ def _comparisons(path: Path) -> list[dict[str, object]]:
     from loki.files import read_json
 
     found = read_json(path, what="comparison")
-    return found if isinstance(found, list) else [found]
+    comparisons = found.get("comparisons") if isinstance(found, dict) else None
+    if not isinstance(comparisons, list):
+        raise LokiError(f"{path} holds no comparison: make it with `loki compare --output`")
+    return comparisons
 
 
 def _loss(directory: Path) -> "Figure":

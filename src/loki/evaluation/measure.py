@@ -29,7 +29,7 @@ class MeasureOptions:
     """What is measured, and how.
 
     Attributes:
-        texts: files with text; none means the general text of the package.
+        texts: files with text; an empty tuple means the general text of the package, None measures none.
         data: training data, of which loss and exact match are measured; None measures none.
         tasks: tasks of lm-evaluation-harness.
         metrics: which metric of a task counts, by task; else that of the paper, or the task's first.
@@ -39,7 +39,7 @@ class MeasureOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
 
-    texts: tuple[Path, ...] = ()
+    texts: tuple[Path, ...] | None = ()
     data: Path | None = None
     tasks: TaskOptions = field(default_factory=TaskOptions)
     metrics: dict[str, str] = field(default_factory=dict)

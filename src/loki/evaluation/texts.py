@@ -35,12 +35,14 @@ def general_text() -> TextSource:
     return TextSource(GENERAL, read_texts(_GENERAL_FILE).texts)
 
 
-def text_sources(files: Sequence[Path]) -> list[TextSource]:
-    """The named files, or the general text where none is named.
+def text_sources(files: Sequence[Path] | None) -> list[TextSource]:
+    """The named files, or the general text where an empty list names none; nothing for None.
 
     Raises:
         LokiError: if a file cannot be read, or two have the same name.
     """
+    if files is None:
+        return []
     sources = [read_texts(path) for path in files] or [general_text()]
     names = [source.name for source in sources]
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -50,6 +50,23 @@ def flips_table(comparison: Comparison, shown: int) -> ResultTable:
     return ResultTable(title, ["task", "question", "right answer", comparison.base, comparison.new], rows)
 
 
+def comparison_file(comparisons: Sequence[Comparison], *, flips_shown: int = 10) -> dict[str, Any]:
+    """What `loki compare --output` writes, and the report and pictures are made of.
+
+    Args:
+        comparisons: of one base with one or more models.
+        flips_shown: how many items that flipped are kept, of each direction and task.
+    """
+    tables = comparison_tables(comparisons)
+    tables += [table for one in comparisons if (table := flips_table(one, flips_shown)).rows]
+    reasons = [f"{one.new}: {reason}" for one in comparisons for reason in one.verdict.reasons]
+    return {
+        "comparisons": [comparison_values(one) for one in comparisons],
+        "tables": [asdict(table) for table in tables],
+        "reasons": reasons,
+    }
+
+
 def comparison_values(comparison: Comparison) -> dict[str, Any]:
     """A comparison as JSON values; what is not finite is null. Items are left out but for the numbers of the flips."""
     values = asdict(comparison)

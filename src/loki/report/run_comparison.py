@@ -1,0 +1,30 @@
+"""The comparison that belongs into a run directory."""
+
+from pathlib import Path
+
+from loki.evaluation.compare import compare
+from loki.evaluation.measure import MeasureOptions
+from loki.evaluation.verdict import Limits
+from loki.files import write_json
+from loki.report.comparison import comparison_file
+from loki.report.run_directory import COMPARISON, read_run
+
+
+def compare_run(run_directory: Path, *, data: Path | None = None, overwrite: bool = False) -> None:
+    """Compare the restored model of a run with its base on the general text, and keep that as `compare.json`.
+
+    Nothing is done where base or restored model are missing, or the comparison is there already.
+
+    Args:
+        run_directory: of `loki run` or `loki demo`.
+        data: training data, for what was learned (default: `new-facts.jsonl` of a demo, if it is one).
+        overwrite: compare again.
+    """
+    run = read_run(run_directory)
+    restored, demo_data = run_directory / "restored", run_directory / "new-facts.jsonl"
+    if not run.base or not restored.is_dir() or (run.comparison and not overwrite):
+        return
+    is_demo = demo_data.is_file()  # its tokenizer knows the words of the tiny world only
+    options = MeasureOptions(texts=None if is_demo else (), data=data or (demo_data if is_demo else None))
+    found = compare(run.base, [str(restored)], options, Limits(), positions=run.positions)
+    write_json(run_directory / COMPARISON, comparison_file(found), overwrite=True)

@@ -1,0 +1,151 @@
+"""What a run directory holds, as far as it does: the material of the report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loki.artefacts.positions import Positions, read_positions
+from loki.artefacts.scores import ScoresReader
+from loki.errors import LokiError
+from loki.evaluation.subjects import find_subject
+from loki.files import read_json
+from loki.implanting.training.output import STATE
+from loki.models.checkpoint import Checkpoint
+from loki.models.directories import fitting_projection_names
+from loki.models.loading import load_config
+from loki.report.score_figures import mean_scores
+
+RUN, DEMO, COMPARISON, ABLATION = "run.json", "results.json", "compare.json", "ablation.json"
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What training changed in one layer.
+
+    Attributes:
+        layer: its number.
+        rows: how many rows are selected.
+        changed: how many of them changed.
+        norm: 2-norm of the change.
+        relative: of the change, beside the norm of the selected rows.
+    """
+
+    layer: int
+    rows: int
+    changed: int
+    norm: float
+    relative: float
+
+
+@dataclass
+class RunContents:
+    """Everything that was found.
+
+    Attributes:
+        path: the run directory.
+        missing: what is not there, with what would make it.
+        settings: of `loki run`, or the results of `loki demo`.
+        base: the model before; empty where it is not known.
+        provenance: of the scores.
+        scores: `[L, D]`; mean scores.
+        positions: the selected rows.
+        changes: one entry per layer.
+        log: of the training.
+        comparison: what `loki compare --output` wrote, see `loki.report.comparison.comparison_file`.
+        ablation: what `loki ablate --output` wrote.
+    """
+
+    path: Path
+    missing: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    base: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    scores: NDArray[np.float64] | None = None
+    positions: Positions | None = None
+    changes: list[LayerChange] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    comparison: dict[str, Any] = field(default_factory=dict)
+    ablation: dict[str, Any] = field(default_factory=dict)
+
+
+def read_run(path: Path) -> RunContents:
+    """Read what `loki run` or `loki demo` left, finished or not. What cannot be read counts as missing.
+
+    Raises:
+        LokiError: if `path` is no directory, or no run began there.
+    """
+    if not path.is_dir():
+        raise LokiError(f"run directory {path} does not exist: check the path")
+    if not any((path / name).is_file() for name in (RUN, DEMO, "scores.h5", "positions.json")):
+        raise LokiError(f"{path} is no run directory: name the --output of `loki run` or `loki demo`")
+    run = RunContents(path)
+
+    def take(name: str, advice: str, work: Callable[[Path], None]) -> None:
+        place = path / name
+        if not place.exists():
+            run.missing.append(f"{name}: {advice}")
+            return
+        try:
+            work(place)
+        except (LokiError, OSError) as error:
+            run.missing.append(f"{name} cannot be read: {error}")
+
+    for name in (RUN, DEMO):
+        if (path / name).is_file():
+            take(name, "", lambda place: run.settings.update(_object(place)))
+    run.base = str(path / "base") if (path / "base").is_dir() else str(run.settings.get("model", ""))
+    take("scores.h5", "not analysed yet (loki analyse)", lambda place: _take_scores(run, place))
+    take("positions.json", "no rows selected yet (loki select)", lambda place: _take_positions(run, place))
+    take(f"trained/{STATE}", "not trained yet (loki train)", lambda place: _take_log(run, place))
+    take("restored", "not restored yet (loki restore)", lambda place: _take_changes(run, place))
+    take(COMPARISON, "not compared with the base (loki compare --output)", lambda p: run.comparison.update(_object(p)))
+    if (path / ABLATION).is_file():
+        take(ABLATION, "", lambda place: run.ablation.update(_object(place)))
+    return run
+
+
+def layer_changes(base: Path, restored: Path, positions: Positions) -> list[LayerChange]:
+    """The change of the selected rows of every layer's `down_proj.weight`."""
+    names = fitting_projection_names(load_config(restored), positions)
+    before, after = Checkpoint(base), Checkpoint(restored)
+    changes = []
+    for layer, (name, rows) in enumerate(zip(names, positions, strict=True)):
+        first, second = (found.tensor(f"{name}.weight")[rows].double() for found in (before, after))
+        change = second - first
+        size = float(first.norm())
+        changed = int(change.any(dim=1).sum()) if rows else 0
+        norm = float(change.norm())
+        changes.append(LayerChange(layer, len(rows), changed, norm, norm / size if size else 0.0))
+    return changes
+
+
+def _take_scores(run: RunContents, path: Path) -> None:
+    with ScoresReader(path) as reader:
+        if reader.provenance is not None:
+            run.provenance = dict(vars(reader.provenance))
+        run.provenance["samples"] = reader.samples
+    run.scores = mean_scores(path)
+
+
+def _take_positions(run: RunContents, path: Path) -> None:
+    run.positions = read_positions(path)
+
+
+def _take_log(run: RunContents, path: Path) -> None:
+    run.log = _object(path).get("log_history") or []
+
+
+def _take_changes(run: RunContents, path: Path) -> None:
+    if run.positions is not None and run.base:
+        run.changes = layer_changes(find_subject(run.base).directory, path, run.positions)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = read_json(path, what="record")
+    if not isinstance(found, dict):
+        raise LokiError(f"{path} holds no JSON object")
+    return found
