@@ -12,10 +12,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loki.errors import LokiError
+from loki.errors import LokiError, one_line
 from loki.evaluation.lm_eval_results import PAPER_SUITE, Results
 from loki.files import sha256_of_file, write_json
-from loki.models.loading import one_line
 
 INSTALL = "pip install 'loki-llm[eval]'"
 SUITES = {"paper": PAPER_SUITE}

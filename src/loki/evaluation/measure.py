@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import loki
 from loki.data.examples import load_training_data
 from loki.data.fitting import fit_to_model, length_within
-from loki.errors import LokiError
+from loki.errors import LokiError, one_line
 from loki.evaluation.harness import Harness, TaskOptions
 from loki.evaluation.items import Item, TaskItems
 from loki.evaluation.lm_eval_results import Results, is_results, read_results, tasks_in
@@ -18,7 +18,6 @@ from loki.evaluation.texts import TextSource, text_sources
 from loki.files import sha256_of_file, write_json
 from loki.metrics.completions import completion_scores, encode_example
 from loki.metrics.text import DEFAULT_WINDOW, TextLoss, text_loss
-from loki.models.loading import one_line
 from loki.ranks import pick_device
 
 EXACT_MATCH = "exact match"

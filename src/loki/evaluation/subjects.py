@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.artefacts.positions import Positions, check_positions
 from loki.artefacts.provenance import config_digest
-from loki.errors import LokiError
+from loki.errors import LokiError, one_line
 from loki.files import read_json, sha256_of_file
 from loki.models.checkpoint import fingerprint
-from loki.models.loading import load_config, load_model, load_tokenizer, one_line, resolve_model
+from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
 
 
 @dataclass(frozen=True)

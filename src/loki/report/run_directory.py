@@ -14,9 +14,7 @@ from loki.errors import LokiError
 from loki.evaluation.subjects import find_subject
 from loki.files import read_json
 from loki.implanting.training.output import STATE
-from loki.models.checkpoint import Checkpoint
-from loki.models.directories import fitting_projection_names
-from loki.models.loading import load_config
+from loki.models.model_directory import ModelDirectory
 from loki.report.score_figures import mean_scores
 
 RUN, DEMO, COMPARISON, ABLATION = "run.json", "results.json", "compare.json", "ablation.json"
@@ -110,11 +108,12 @@ def read_run(path: Path) -> RunContents:
 
 def layer_changes(base: Path, restored: Path, positions: Positions) -> list[LayerChange]:
     """The change of the selected rows of every layer's `down_proj.weight`."""
-    names = fitting_projection_names(load_config(restored), positions)
-    before, after = Checkpoint(base), Checkpoint(restored)
+    found = ModelDirectory(restored)
+    names = found.projections_for(positions)
+    before, after = ModelDirectory(base).checkpoint, found.checkpoint
     changes = []
     for layer, (name, rows) in enumerate(zip(names, positions, strict=True)):
-        first, second = (found.tensor(f"{name}.weight")[rows].double() for found in (before, after))
+        first, second = (checkpoint.tensor(f"{name}.weight")[rows].double() for checkpoint in (before, after))
         change = second - first
         size = float(first.norm())
         changed = int(change.any(dim=1).sum()) if rows else 0
