@@ -57,7 +57,7 @@ def test_too_few_items_are_inconclusive(shell: Shell, tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(harness_results(MARKS_BEFORE)))
     outcome = shell("compare", tmp_path / "a.json", tmp_path / "b.json")
     assert outcome.code == 3
-    assert "368 items per task would settle it" in " ".join(outcome.out.split())
+    assert "613 items per task would settle it" in " ".join(outcome.out.split())
 
 
 def test_flips_are_shown(shell: Shell, tmp_path: Path) -> None:

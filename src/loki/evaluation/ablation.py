@@ -24,7 +24,7 @@ from loki.models.architectures import down_projections
 from loki.selection.accumulators import RowCounter
 from loki.selection.quota import rows_for_quota
 from loki.selection.random_rows import draw
-from loki.selection.strategy import By, Counting, Request, Scope
+from loki.selection.strategy import By, Counting, Inputs, Request, Scope
 
 ORDERS = {
     "lowest signed": (By.SIGNED, False),
@@ -202,7 +202,8 @@ def _selections(scores: Path, options: AblationOptions) -> Iterator[tuple[str, i
         yield order, None, quota, counter.positions()
     for quota in options.quotas:
         for seed in options.seeds:
-            request = Request(rows_for_quota(quota, hidden), Scope.LAYER, layers, hidden, None, seed)
+            rows = rows_for_quota(quota, hidden)
+            request = Request(rows, Scope.LAYER, layers, hidden, Inputs(scores=scores), seed=seed)
             yield RANDOM, seed, quota, draw(request)
 
 

@@ -32,7 +32,7 @@ from loki.evaluation.statistics import (
 )
 from loki.evaluation.subjects import Subject, find_subject
 from loki.evaluation.texts import TextSource, text_sources
-from loki.evaluation.verdict import KlMeasurement, Limits, Verdict, judge
+from loki.evaluation.verdict import KlMeasurement, Limits, TaskSize, Verdict, judge
 from loki.metrics.text import text_divergence, text_loss
 from loki.metrics.tokenizers import same_tokenizer
 from loki.restoring.verify import VerifyReport, verify
@@ -202,7 +202,15 @@ def _compare(
         lost = forgetting(scores, identical=identical, seed=seed)
     tasks = [compare_pair(pair, lost.tasks[pair.before.task], identical=identical, seed=seed) for pair in pairs if lost]
     kls = [text.kl for text in texts if text.kl is not None]
-    verdict = judge(limits, kls, lost, {task.pair.before.task: task.items for task in tasks})
+    sizes = {
+        pair.before.task: TaskSize(
+            len(pair.before.items),
+            float(pair.before.scores.mean()),
+            int((pair.before.scores != pair.after.scores).sum()),
+        )
+        for pair in pairs
+    }
+    verdict = judge(limits, kls, lost, sizes)
     return Comparison(
         *names,
         identical,

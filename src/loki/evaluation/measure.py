@@ -16,7 +16,7 @@ from loki.evaluation.lm_eval_results import Results, is_results, read_results, t
 from loki.evaluation.subjects import Subject
 from loki.evaluation.texts import TextSource, text_sources
 from loki.files import sha256_of_file, write_json
-from loki.metrics.completions import completion_scores, encode_example
+from loki.metrics.completions import completion_scores
 from loki.metrics.text import DEFAULT_WINDOW, TextLoss, text_loss
 from loki.ranks import pick_device
 
@@ -239,13 +239,17 @@ def _measure_data(loaded: Loaded, options: MeasureOptions) -> DataResult:
     limit = length_within(loaded.model.config, options.max_length)
     tokenizer = loaded.tokenizer
     data = fit_to_model(load_training_data(path, chat_template=bool(tokenizer.chat_template)), tokenizer, limit)
-    records = data.dataset.to_list()
-    encoded = [encode_example(tokenizer, record["prompt"], record["completion"]) for record in records]
-    scores = completion_scores(loaded.model, encoded, max_length=limit)
-    items = {
-        f"line {line}.{number}": Item(float(right), _text(record["prompt"]), _text(record["completion"]))
-        for number, (line, record, right) in enumerate(zip(data.lines, records, scores.right.tolist(), strict=True))
-    }
+    ids, masks = data.dataset["input_ids"], data.dataset["completion_mask"]
+    scores = completion_scores(loaded.model, ids, masks)
+    items = {}
+    for number, (origin, tokens, mask, right) in enumerate(
+        zip(data.origins, ids, masks, scores.right.tolist(), strict=True), start=1
+    ):
+        start = mask.index(1)
+        prompt, answer = (tokenizer.decode(part, skip_special_tokens=True) for part in (tokens[:start], tokens[start:]))
+        items[f"{number} {origin.rpartition('/')[2]}"] = Item(
+            float(right), prompt, answer, "exactly that" if right else "another"
+        )
     version = sha256_of_file(path)[:12]
     return DataResult(
         path.name,
@@ -253,7 +257,3 @@ def _measure_data(loaded: Loaded, options: MeasureOptions) -> DataResult:
         scores.tokens.tolist(),
         TaskItems(path.name, EXACT_MATCH, items, version=version),
     )
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in value)

@@ -70,18 +70,35 @@ class KlMeasurement:
     tokens: int
 
 
-def judge(limits: Limits, kls: list[KlMeasurement], forgetting: Forgetting | None, items: dict[str, int]) -> Verdict:
+@dataclass(frozen=True)
+class TaskSize:
+    """How much a task can say.
+
+    Attributes:
+        items: how many items it has.
+        base: mean score of the base.
+        flipped: how many items have another score with the new model.
+    """
+
+    items: int
+    base: float
+    flipped: int
+
+
+def judge(
+    limits: Limits, kls: list[KlMeasurement], forgetting: Forgetting | None, sizes: dict[str, TaskSize]
+) -> Verdict:
     """The verdict on one model.
 
     Args:
         limits: the damage that is accepted.
         kls: KL on every text source.
         forgetting: over the tasks; None if none were run.
-        items: how many items every task has.
+        sizes: of every task.
     """
     judged = [_judge_kl(limits, measured) for measured in kls]
     if forgetting is not None:
-        judged.append(_judge_forgetting(limits, forgetting, items))
+        judged.append(_judge_forgetting(limits, forgetting, sizes))
     if not judged:
         why = "nothing was measured that a limit is set for: give --tasks, or models that share a tokenizer"
         judged = [(Outcome.INCONCLUSIVE, why)]
@@ -107,18 +124,17 @@ def _judge_kl(limits: Limits, found: KlMeasurement) -> tuple[Outcome, str]:
     return outcome, line
 
 
-def _judge_forgetting(limits: Limits, found: Forgetting, items: dict[str, int]) -> tuple[Outcome, str]:
+def _judge_forgetting(limits: Limits, found: Forgetting, sizes: dict[str, TaskSize]) -> tuple[Outcome, str]:
     if found.percent is None or found.interval is None:
         return Outcome.INCONCLUSIVE, "forgetting cannot be said: the base knows nothing of any task"
     outcome = place(found.percent, found.interval, limits.max_drop)
     line = f"forgetting {found.percent:.2f}% {span(found.interval, '%', '.2f')}, limit {limits.max_drop:g}%"
     if outcome is Outcome.INCONCLUSIVE:
-        said = [name for name, task in found.tasks.items() if task.percent is not None]
-        smallest = min(items[name] for name in said)
+        said = [sizes[name] for name, task in found.tasks.items() if task.percent is not None]
         bound = found.interval.high if found.percent <= limits.max_drop else found.interval.low
-        needed = items_to_settle(smallest, found.percent, bound, limits.max_drop)
-        if limits.max_drop > 0:
-            needed = max(needed or 0, items_without_flips(limits.max_drop / 100)) or None
+        needed = items_to_settle(min(size.items for size in said), found.percent, bound, limits.max_drop)
+        if not any(size.flipped for size in said) and limits.max_drop > 0:
+            needed = max(items_without_flips(limits.max_drop / 100 * size.base) for size in said)
         line += f"; about {needed:,} items per task would settle it" if needed else "; evaluate more items"
     return outcome, line
 
