@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -77,7 +76,7 @@ def render(run: RunContents) -> str:
         run=run,
         version=loki.__version__,
         versions={**library_versions(), **{name: version(name) for name in _LIBRARIES}},
-        settings=_flat(run.settings),
+        settings=_flat({name: value for name, value in run.settings.items() if name not in ("before", "after")}),
         provenance=_flat(run.provenance),
         command=_command(run),
         layers=layers,
@@ -91,7 +90,11 @@ def render(run: RunContents) -> str:
         ablation=_image(ablation_figure(read_ablation(run.ablation))) if run.ablation else "",
         tables=run.comparison.get("tables", []),
         reasons=run.comparison.get("reasons", []),
-        outcomes=[(one["new"], one["verdict"]["outcome"]) for one in run.comparison.get("comparisons", [])],
+        outcomes=[
+            (one["new"], one["verdict"]["outcome"])
+            for one in run.comparison.get("comparisons", [])
+            if one.get("forgetting") or any(text.get("kl") for text in one.get("texts", []))
+        ],
         demo=_demo_rows(run.settings),
     )
 
@@ -152,7 +155,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += _flat(value, f"{label}: ")
         elif value not in ("", None, []):
-            rows.append((label, value if isinstance(value, str) else json.dumps(value, default=str)))
+            rows.append((label, f"{value:.6g}" if isinstance(value, float) else str(value)))
     return rows
 
 

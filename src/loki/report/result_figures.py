@@ -23,6 +23,7 @@ def ablation_figure(ablation: Ablation) -> Figure:
         axes.plot(quotas, rises, color="gray", lw=1, marker=".", label="random draws" if not number else None)
     axes.set_xscale("log")
     axes.set_xticks(quotas, [f"{quota:g}" for quota in quotas])
+    axes.minorticks_off()
     axes.set_yscale("symlog", linthresh=0.1)
     axes.legend(fontsize="small")
     return figure
