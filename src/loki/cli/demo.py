@@ -40,6 +40,7 @@ def demo(
     from loki.demo.demo import QUOTA, REQUIRED_ACCURACY, default_output, run_demo
     from loki.demo.reporting import result_tables, save_comparison, save_results
     from loki.demo.world import tiny_world
+    from loki.report.run_comparison import report_on
 
     quiet_libraries()
     output = output or default_output(overwrite=overwrite)
@@ -61,3 +62,5 @@ def demo(
             )
         console.print(save_comparison(output, outcomes, REQUIRED_ACCURACY, overwrite=overwrite).rich(), "")
     say(f"Everything the phases left is in {output}", output=output)
+    page = report_on(output)
+    say(f"Report: {page}", report=page)

@@ -56,6 +56,7 @@ def run(
     from loki.kva.settings import AttributionSettings, Definition
     from loki.pipeline import RunSettings
     from loki.pipeline import run as run_phases
+    from loki.report.run_comparison import report_on
 
     settings = RunSettings(
         model=model,
@@ -70,6 +71,7 @@ def run(
     )
     with progress_bar() as progress:
         result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)
+    page = report_on(output, data=data)
     say(
         f"verify   {result.seconds['verify']:.1f} s\n"
         f"{result.report.changed_rows} of {result.report.selected_rows} selected rows changed, and nothing else. "
@@ -79,3 +81,4 @@ def run(
         changed_rows=result.report.changed_rows,
         selected_rows=result.report.selected_rows,
     )
+    say(f"Report: {page}", report=page)

@@ -1,12 +1,12 @@
 """What one model does on texts, training data and tasks: the one-sided form of a comparison, and its file."""
 
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import loki
 from loki.data.examples import load_training_data
 from loki.data.fitting import fit_to_model, length_within
 from loki.errors import LokiError, one_line
@@ -193,7 +193,7 @@ def save_result(path: Path, result: ModelResult, *, overwrite: bool = False) -> 
         LokiError: if `path` exists and `overwrite` is False.
     """
     own = {
-        "version": loki.__version__,
+        "version": version("loki-llm"),
         "name": result.name,
         "fingerprint": result.fingerprint,
         "texts": {name: asdict(text) for name, text in result.texts.items()},
@@ -250,10 +250,10 @@ def _measure_data(loaded: Loaded, options: MeasureOptions) -> DataResult:
         items[f"{number} {origin.rpartition('/')[2]}"] = Item(
             float(right), prompt, answer, "exactly that" if right else "another"
         )
-    version = sha256_of_file(path)[:12]
+    digest = sha256_of_file(path)[:12]
     return DataResult(
         path.name,
         scores.nll.tolist(),
         scores.tokens.tolist(),
-        TaskItems(path.name, EXACT_MATCH, items, version=version),
+        TaskItems(path.name, EXACT_MATCH, items, version=digest),
     )

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-import loki
 from loki.artefacts.provenance import library_versions
 from loki.files import atomic_file
 from loki.implanting.training.output import loss_figure
@@ -74,7 +73,7 @@ def render(run: RunContents) -> str:
     hidden = int(run.scores.shape[1]) if run.scores is not None else _width(run)
     return environment.get_template("page.html.j2").render(
         run=run,
-        version=loki.__version__,
+        version=version("loki-llm"),
         versions={**library_versions(), **{name: version(name) for name in _LIBRARIES}},
         settings=_flat({name: value for name, value in run.settings.items() if name not in ("before", "after")}),
         provenance=_flat(run.provenance),

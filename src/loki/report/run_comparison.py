@@ -7,7 +7,9 @@ from loki.evaluation.measure import MeasureOptions
 from loki.evaluation.verdict import Limits
 from loki.files import write_json
 from loki.report.comparison import comparison_file
+from loki.report.page import write_report
 from loki.report.run_directory import COMPARISON, read_run
+from loki.restoring.model_card import write_damage
 
 
 def compare_run(run_directory: Path, *, data: Path | None = None, overwrite: bool = False) -> None:
@@ -27,4 +29,20 @@ def compare_run(run_directory: Path, *, data: Path | None = None, overwrite: boo
     is_demo = demo_data.is_file()  # its tokenizer knows the words of the tiny world only
     options = MeasureOptions(texts=None if is_demo else (), data=data or (demo_data if is_demo else None))
     found = compare(run.base, [str(restored)], options, Limits(), positions=run.positions)
-    write_json(run_directory / COMPARISON, comparison_file(found), overwrite=True)
+    values = comparison_file(found)
+    write_json(run_directory / COMPARISON, values, overwrite=True)
+    write_damage(restored, [reason.partition(": ")[2] for reason in values["reasons"]])
+
+
+def report_on(run_directory: Path, *, data: Path | None = None) -> Path:
+    """Compare the models of a run and write its report, in place of older ones; what `loki run` and `loki demo` end with.
+
+    Args:
+        run_directory: of the run.
+        data: training data, for what was learned.
+
+    Returns:
+        The page.
+    """
+    compare_run(run_directory, data=data, overwrite=True)
+    return write_report(run_directory, overwrite=True)

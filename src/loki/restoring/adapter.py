@@ -14,6 +14,7 @@ from loki.implanting.peft.base_weight import base_fingerprint, same_base
 from loki.models.classes import skeleton
 from loki.models.directories import copy_side_files, rewrite_weights
 from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.restoring.model_card import write_model_card
 from loki.models.tensor_names import stored_modules
 from loki.restoring.scale import scaled
 
@@ -96,6 +97,14 @@ def restore_adapter(
             )
         copy_side_files(base.path, temporary)
         base.config.save_pretrained(temporary)
+        write_model_card(
+            temporary,
+            name=output.name,
+            base=base.name,
+            positions=adapter.config.row_lists,
+            hidden=base.text_config.hidden_size,
+            trained=path,
+        )
     if vanished:
         _log.warning(
             "%s of %s changed rows change by less than the base's type can hold, and are the base's: restore on the "

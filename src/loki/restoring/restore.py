@@ -16,6 +16,7 @@ from loki.models.directories import cast_floats, copy_side_files, projection_nam
 from loki.models.loading import load_config
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.restoring.adapter import is_adapter, restore_adapter
+from loki.restoring.model_card import write_model_card
 from loki.restoring.ordinary import ordinary_config
 from loki.restoring.scale import check_scale, scale_rows
 
@@ -120,6 +121,14 @@ def restore_loki_model(
         ordinary.save_pretrained(temporary)
         if not (temporary / "generation_config.json").is_file():
             GenerationConfig.from_model_config(ordinary).save_pretrained(temporary)
+        write_model_card(
+            temporary,
+            name=target.name,
+            base=str(config.base_model_name_or_path or "unknown model"),
+            positions=positions,
+            hidden=text_config(ordinary).hidden_size,
+            trained=source,
+        )
     return target
 
 
