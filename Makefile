@@ -13,7 +13,7 @@ OUTPUT_DIR ?= kva_result/hdf5
 RESULT_FILE ?= kva_mmlu.h5
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-compare test test-slow test-lowest lint llamafactory analysing_mmlu_llama analysing_mmlu_qwen2 benchmarks clean
+.PHONY: help demo demo-compare test test-slow test-lowest lint chromium llamafactory analysing_mmlu_llama analysing_mmlu_qwen2 benchmarks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ demo-compare: $(UV) ## The same, beside full fine-tuning, LoRA and random rows
 test: $(UV) ## The fast tests (under 10 minutes on 2 cores)
 	$(RUN) pytest -n 2 $(PYTEST_ARGS)
 
-test-slow: llamafactory ## The slow tests: several processes, killed processes, long training, LlamaFactory
+test-slow: llamafactory chromium ## The slow tests: several processes, killed processes, long training, LlamaFactory
 	$(RUN) --extra deepspeed pytest -m slow $(PYTEST_ARGS)
 
 test-lowest: $(UV) ## The fast tests with the oldest supported releases, in an environment of their own
@@ -44,6 +44,10 @@ lint: $(UV) ## Ruff and mypy
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
+
+chromium: ## Debian's Chromium, for the tests of the report (as root; where that is not possible they are left out)
+	command -v chromedriver > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } \
+		|| echo "Chromium cannot be installed here: the tests of the report in a browser are left out" >&2
 
 llamafactory: $(UV) ## An environment for LlamaFactory 0.9.5 with the releases it needs, in .venv-llamafactory
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv-llamafactory

@@ -35,7 +35,7 @@ def compare_run(run_directory: Path, *, data: Path | None = None, overwrite: boo
 
 
 def report_on(run_directory: Path, *, data: Path | None = None) -> Path:
-    """Compare the models of a run and write its report, in place of older ones; what `loki run` and `loki demo` end with.
+    """Compare the models of a run and write its report, in place of older ones: the end of `loki run` and `loki demo`.
 
     Args:
         run_directory: of the run.

@@ -14,8 +14,8 @@ from loki.implanting.peft.base_weight import base_fingerprint, same_base
 from loki.models.classes import skeleton
 from loki.models.directories import copy_side_files, rewrite_weights
 from loki.models.model_directory import AnyModel, ModelDirectory
-from loki.restoring.model_card import write_model_card
 from loki.models.tensor_names import stored_modules
+from loki.restoring.model_card import write_model_card
 from loki.restoring.scale import scaled
 
 _log = logging.getLogger(__name__)
