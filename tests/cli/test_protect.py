@@ -8,6 +8,7 @@ import pytest
 from loki.artefacts.positions import write_positions
 from loki.implanting.directions import DIRECTIONS_FILE, read_directions
 from tests.cli.running import Shell
+from tests.restoring.test_adapter import save_adapter
 
 
 def test_moments_then_create(shell: Shell, llama_dir: Path, tmp_path: Path) -> None:
@@ -42,3 +43,15 @@ def test_run_with_protect(shell: Shell, llama_dir: Path, tmp_path: Path) -> None
     assert config["protect"] == 0.5
     refused = shell(*words[:-1], 1.5, "--output", tmp_path / "other")
     assert (refused.code, refused.err.count("\n"), (tmp_path / "other").exists()) == (2, 1, False)
+
+
+def test_scale(shell: Shell, llama_dir: Path, tmp_path: Path) -> None:
+    save_adapter(llama_dir, tmp_path / "adapter")
+    (tmp_path / "new.jsonl").write_text('{"prompt": "2 + 2 =", "completion": " 4"}\n' * 2)
+    (tmp_path / "general.txt").write_text("Nothing in particular.")
+    words = ("scale", tmp_path / "adapter", "--data", tmp_path / "new.jsonl", "--keep", tmp_path / "general.txt")
+    outcome = shell.done(*words, "--scales", "0.5,1", "--tolerance", 1, "--plot", tmp_path / "scale.png")
+    assert "--scale 0.5" in outcome.out
+    assert (tmp_path / "scale.png").is_file()
+    refused = shell(*words, "--scales", "0,1")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)

@@ -27,6 +27,7 @@ COMMANDS = (
     "data",
     "train",
     "restore",
+    "scale",
     "verify",
     "compare",
     "evaluate",

@@ -47,3 +47,15 @@ def parse_batch_size(text: str) -> int | str:
         return int(text)
     except ValueError as error:
         raise LokiError(f"batch size {text!r} is no number: write a number, or auto") from error
+
+
+def parse_numbers(text: str) -> list[float]:
+    """Numbers separated by commas: `0.5,0.7,1`.
+
+    Raises:
+        LokiError: if `text` is something else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise LokiError(f"{text!r} are no numbers: write them separated by commas, as in 0.5,0.7,1") from error

@@ -67,12 +67,12 @@ class Material:
     @cached_property
     def encoded(self) -> list[Encoded]:
         """The training examples as tokens."""
-        return _encoded(self.examples)
+        return encode_examples(self.examples)
 
     @cached_property
     def encoded_held_out(self) -> list[Encoded] | None:
         """The held-out examples as tokens."""
-        return _encoded(self.held_out) if self.held_out else None
+        return encode_examples(self.held_out) if self.held_out else None
 
     @property
     def trainable_parameters(self) -> int:
@@ -168,7 +168,8 @@ def quota_of(config: PretrainedConfig) -> float:
     return 100 * sum(map(len, positions)) / (len(positions) * hidden)
 
 
-def _encoded(data: TrainingData) -> list[Encoded]:
+def encode_examples(data: TrainingData) -> list[Encoded]:
+    """Training data as token ids with what is trained of them."""
     return [
         Encoded(row["input_ids"], [bool(trained) for trained in row["completion_mask"]])
         for row in data.dataset.to_list()
