@@ -2,16 +2,17 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from loki.dry_run import estimate
 from loki.errors import LokiError
 from loki.implanting.training.settings import TrainingSettings
-from loki.pipeline import RunSettings, run
+from loki.pipeline import RunSettings, read_config, run
 from loki.selection.strategies import SelectionSettings
 
 
@@ -62,10 +63,91 @@ def test_continues_after_an_interruption(
 def test_other_settings_are_refused(settings: RunSettings, tmp_path: Path) -> None:
     output = tmp_path / "run"
     run(settings, output)
-    other = RunSettings(settings.model, settings.data, settings.calibration, quota=50, training=settings.training)
-    with pytest.raises(LokiError, match="quota was 25, now 50"):
+    other = replace(settings, quota=50)
+    with pytest.raises(LokiError, match=r"quota was 25, now 50.* to do select, create, train, restore again; analyse"):
         run(other, output)
+    scores = (output / "scores.h5").stat().st_mtime_ns
     assert run(other, output, overwrite=True).report.selected_rows == 48
+    assert (output / "scores.h5").stat().st_mtime_ns == scores
+
+
+def test_another_training_option_keeps_the_phases_before(settings: RunSettings, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    first = run(settings, output)
+    before = modified(output)
+    other = replace(settings, training=replace(settings.training, learning_rate=3e-3))
+    with pytest.raises(LokiError, match=r"\(training\.learning_rate was 0\.01, now 0\.003\)"):
+        run(other, output)
+    assert modified(output) == before
+    again = run(other, output, overwrite=True)
+    kept = {name for name, when in modified(output).items() if before.get(name) == when}
+    assert {str(output / "scores.h5"), str(output / "positions.json"), str(output / "loki_model/config.json")} <= kept
+    assert first.training is not None
+    assert again.training is not None
+    assert again.training.learning_rate == 3e-3
+    assert json.loads((output / "run.json").read_text())["training"]["learning_rate"] == 3e-3
+
+
+def test_an_unfinished_training_needs_no_overwrite(
+    settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("loki.pipeline.train", interrupt)
+        run(settings, tmp_path / "run")
+    other = replace(settings, training=replace(settings.training, seed=7))
+    assert run(other, tmp_path / "run").report.differences == []
+
+
+def test_a_run_is_repeated_from_its_configuration(settings: RunSettings, tmp_path: Path) -> None:
+    run(settings, tmp_path / "run")
+    values = read_config(tmp_path / "run" / "run.yaml")
+    assert values["training"]["batch_size"] == 2
+    assert values["attribution"]["ig_method"] == "riemann_trapezoid"
+    assert {field.name for field in fields(TrainingSettings)} == values["training"].keys()
+    run(RunSettings.from_dict(values), tmp_path / "again")
+    for name in ("restored/model.safetensors", "positions.json", "run.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 3}, "steps is no setting"),
+        ({"training": {"lr": 1}}, r"training\.lr is no setting"),
+        ({"training": [1]}, r"training is \[1\]"),
+        ({"training": {"epochs": "many"}}, "training"),
+        ({"model": None}, "give --model"),
+    ],
+)
+def test_configurations_that_are_refused(settings: RunSettings, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(LokiError, match=message):
+        RunSettings.from_dict({**settings.to_dict(), **change})
+
+
+def test_configurations_that_cannot_be_read(tmp_path: Path) -> None:
+    for text in ("- a", "{", "\xff"):
+        (tmp_path / "run.yaml").write_bytes(text.encode("latin-1"))
+        with pytest.raises(LokiError, match=r"run\.yaml"):
+            read_config(tmp_path / "run.yaml")
+    with pytest.raises(LokiError, match="does not exist"):
+        read_config(tmp_path / "absent.yaml")
+
+
+@pytest.mark.slow
+def test_dry_run_writes_nothing_and_counts_what_a_run_does(settings: RunSettings, tmp_path: Path) -> None:
+    found = estimate(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert (found.samples, found.examples, found.rows, found.steps) == (2, 4, 24, 2)
+    result = run(settings, tmp_path / "run")
+    assert result.training is not None
+    assert found.trainable_parameters == result.training.trainable_parameters
+    assert 0 < found.training_seconds < 60
+    assert 0 < found.analysis_seconds < 60
+    with pytest.raises(LokiError, match="quota 101"):
+        estimate(replace(settings, quota=101), tmp_path / "run")
 
 
 def test_output_with_something_else(settings: RunSettings, tmp_path: Path) -> None:

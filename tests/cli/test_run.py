@@ -33,3 +33,23 @@ def test_all_phases_and_what_a_repetition_does(shell: Shell, words: list[object]
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     shell.done(*words, "--strategy", "random", "--overwrite")
     assert json.loads((tmp_path / "run" / "positions.json").read_text()) != positions
+
+
+def test_a_run_from_its_configuration_and_another_option(shell: Shell, words: list[object], tmp_path: Path) -> None:
+    shell.done(*words)
+    config = tmp_path / "run" / "run.yaml"
+    told = json.loads(shell.done("run", "--config", config, "--output", tmp_path / "b", "--seed", 7, "--json").out)
+    assert told["command"] == "run"
+    assert (told["changed_rows"], told["selected_rows"]) == (24, 24)
+    assert told["learned"]["before"]["trained"]["examples"] == 4
+    first, second = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "b"))
+    assert (first["training"].pop("seed"), second["training"].pop("seed")) == (42, 7)
+    assert first == second
+
+
+def test_what_a_run_needs(shell: Shell, words: list[object], tmp_path: Path) -> None:
+    refused = shell("run", "--output", tmp_path / "run")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--model" in refused.err
+    (tmp_path / "wrong.yaml").write_text("quata: 3\n")
+    assert "quata is no setting" in shell(*words, "--config", tmp_path / "wrong.yaml").err

@@ -20,7 +20,7 @@ def with_options(leave_out: tuple[str, ...] = (), **groups: type[Any]) -> Callab
     `epochs: float = 3.0` becomes `--epochs`, with the field's text in the class's docstring as help.
 
     Args:
-        leave_out: fields that do not become options; they keep their defaults.
+        leave_out: fields that do not become options, as `settings.field`; they keep their defaults.
         groups: settings class of each of the command's parameters.
     """
 
@@ -29,7 +29,7 @@ def with_options(leave_out: tuple[str, ...] = (), **groups: type[Any]) -> Callab
         parameters: list[inspect.Parameter] = []
         for name, parameter in inspect.signature(command).parameters.items():
             if name in groups:
-                parameters += _options(groups[name], leave_out)
+                parameters += _options(groups[name], _left_out(leave_out, name))
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
 
@@ -39,7 +39,7 @@ def with_options(leave_out: tuple[str, ...] = (), **groups: type[Any]) -> Callab
                 taken = {
                     field.name: given.pop(field.name)
                     for field in dataclasses.fields(settings)
-                    if field.name not in leave_out
+                    if field.name not in _left_out(leave_out, name)
                 }
                 given[name] = settings(**parsed(settings, taken))
             return command(**given)
@@ -84,7 +84,11 @@ def attribute_texts(settings: type[Any]) -> dict[str, str]:
     return {name: text[:1].upper() + text[1:] for name, text in texts.items()}
 
 
-def _options(settings: type[Any], leave_out: tuple[str, ...]) -> list[inspect.Parameter]:
+def _left_out(names: tuple[str, ...], group: str) -> set[str]:
+    return {name.partition(".")[2] for name in names if name.startswith(f"{group}.")}
+
+
+def _options(settings: type[Any], leave_out: set[str]) -> list[inspect.Parameter]:
     hints, texts = get_type_hints(settings), attribute_texts(settings)
     return [
         inspect.Parameter(

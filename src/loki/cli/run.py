@@ -1,36 +1,58 @@
 """`loki run`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from loki.analysis.options import AnalysisOptions
 from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
-from loki.cli.training_options import Published, with_published_rate
+from loki.cli.training_options import Published, say_learned, with_published_rate
+from loki.kva.settings import AttributionSettings
 from loki.selection.strategies import SelectionSettings, strategy_names
-from loki.selection.strategy import By
 
 
 @app.command()
-@with_options(training=TrainingSettings)
+@with_options(
+    leave_out=("attribution.engine", "attribution.absolute", "attribution.position", "attribution.seed"),
+    attribution=AttributionSettings,
+    training=TrainingSettings,
+)
 def run(
-    model: Annotated[str, typer.Argument(help="Base model: a local directory or hub id.", show_default=False)],
-    data: Annotated[Path, typer.Option("--data", help="Training data, as for `loki train`.")],
-    calibration: Annotated[str, typer.Option("--calibration", help="Calibration data, as for `loki analyse`.")],
-    quota: Annotated[float, typer.Option("--quota", help="Percentage of the rows to train.")],
-    output: Annotated[Path, typer.Option("--output", help="Run directory; every phase leaves its artefact there.")],
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="Base model: a local directory or hub id.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Training data, as for `loki train`.", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", help="Calibration data, as for `loki analyse`.", show_default=False)
+    ] = None,
+    quota: Annotated[
+        float | None, typer.Option("--quota", help="Percentage of the rows to train. Default: 10.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Run directory. Default: runs/<model>.", metavar="RUN_DIR", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="YAML file with options of all phases, such as run.yaml in a run directory. Options on the command "
+            "line go before it.",
+        ),
+    ] = None,
+    eval_data: Annotated[list[str] | None, typer.Option("--eval-data", help="Held-out data, as training data.")] = None,
     strategy: Annotated[
         str, typer.Option("--strategy", help=f"How rows are selected: {', '.join(strategy_names())}.")
     ] = SelectionSettings.strategy,
     by: Annotated[
-        By, typer.Option("--by", help="Go by the scores with their sign, or without.")
-    ] = SelectionSettings.by,
-    definition: Annotated[
-        str, typer.Option("--definition", help="captum (as published) or paper (eq. 4-5).")
-    ] = "captum",
-    steps: Annotated[int, typer.Option("--steps", help="Points of the integration rule.")] = 7,
+        str, typer.Option("--by", help="Go by the scores with their sign (signed), or without (absolute).")
+    ] = SelectionSettings.by.value,
     samples_per_subject: Annotated[
         int | None, typer.Option("--samples-per-subject", help="Draw so many calibration samples of every subject.")
     ] = None,
@@ -42,36 +64,64 @@ def run(
             "alone, as 0.5. Default: none.",
         ),
     ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="To analyse in: auto (as saved), float32, bfloat16 or float16.")
+    ] = AnalysisOptions.dtype,
+    device: Annotated[str, typer.Option("--device", help="To analyse on: auto, cpu or cuda.")] = AnalysisOptions.device,
     *,
+    attribution: AttributionSettings,
     training: TrainingSettings,
     published: Published = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the output holds a run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what would be done, and for how long.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do finished phases again whose settings changed; else start anew.")
+    ] = False,
 ) -> None:
     """Run all phases; a finished phase is not run again, an interrupted one goes on.
 
     Example:
-        loki run MODEL --data train.jsonl --calibration mmlu --quota 10 --output runs/mine
+        loki run MODEL --data train.jsonl --calibration mmlu
     """
     from loki.cli.progress import progress_bar
-    from loki.kva.settings import AttributionSettings, Definition
-    from loki.pipeline import RunSettings
+    from loki.cli.quiet import quiet_libraries
+    from loki.pipeline import RunSettings, read_config
     from loki.pipeline import run as run_phases
     from loki.report.run_comparison import report_on
 
-    settings = RunSettings(
-        model=model,
-        data=data,
-        calibration=calibration,
-        quota=quota,
-        selection=SelectionSettings(strategy, by),
-        samples_per_subject=samples_per_subject,
-        attribution=AttributionSettings(Definition(definition), steps),
-        training=with_published_rate(training, published),
-        protect=protect,
-    )
+    quiet_libraries()
+    training = with_published_rate(training, published)
+    given = {name for name in context.params if _typed(context, name)} | ({"learning_rate"} if published else set())
+    values: dict[str, Any] = read_config(config) if config else {}
+    own = {"model": model, "data": data, "calibration": calibration, "quota": quota}
+    own |= {"eval_data": eval_data, "protect": protect}
+    values |= {name: value for name, value in own.items() if value is not None and value != []}
+    groups = {
+        "selection": {"strategy": strategy, "by": by},
+        "attribution": vars(attribution),
+        "analysis": {"samples_per_subject": samples_per_subject, "dtype": dtype, "device": device},
+        "training": vars(training),
+    }
+    for name, group in groups.items():
+        typed = {key: value for key, value in group.items() if key in given}
+        values[name] = (
+            {**(values.get(name) or {}), **typed} if isinstance(values.get(name) or {}, dict) else values[name]
+        )
+    settings = RunSettings.from_dict(values)
+    output = output or Path("runs") / Path(settings.model).resolve().name
+    if dry_run:
+        from loki.dry_run import estimate
+
+        found = estimate(settings, output)
+        say("\n".join(found.lines()), **found.to_dict())
+        return
     with progress_bar() as progress:
         result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)
-    page = report_on(output, data=data)
+    if result.training:
+        say_learned(result.training.learned)
+    one = Path(data[0]) if data and len(data) == 1 and Path(data[0]).is_file() else None
+    page = report_on(output, data=one)
     say(
         f"verify   {result.seconds['verify']:.1f} s\n"
         f"{result.report.changed_rows} of {result.report.selected_rows} selected rows changed, and nothing else. "
@@ -82,3 +132,9 @@ def run(
         selected_rows=result.report.selected_rows,
     )
     say(f"Report: {page}", report=page)
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, rather than being a default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

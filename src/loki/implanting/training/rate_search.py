@@ -29,6 +29,7 @@ _EXTENSIONS = 4
 _STEPS = (12, 36)  # after which rates are compared
 _FINALISTS = 2
 _WARMUP_STEPS = 3
+_LEARNED = 0.1  # of the loss before: what is below needs no greater rate
 _NEARLY = 0.9  # of the best fall in loss: rates that reach it have learned as much
 _HELD_OUT = 0.1
 _MEASURED = {"most": 48, "tokens": 8_192}
@@ -107,10 +108,11 @@ def search_rate(
 ) -> RateSearch:
     """Try learning rates on a model, and find the one to train with.
 
-    Five rates take 12 steps each, and the two with the lower loss 24 more. Where the best of the five is the least or
-    the greatest of them, rates beyond it are tried as well. The loss is that on the examples trained on where all were
-    seen by then, else that on held-out ones. Of the rates whose loss falls about as far as the best one's, the one with
-    the lower held-out loss is taken: it has changed less of what it was not asked to.
+    Five rates take 12 steps each, and the two with the lower loss 24 more; of those that have learned nearly all by
+    then, the smaller. Where the best of the five is the least or the greatest of them, rates beyond it are tried too.
+    The loss is that on the examples trained on where all were seen by then, else that on held-out ones. Of the rates
+    whose loss falls about as far as the best one's, the one with the lower held-out loss is taken: it has changed less
+    of what it was not asked to.
 
     Args:
         model: a LoKI model; its rows are the same afterwards, and of type float32.
@@ -131,6 +133,9 @@ def search_rate(
     def judged(trial: Trial) -> float:
         return trial.loss if repeated or trial.held_out_loss is None else trial.held_out_loss
 
+    def rank(trial: Trial) -> tuple[float, float]:
+        return max(judged(trial), _LEARNED * start), trial.learning_rate
+
     task = progress.add_task("finding a learning rate", total=len(RATES) + _FINALISTS) if progress else None
 
     def attempt(rate: float, steps: int) -> Trial:
@@ -141,18 +146,19 @@ def search_rate(
 
     try:
         before = tried.losses()
+        start = before[0] if repeated or before[1] is None else before[1]
         trials = [attempt(rate, _STEPS[0]) for rate in RATES]
         for _ in range(_EXTENSIONS):
             ordered = sorted(trials, key=lambda trial: trial.learning_rate)
-            best = min(trials, key=judged)
-            if best is ordered[-1]:
+            best = min(trials, key=rank)
+            if best is ordered[-1] and judged(best) > _LEARNED * start:
                 beyond = best.learning_rate * _FACTOR
             elif best is ordered[0] and math.isfinite(best.loss):
                 beyond = best.learning_rate / _FACTOR
             else:
                 break
             trials.append(attempt(_rounded(beyond), _STEPS[0]))
-        finalists = [attempt(trial.learning_rate, _STEPS[1]) for trial in sorted(trials, key=judged)[:_FINALISTS]]
+        finalists = [attempt(trial.learning_rate, _STEPS[1]) for trial in sorted(trials, key=rank)[:_FINALISTS]]
     finally:
         tried.restore()
         if progress and task is not None:
@@ -160,11 +166,26 @@ def search_rate(
     best = min(finalists, key=judged)
     if not math.isfinite(best.loss):
         raise LokiError("the loss is no number with any learning rate that was tried: check the model and the data")
-    start = before[0] if repeated or before[1] is None else before[1]
     enough = start - _NEARLY * (start - judged(best))
     equal = [trial for trial in finalists if judged(trial) <= max(enough, judged(best))]
     chosen = min(equal, key=lambda trial: judged(trial) if trial.held_out_loss is None else trial.held_out_loss)
     return RateSearch(chosen.learning_rate, [*trials, *finalists], *before, time.monotonic() - started)
+
+
+def seconds_per_step(
+    model: PreTrainedModel, examples: Sequence[Encoded], settings: TrainingSettings, *, steps: int = 3
+) -> float:
+    """The time of an optimiser step, measured on a few; the rows are as before."""
+    tried = _Tryout(model, examples, None, settings)
+    try:
+        tried.attempt(1e-6, 1)  # the first takes longer
+        started = time.monotonic()
+        tried.losses()
+        measured = time.monotonic()
+        tried.attempt(1e-6, 1 + steps)  # which measures as well
+        return max(1e-6, (time.monotonic() - measured) - (measured - started)) / steps
+    finally:
+        tried.restore()
 
 
 def plot_search(search: RateSearch, path: Path) -> None:

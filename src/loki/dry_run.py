@@ -1,0 +1,152 @@
+"""What a run would do, without doing it: amounts, memory, and the time, from a few timed samples and steps."""
+
+import json
+import math
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loki.analysis.analyse import analyse
+from loki.calibration.sources import load_calibration
+from loki.data.fitting import length_within
+from loki.data.preparing import prepare_training_data
+from loki.implanting.splitting import active_parameters, split_rows
+from loki.implanting.training.encoded import Encoded
+from loki.implanting.training.planning import LEAST_STEPS
+from loki.implanting.training.rate_search import seconds_per_step
+from loki.implanting.training.settings import DEFAULT_EPOCHS, Rate
+from loki.models.architectures import max_positions
+from loki.models.loading import load_model
+from loki.models.model_directory import ModelDirectory
+from loki.pipeline import RunSettings
+from loki.ranks import pick_device
+from loki.selection.strategies import find_strategy
+
+_TIMED_SAMPLES = 3
+_BYTES_PER_TRAINED_VALUE = 16  # the row, its gradient and AdamW's two moments, in float32
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would do.
+
+    Attributes:
+        output: the run directory.
+        samples: calibration samples to analyse.
+        examples: training examples.
+        rows: selected rows.
+        trainable_parameters: values in them.
+        parameters: values in the model.
+        steps: optimiser steps at most, without those that a rate is found with.
+        memory_bytes: weights, trained values and the optimiser's state while training; activations come on top.
+        analysis_seconds: from a few timed samples.
+        training_seconds: from a few timed steps, with those that a rate is found with.
+    """
+
+    output: Path
+    samples: int
+    examples: int
+    rows: int
+    trainable_parameters: int
+    parameters: int
+    steps: int
+    memory_bytes: int
+    analysis_seconds: float
+    training_seconds: float
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        return [
+            f"analyse  {self.samples} samples, about {_span(self.analysis_seconds)}",
+            f"select   {self.rows} rows",
+            f"train    {self.trainable_parameters:,} of {self.parameters:,} parameters, {self.examples} examples, "
+            f"at most {self.steps} steps, about {_span(self.training_seconds)}",
+            f"memory   {self.memory_bytes / 2**30:.2f} GiB for weights and optimiser, and activations",
+            f"output   {self.output} (nothing was written)",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+def estimate(settings: RunSettings, output: Path) -> DryRun:
+    """Check a run's settings as the run would, and time a few of its samples and training steps.
+
+    Args:
+        settings: what the run would do.
+        output: where it would write; it is neither looked at nor written.
+
+    Raises:
+        LokiError: for all that the run would refuse before its first phase.
+    """
+    base = ModelDirectory(settings.model)
+    settings.check(base)
+    training, text = settings.training, base.text_config
+    calibration = load_calibration(
+        settings.calibration,
+        base.tokenizer,
+        max_positions=max_positions(base.config),
+        vocab_size=text.vocab_size,
+        subjects=settings.analysis.subjects,
+        samples_per_subject=settings.analysis.samples_per_subject,
+        seed=settings.analysis.seed,
+    )
+    ids = [sample.input_ids for sample in calibration.samples]
+    data = prepare_training_data(settings.data, base, length_within(base.config, training.max_length))
+    examples = [
+        Encoded(row["input_ids"], [bool(trained) for trained in row["completion_mask"]])
+        for row in data.dataset.to_list()
+    ]
+    layers = len(base.projection_names)
+    rows = find_strategy(settings.selection.strategy).rows(settings.quota, layers, text.hidden_size)
+    per_layer = max(1, round(settings.quota / 100 * text.hidden_size))
+    model = load_model(base, device=pick_device())
+    parameters, weights = model.num_parameters(), model.get_memory_footprint()
+    split_rows(model, [list(range(per_layer))] * layers)  # which rows makes no difference to the time
+    trainable = sum(parameter.numel() for parameter in active_parameters(model).values())
+    per_epoch = math.ceil(len(examples) / (training.batch_size * training.gradient_accumulation))
+    epochs = training.epochs or DEFAULT_EPOCHS
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(epochs * per_epoch)
+    searched = 0
+    if training.learning_rate is Rate.AUTO:
+        searched = 2 * LEAST_STEPS
+        if training.epochs is None and training.max_steps == -1:
+            steps = max(steps, LEAST_STEPS)
+    return DryRun(
+        output=output,
+        samples=len(ids),
+        examples=len(examples),
+        rows=rows if isinstance(rows, int) and rows > per_layer else per_layer * layers,
+        trainable_parameters=trainable,
+        parameters=parameters,
+        steps=steps,
+        memory_bytes=int(weights) + trainable * _BYTES_PER_TRAINED_VALUE,
+        analysis_seconds=len(ids) * _seconds_per_sample(base, settings, ids),
+        training_seconds=(steps + searched) * seconds_per_step(model, examples, training),
+    )
+
+
+def _seconds_per_sample(base: ModelDirectory, settings: RunSettings, ids: list[list[int]]) -> float:
+    """Of a few samples of middling length, less what the analysis of a single one takes: loading the model."""
+    ordered = sorted(ids, key=len)
+    middle = ordered[len(ordered) // 2 :][: 1 + _TIMED_SAMPLES] or ordered
+    took = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in (("one", middle[:1]), ("several", middle)):
+            questions = Path(folder, f"{name}.jsonl")
+            questions.write_text("".join(json.dumps({"input_ids": tokens}) + "\n" for tokens in part))
+            started = time.monotonic()
+            analyse(base, str(questions), Path(folder, f"{name}.h5"), settings.attribution)
+            took.append(time.monotonic() - started)
+    if len(middle) == 1:
+        return took[0]
+    return max(took[1] - took[0], 1e-3) / (len(middle) - 1)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
