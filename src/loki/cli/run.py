@@ -99,7 +99,7 @@ def run(
     values |= {name: value for name, value in own.items() if value is not None and value != []}
     groups = {
         "selection": {"strategy": strategy, "by": by},
-        "attribution": vars(attribution),
+        "attribution": {name: value for name, value in vars(attribution).items() if name != "seed"},
         "analysis": {"samples_per_subject": samples_per_subject, "dtype": dtype, "device": device},
         "training": vars(training),
     }
