@@ -103,7 +103,7 @@ def test_unknown_strategy() -> None:
 
 
 @given(st.sampled_from(BY_SCORES), st.floats(5, 100), st.sampled_from(By))
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_sizes_add_up_and_the_same_call_selects_the_same(
     scores_file: Path, strategy: str, quota: float, by: By
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -39,6 +39,7 @@ def naive(sensitivity: np.ndarray, gradients: np.ndarray, k: int) -> Positions:
 
 
 @given(arrays(np.float32, (3, *SHAPE), elements=squares), arrays(np.float32, (4, *SHAPE), elements=squares))
+@settings(max_examples=25)
 def test_highest_ratio_first(tmp_path_factory: pytest.TempPathFactory, sensitivity: Any, gradients: Any) -> None:
     inputs = files(tmp_path_factory.mktemp("task"), sensitivity, gradients)
     assert select(inputs, 25, TASK_AWARE) == naive(sensitivity, gradients, 2)
