@@ -20,8 +20,10 @@ def words(llama_dir: Path, tmp_path: Path) -> list[object]:
 def test_all_phases_and_what_a_repetition_does(shell: Shell, words: list[object], tmp_path: Path) -> None:
     outcome = shell.done(*words)
     restored = tmp_path / "run" / "restored"
-    summary = f"24 of 24 selected rows changed, and nothing else. Restored model: {restored}\n"
+    page = tmp_path / "run" / "report.html"
+    summary = f"24 of 24 selected rows changed, and nothing else. Restored model: {restored}\nReport: {page}\n"
     assert outcome.out.endswith(summary)
+    assert page.is_file()
     phases = [line.split()[0] for line in outcome.out.splitlines() if line.endswith(" s")]
     assert phases == ["analyse", "select", "create", "train", "restore", "verify"]
     before = (restored / "model.safetensors").stat().st_mtime_ns
