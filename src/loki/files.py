@@ -217,6 +217,8 @@ def _is_running(process: int) -> bool:
 
 
 def _refuse_place(path: Path) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise LokiError(f"{path} is a device or a pipe: choose another --output")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise LokiError(f"{path} cannot be written, because {above} is a file: choose another --output")

@@ -80,6 +80,10 @@ class WorkFolder:
         with self._locked():
             try:
                 yield
+            except LokiError:
+                if not any(found.is_file() for folder in (self._batches, self.counts) for found in folder.glob("*")):
+                    self.clear()  # nothing was computed, so there is nothing to continue
+                raise
             finally:
                 if not self.begun:
                     self.remove()

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
-from loki.files import read_json
+from pydantic import create_model
+
+from loki.inputs import Strict, checked, read_json, reading
 
 _AS_JSON = ("versions", "stopping")
 _LIBRARIES = ("loki-llm", "torch", "transformers", "captum", "numpy", "h5py")
@@ -80,13 +82,26 @@ class Provenance:
         return {name: json.dumps(value) if name in _AS_JSON else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_attributes(cls, attributes: Mapping[str, Any]) -> Self | None:
-        """The provenance that HDF5 attributes hold; None if there is none (files of the published project)."""
+    def from_attributes(cls, attributes: Mapping[str, Any], *, origin: str = "scores file") -> Self | None:
+        """The provenance that HDF5 attributes hold; None if there is none (files of the published project).
+
+        Args:
+            attributes: of the file.
+            origin: what the file is called in messages.
+
+        Raises:
+            LokiError: if an attribute is of another type.
+        """
         needed = [own.name for own in fields(cls) if own.default is own.default_factory is MISSING]
         if any(name not in attributes for name in needed):
             return None
         plain = {own.name: _plain(attributes[own.name]) for own in fields(cls) if own.name in attributes}
-        return cls(**{name: json.loads(value) if name in _AS_JSON else value for name, value in plain.items()})
+        for name in _AS_JSON:
+            if name in plain:
+                with reading(f"attribute {name} of", origin, advice="analyse again, or copy it again"):
+                    plain[name] = json.loads(plain[name])
+        checked(_fields_of(cls), plain, origin, advice="it is damaged: analyse again, or copy it again")
+        return cls(**plain)
 
     def differences(self, other: Self, names: Iterable[str] = SCORE_FIELDS) -> list[str]:
         """The named fields in which `other` is different, as texts `steps 7 and 9`, own value first.
@@ -139,5 +154,14 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
+def _fields_of(cls: type[Provenance]) -> type[Strict]:
+    """The schema of the attributes: the dataclass's own fields, without conversion of values."""
+    hints = get_type_hints(cls)
+    present: Any = {own.name: (hints[own.name], ...) for own in fields(cls) if own.default is own.default_factory}
+    optional: Any = {own.name: (hints[own.name], None) for own in fields(cls) if own.name not in present}
+    schema: type[Strict] = create_model("Attributes", __base__=Strict, **present, **optional)
+    return schema
+
+
 def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+    return value.item() if getattr(value, "size", 0) == 1 and hasattr(value, "item") else value

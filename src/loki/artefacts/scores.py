@@ -15,6 +15,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loki.artefacts.provenance import Provenance
+from loki.artefacts.scores_schema import sample_column, scores_dataset
 from loki.errors import LokiError
+from loki.inputs import reading, require_file
 
 _CHUNK_BYTES = 2**20
 _READ_BYTES = 2**24
@@ -156,12 +159,9 @@ class ScoresReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise LokiError(f"scores file {path} does not exist: check the path, or make it with `loki analyse`")
-        try:
+        require_file(path, "scores file", advice="check the path, or make it with `loki analyse`")
+        with self._reading():
             self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise self._damaged(error) from error
         try:
             self._open()
         except BaseException:
@@ -169,19 +169,12 @@ class ScoresReader:
             raise
 
     def _open(self) -> None:
-        dataset = self._file.get("dataset")
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 3 or dataset.dtype.kind != "f":
-            raise LokiError(
-                f"scores file {self.path} has no dataset named 'dataset' with floating-point scores "
-                "[samples, layers, rows]: it is not a scores file"
-            )
-        self._dataset = dataset
-        self.samples, self.layers, self.hidden = (int(size) for size in dataset.shape)
-        try:
-            self.provenance = Provenance.from_attributes(self._file.attrs)
+        with self._reading():
+            self._dataset = scores_dataset(self._file, f"scores file {self.path}")
+            self.samples, self.layers, self.hidden = (int(size) for size in self._dataset.shape)
+            attributes = {name: self._file.attrs[name] for name in self._file.attrs}
             self.records = self._read_records()
-        except (OSError, ValueError) as error:
-            raise self._damaged(error) from error
+        self.provenance = Provenance.from_attributes(attributes, origin=f"scores file {self.path}")
 
     def scores(self, start: int, stop: int) -> NDArray[np.float32]:
         """The scores of samples `start` to `stop`, `[stop - start, L, D]` float32.
@@ -189,10 +182,8 @@ class ScoresReader:
         Raises:
             LokiError: if they are damaged on disk, or one is NaN or infinite; the text names sample and layer.
         """
-        try:
+        with self._reading():
             block: NDArray[np.float32] = self._dataset[start:stop].astype(np.float32)
-        except OSError as error:
-            raise self._damaged(error) from error
         check_finite(block, self.records.sample_ids[start:stop], origin=f"scores file {self.path}")
         return block
 
@@ -208,10 +199,11 @@ class ScoresReader:
 
     def _read_records(self) -> SampleRecords:
         count = self.samples
-        found = {name: self._file[name] for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS) if name in self._file}
-        wrong = [name for name, column in found.items() if column.shape != (count,)]
-        if wrong:
-            raise ValueError(f"{', '.join(wrong)} and dataset have different lengths")
+        names = [name for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS) if name in self._file]
+        found = {
+            name: sample_column(self._file, name, count, text=name in _TEXT_COLUMNS, origin=f"scores file {self.path}")
+            for name in names
+        }
         columns: dict[str, Any] = {
             **{name: [""] * count for name in _TEXT_COLUMNS},
             **{name: np.full(count, _UNKNOWN[name], dtype) for name, dtype in _NUMBER_COLUMNS.items()},
@@ -221,8 +213,9 @@ class ScoresReader:
             columns[name] = list(column.asstr()[:]) if name in _TEXT_COLUMNS else column[:]
         return SampleRecords(**columns)
 
-    def _damaged(self, error: Exception) -> LokiError:
-        return LokiError(f"scores file {self.path} is truncated or damaged ({error}): analyse again, or copy it again")
+    def _reading(self) -> AbstractContextManager[None]:
+        advice = "analyse again, or copy it again"
+        return reading("scores file", self.path, problem="is truncated or damaged", advice=advice)
 
     def __enter__(self) -> Self:
         return self

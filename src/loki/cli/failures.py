@@ -8,6 +8,7 @@ from loki.errors import out_of_memory
 _NO_SPACE = "free some space or choose another --output"
 _NO_PERMISSION = "check its permissions or choose another path"
 _NO_PLACE = "choose another --output"
+_OTHER_PATH = "choose another path"
 _STORAGE = {
     errno.ENOSPC: _NO_SPACE,
     errno.EDQUOT: _NO_SPACE,
@@ -19,6 +20,15 @@ _STORAGE = {
     errno.EEXIST: _NO_PLACE,
     errno.ENOENT: _NO_PLACE,
     errno.EBUSY: _NO_PLACE,
+    errno.ENAMETOOLONG: _OTHER_PATH,
+    errno.ELOOP: _OTHER_PATH,
+    errno.ENXIO: _OTHER_PATH,
+    errno.ENODEV: _OTHER_PATH,
+    errno.EINVAL: _OTHER_PATH,
+    errno.EIO: "check the disk",
+    errno.EFBIG: _NO_SPACE,
+    errno.ENOTEMPTY: _NO_PLACE,
+    errno.EOPNOTSUPP: _NO_PLACE,
 }
 # safetensors and h5py only quote the system's message; torch.save only notices that its file stopped growing.
 _FULL_DISK_SIGNS = ("os error 28", "errno = 28", "No space left on device", "unexpected pos", "PytorchStreamWriter")

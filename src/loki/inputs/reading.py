@@ -13,7 +13,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def reading(what: str, path: str | Path, *, advice: str = FETCH_AGAIN) -> Iterator[None]:
+def reading(
+    what: str, path: str | Path, *, advice: str = FETCH_AGAIN, problem: str = "cannot be read"
+) -> Iterator[None]:
     """Give everything that goes wrong in the block one line; the library's own error is its cause (`--debug`).
 
     Put into it only what a library does with the file: an error of our own code would be taken for a damaged file.
@@ -23,6 +25,7 @@ def reading(what: str, path: str | Path, *, advice: str = FETCH_AGAIN) -> Iterat
         what: the file's role, "scores file".
         path: the file, or the directory that is read.
         advice: what to do about it.
+        problem: what any error means.
 
     Raises:
         LokiError: for any error in the block.
@@ -36,7 +39,7 @@ def reading(what: str, path: str | Path, *, advice: str = FETCH_AGAIN) -> Iterat
             raise
         if out_of_memory(error) and not isinstance(error, MemoryError):
             raise
-        raise LokiError(f"{what} {path} cannot be read ({_reason(error)}): {advice}") from error
+        raise LokiError(f"{what} {path} {problem} ({_reason(error)}): {advice}") from error
 
 
 def shown(value: Any, limit: int = 60) -> str:

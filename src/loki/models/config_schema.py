@@ -5,7 +5,7 @@ Only what decides sizes or is read by LoKI is declared; all else is the model fa
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
@@ -54,6 +54,9 @@ class ModelConfiguration(Strict):
     rope_scaling: dict[str, Any] | None = None
     tie_word_embeddings: bool | None = None
     use_cache: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
+    return_dict: bool | None = None
     is_encoder_decoder: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
@@ -72,7 +75,7 @@ class ModelConfiguration(Strict):
     base_model_name_or_path: Name | None = None
     base_fingerprint: Name | None = None
     base_rows_fingerprint: Name | None = None
-    base_dtype: Name | None = None
+    base_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
 
 
 class WeightIndex(Strict):
@@ -97,6 +100,19 @@ class TokenizerConfiguration(Strict):
     additional_special_tokens: list[Any] | None = None
     clean_up_tokenization_spaces: bool | None = None
     auto_map: dict[str, Any] | None = None
+
+
+class GenerationFields(Strict):
+    """generation_config.json; only what changes the type of a model's outputs is declared."""
+
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
+    output_logits: bool | None = None
+    output_scores: bool | None = None
+    return_dict_in_generate: bool | None = None
+    use_cache: bool | None = None
+    do_sample: bool | None = None
+    transformers_version: str | None = None
 
 
 def check_configuration(value: Any, file: Path, tensors: Mapping[str, TensorEntry]) -> None:

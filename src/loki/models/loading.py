@@ -22,7 +22,7 @@ from loki.inputs import checked, read_json, reading
 from loki.models.architectures import LOKI_MODEL_TYPE_PREFIX, base_model_type
 from loki.models.checkpoint import check_weights, stored_tensors
 from loki.models.classes import auto_class, class_of_type
-from loki.models.config_schema import TokenizerConfiguration, check_configuration
+from loki.models.config_schema import GenerationFields, TokenizerConfiguration, check_configuration
 from loki.models.hub import fetch
 
 DTYPES: dict[str, torch.dtype | None] = {
@@ -131,7 +131,25 @@ def load_model(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    return loaded.eval() if device_map else loaded.to(device).eval()
+    model_at_work = loaded.eval() if device_map else loaded.to(device).eval()
+    check_forward(model_at_work, path)
+    return model_at_work
+
+
+def check_forward(model: PreTrainedModel, path: Path) -> None:
+    """Compute two tokens: a configuration that contradicts itself shows only now, as an error of any kind.
+
+    Args:
+        model: just loaded.
+        path: its directory, for the message.
+
+    Raises:
+        LokiError: if the model cannot compute.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    advice = "correct its config.json, or fetch or save the model again"
+    with reading("the model in", path, advice=advice), torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
 
 
 def load_weights(model_class: Any, path: Path, **options: Any) -> PreTrainedModel:
@@ -140,7 +158,12 @@ def load_weights(model_class: Any, path: Path, **options: Any) -> PreTrainedMode
     Raises:
         LokiError: if the weights cannot be read, or one is missing or of another shape.
     """
-    with reading("the weights in", path, advice="fetch or save the model again"), _without_reports_of_missing_weights():
+    advice = "fetch or save the model again"
+    generation = path / "generation_config.json"
+    if generation.exists():
+        value = read_json(generation, what="generation configuration")
+        checked(GenerationFields, value, f"generation configuration {generation}", advice=advice)
+    with reading("the weights in", path, advice=advice), _without_reports_of_missing_weights():
         loaded, info = model_class.from_pretrained(
             path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

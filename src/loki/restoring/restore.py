@@ -1,6 +1,7 @@
 """From a trained LoKI model back to an ordinary one."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -8,8 +9,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from loki.artefacts.positions import check_positions, check_positions_fit, read_positions
 from loki.errors import LokiError
-from loki.files import atomic_directory, protect_inputs, read_json, refuse_existing, write_json
+from loki.files import atomic_directory, protect_inputs, refuse_existing, write_json
 from loki.implanting.modeling import LoKIConfigMixin
+from loki.inputs import checked, read_json
 from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, rows_digest
 from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights, selected_by_tensor
@@ -144,7 +146,8 @@ def _checkpoint(path: Path) -> Path:
 
 
 def _clean_tokenizer_config(path: Path) -> None:
-    values = read_json(path, what="tokenizer configuration") if path.is_file() else {}
+    value = read_json(path, what="tokenizer file") if path.is_file() else {}
+    values = checked(dict[str, Any], value, f"tokenizer file {path.name}", advice="copy the base model's into it")
     kept = {key: value for key, value in values.items() if key not in _LOADING_KEYS}
     if kept != values:
         write_json(path, kept, overwrite=True)

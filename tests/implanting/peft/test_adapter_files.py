@@ -55,7 +55,7 @@ def test_damaged_weights_are_refused(tmp_path):
     with pytest.raises(LokiError, match="truncated or damaged"):
         read_adapter(tmp_path)
     weights.unlink()
-    with pytest.raises(LokiError, match=r"has no adapter_model\.safetensors"):
+    with pytest.raises(LokiError, match=r"adapter_model\.safetensors does not exist"):
         read_adapter(tmp_path)
 
 

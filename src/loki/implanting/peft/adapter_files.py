@@ -8,16 +8,19 @@ from pathlib import Path
 import torch
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from loki.errors import LokiError
-from loki.files import atomic_directory, read_json
+from loki.files import atomic_directory
 from loki.implanting.directions import digest
+from loki.implanting.peft.adapter_schema import AdapterConfiguration
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import InputDirections
+from loki.inputs import checked, read_json, reading, safetensors_header, shown
+from loki.inputs.tensors import FLOATS
 
 KEY_PREFIX = "base_model.model."
+_ADVICE = "save or fetch the adapter again"
 _KEY = re.compile(r"(?P<module>.+)\.(?P<kind>loki_delta|loki_A|loki_B|loki_C|loki_U)\.weight")
 
 
@@ -81,20 +84,24 @@ def read_adapter(path: Path) -> SavedAdapter:
     Raises:
         LokiError: if it is no LoKI adapter, a file is missing or damaged, or weights and positions do not agree.
     """
-    raw = read_json(path / CONFIG_NAME, what="adapter configuration")
+    file = path / CONFIG_NAME
+    raw = read_json(file, what="adapter configuration")
     kind = raw.get("peft_type") if isinstance(raw, dict) else None
     if kind != "LOKI":
-        raise LokiError(
-            f"{path} holds a {kind or 'damaged'} adapter, not a LoKI adapter: name one saved with LoKIConfig"
-        )
-    config: LoKIConfig = LoKIConfig.from_pretrained(str(path))
+        found = shown(kind).strip("'") if kind else "damaged"
+        raise LokiError(f"{path} holds a {found} adapter, not a LoKI adapter: name one saved with LoKIConfig")
+    checked(AdapterConfiguration, raw, f"adapter configuration {file}", advice=_ADVICE)
+    with reading("adapter configuration", file, advice=_ADVICE):
+        config: LoKIConfig = LoKIConfig.from_pretrained(str(path))
     weights = path / SAFETENSORS_WEIGHTS_NAME
-    if not weights.is_file():
-        raise LokiError(f"adapter {path} has no {weights.name}: save or fetch it again")
-    try:
+    header = safetensors_header(weights, what="adapter weights", advice=_ADVICE)
+    other = next((name for name, entry in header.items() if entry.dtype not in FLOATS), None)
+    if other is not None:
+        raise LokiError(
+            f"adapter weights {weights}: {other[:200]} is {header[other].dtype}, no floating-point type: {_ADVICE}"
+        )
+    with reading("adapter weights", weights, advice=_ADVICE):
         tensors = load_file(weights)
-    except SafetensorError as error:
-        raise LokiError(f"{weights} is truncated or damaged ({error}): save or fetch the adapter again") from error
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise LokiError(f"{weights}: {name} is NaN or infinite: train the adapter again, at a lower rate")

@@ -1,0 +1,35 @@
+"""What adapter_config.json of a LoKI adapter must look like, before PEFT reads it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from loki.inputs import Strict
+
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
+Number = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class Mask(Strict):
+    """Positions as a bitmask, see `loki.implanting.peft.positions_codec`."""
+
+    layers: Annotated[int, Field(ge=1, le=100_000)]
+    rows: Annotated[int, Field(ge=1, le=2**24)]
+    bitmask: str
+
+
+class AdapterConfiguration(Strict):
+    """The fields of `LoKIConfig`, and those of every PEFT configuration that are read."""
+
+    peft_type: Literal["LOKI"]
+    task_type: Name | None = None
+    base_model_name_or_path: Name | None = None
+    revision: Name | None = None
+    inference_mode: bool | None = None
+    auto_mapping: dict[str, Any] | None = None
+    peft_version: str | None = None
+    positions: Mask | list[list[int]]
+    rank: Number | None = None
+    rows_per_layer: Number | None = None
+    target_modules: list[Name] | Name | None = None
+    base_fingerprint: Name | None = None
