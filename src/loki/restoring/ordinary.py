@@ -7,8 +7,9 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from loki.errors import LokiError
-from loki.files import read_json
+from loki.inputs import checked, read_json
 from loki.models.architectures import base_model_type
+from loki.models.config_schema import ModelConfiguration
 
 _LOKI_KEYS = (
     "auto_map",
@@ -46,6 +47,7 @@ def _uses_cache(config: PretrainedConfig, base: Path | None) -> bool:
     """What the base says, where it is at hand; trainers turn the cache off and save that."""
     directory = base or Path(str(config.base_model_name_or_path))
     try:
-        return bool(read_json(directory / "config.json", what="configuration").get("use_cache", True))
+        found = read_json(directory / "config.json", what="configuration")
+        return checked(ModelConfiguration, found, f"configuration of {directory}").use_cache is not False
     except LokiError:
         return True
