@@ -8,7 +8,7 @@ from textwrap import dedent
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from loki.artefacts.moments import MomentsOrigin, write_moments
 from loki.artefacts.positions import write_positions
@@ -83,12 +83,19 @@ def test_load_train_save_reload_restore(made: Path, llama_dir: Path, tmp_path: P
     assert report.changed_rows == 5
 
 
+def test_it_is_made_without_weights(made: Path) -> None:
+    config = AutoConfig.from_pretrained(made)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    assert sum(parameter.numel() for parameter in active_parameters(skeleton).values()) == 5 * 12
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("remote", [True, False])
 def test_a_fresh_process_loads_it(made: Path, remote: bool) -> None:
     code = f"""
         {"" if remote else "import loki"}
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
         model = AutoModelForCausalLM.from_pretrained({str(made)!r}, trust_remote_code={remote})
         print(sum(p.numel() for p in model.parameters() if p.requires_grad), type(model).__name__)
     """

@@ -125,7 +125,8 @@ def read_directions(path: Path, expected_digest: str | None = None) -> Direction
     if not path.is_file():
         raise LokiError(f"{path} is missing: rows trained along chosen input directions cannot be told without it")
     try:
-        with safe_open(path, framework="pt") as file:
+        # Where a model is made without weights, the default device is meta, which would make empty tensors of them.
+        with torch.device("cpu"), safe_open(path, framework="pt") as file:
             directions = {int(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise LokiError(f"{path} is truncated or damaged ({error}): copy it anew, or make the model again") from error

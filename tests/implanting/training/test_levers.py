@@ -178,6 +178,7 @@ def test_a_budget_of_0_trains_nothing(
     assert all(torch.equal(tensor, out[name]) for name, tensor in weights(llama_dir).items())
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept(loki_dir: Path, data: Path, general: Path, tmp_path: Path) -> None:
     said = Console(file=io.StringIO(), width=500)
     windows = [load_tokenizer(loki_dir)(general.read_text())["input_ids"][:32]]
