@@ -1,10 +1,12 @@
 """Rendering a conversation with the tokenizer's chat template, whole: tools, calls, results, thinking, every field."""
 
 import json
-from collections import Counter
+import operator
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +32,9 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._recent: deque[tuple[tuple[Any, ...], bool, str]] = deque(
+            maxlen=3
+        )  # the same is asked for several times in a row
         self.renamed: Counter[str] = Counter()
         self._takes_role: dict[str, bool] = {}
         self._in_parts = not self._takes_texts()
@@ -48,17 +53,26 @@ class ChatTemplate:
         Raises:
             LokiError: if the template refuses them.
         """
+        given_tools = conversation.tools if tools and conversation.tools else None
+        given = (*messages, given_tools, conversation.template_options)
+        for known, known_prompt, text in self._recent:
+            # By identity: 1, 1.0 and True are equal, and a template shows them apart.
+            if known_prompt == prompt and len(known) == len(given) and all(map(operator.is_, known, given)):
+                return text
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tools=conversation.tools if tools and conversation.tools else None,
-                add_generation_prompt=prompt,
-                tokenize=False,
-                **conversation.template_options,
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    messages,
+                    tools=given_tools,
+                    add_generation_prompt=prompt,
+                    tokenize=False,
+                    **conversation.template_options,
+                )
             )
         except Exception as error:  # a template is a program: whatever it does wrong is an error of the template
             raise LokiError(f"the tokenizer's chat template refuses this conversation ({one_line(error)})") from error
-        return str(text)
+        self._recent.append((given, prompt, text))
+        return text
 
     def fitted(self, conversation: Conversation) -> Conversation:
         """The conversation in the shape that the template takes.
@@ -134,6 +148,8 @@ class ChatTemplate:
     def _with_empty_contents(self, conversation: Conversation) -> Conversation:
         """Where the template prints a content that is null or absent beside a call: an empty text."""
         if all(message.get("content") is not None for message in conversation.messages):
+            return conversation
+        if "None" not in self.render(conversation.messages, conversation):
             return conversation
         return self._better(
             conversation,
