@@ -95,7 +95,9 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
         seed=settings.analysis.seed,
     )
     ids = [sample.input_ids for sample in calibration.samples]
-    data = prepare_training_data(settings.data, base, length_within(base.config, training.max_length))
+    data = prepare_training_data(
+        settings.data, base, length_within(base.config, training.max_length), settings.data_settings
+    )
     examples = [
         Encoded(row["input_ids"], [bool(trained) for trained in row["completion_mask"]])
         for row in data.dataset.to_list()

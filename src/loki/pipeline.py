@@ -20,6 +20,7 @@ from loki.artefacts.positions import read_positions, write_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
 from loki.calibration.sources import load_calibration
 from loki.data.preparing import prepare_training_data
+from loki.data.settings import DataSettings
 from loki.data.sources import Data, local_paths
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing
@@ -57,6 +58,7 @@ _FIRST_PHASE = {
     "selection": "select",
     "data": "train",
     "eval_data": "train",
+    "data_settings": "train",
     "training": "train",
 }
 
@@ -71,6 +73,7 @@ class RunSettings:
         calibration: calibration data, see `loki.calibration.sources.load_calibration`.
         quota: percentage of the rows to train.
         eval_data: held-out data in the form of the training data, if there is any.
+        data_settings: which part of the data, and how conversations are rendered.
         selection: how rows are selected.
         attribution: how they are scored.
         analysis: how the scoring is run.
@@ -84,6 +87,7 @@ class RunSettings:
     calibration: str
     quota: float = DEFAULT_QUOTA
     eval_data: Data | None = None
+    data_settings: DataSettings = field(default_factory=DataSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
@@ -111,8 +115,9 @@ class RunSettings:
         strategy.check_inputs(frozenset({Input.SCORES, Input.MODEL}))
         strategy.rows(self.quota, len(base.projection_names), text.hidden_size)
         check_held_out(self.training, self.eval_data)
-        examples = prepare_training_data(self.data, base, self.training.max_length)
-        held_out = prepare_training_data(self.eval_data, base, self.training.max_length) if self.eval_data else None
+        length, part = self.training.max_length, self.data_settings
+        examples = prepare_training_data(self.data, base, length, part)
+        held_out = prepare_training_data(self.eval_data, base, length, part, held_out=True) if self.eval_data else None
         calibration = load_calibration(
             self.calibration,
             tokenizer,
@@ -138,6 +143,7 @@ class RunSettings:
             LokiError: for a key that is not known, one that is missing, or a value that makes no sense.
         """
         groups: dict[str, type[Any]] = {
+            "data_settings": DataSettings,
             "selection": SelectionSettings,
             "attribution": AttributionSettings,
             "analysis": AnalysisOptions,
@@ -258,6 +264,7 @@ def run(
                 trained,
                 settings.training,
                 eval_data=settings.eval_data,
+                data_settings=settings.data_settings,
                 callbacks=callbacks,
                 console=console,
                 progress=progress,
@@ -305,6 +312,8 @@ def _begin(settings: RunSettings, output: Path, record: dict[str, Any], *, overw
     """Make the run directory ready: of what it holds, phases that depend on a changed setting go."""
     held_out = local_paths(settings.eval_data) if settings.eval_data else []
     inputs: list[str | Path] = [settings.model, *local_paths(settings.data), *held_out, settings.calibration]
+    if settings.data_settings.chat_template:
+        inputs.append(settings.data_settings.chat_template)
     protect_inputs(output, *inputs)
     found = read_record(output, RECORD)
     if found is None:

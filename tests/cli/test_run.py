@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import Shell
+from tests.data.templates import NO_TOOLS
+from tests.tiny_models import save_tiny_model
 
 
 @pytest.fixture
@@ -55,3 +57,18 @@ def test_what_a_run_needs(shell: Shell, words: list[object], tmp_path: Path) -> 
     assert "--model" in refused.err
     (tmp_path / "wrong.yaml").write_text("quata: 3\n")
     assert "quata is no setting" in shell(*words, "--config", tmp_path / "wrong.yaml").err
+
+
+def test_a_base_model_gets_a_chat_template(shell: Shell, words: list[object], tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", chat_template=False)
+    chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(f"{json.dumps(chat)}\n" * 4)
+    (tmp_path / "data" / "test.jsonl").write_text("not read\n")
+    (tmp_path / "chat.jinja").write_text(NO_TOOLS)
+    words = [word if word != tmp_path / "train.jsonl" else tmp_path / "data" for word in words]
+    words[1] = base
+    assert "give it one with --chat-template" in shell(*words).err
+    out = shell.done(*words, "--chat-template", tmp_path / "chat.jinja").out
+    assert "4 training examples" in out
+    assert (tmp_path / "run" / "restored" / "chat_template.jinja").read_text() == NO_TOOLS

@@ -10,6 +10,7 @@ from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.training_options import Published, say_learned, with_published_rate
+from loki.data.settings import DataSettings
 from loki.kva.settings import AttributionSettings
 from loki.selection.strategies import SelectionSettings, strategy_names
 
@@ -18,6 +19,7 @@ from loki.selection.strategies import SelectionSettings, strategy_names
 @with_options(
     leave_out=("attribution.engine", "attribution.absolute", "attribution.position", "attribution.seed"),
     attribution=AttributionSettings,
+    data_settings=DataSettings,
     training=TrainingSettings,
 )
 def run(
@@ -70,6 +72,7 @@ def run(
     device: Annotated[str, typer.Option("--device", help="To analyse on: auto, cpu or cuda.")] = AnalysisOptions.device,
     *,
     attribution: AttributionSettings,
+    data_settings: DataSettings,
     training: TrainingSettings,
     published: Published = False,
     dry_run: Annotated[
@@ -101,6 +104,7 @@ def run(
         "selection": {"strategy": strategy, "by": by},
         "attribution": {name: value for name, value in vars(attribution).items() if name != "seed"},
         "analysis": {"samples_per_subject": samples_per_subject, "dtype": dtype, "device": device},
+        "data_settings": vars(data_settings),
         "training": vars(training),
     }
     for name, group in groups.items():

@@ -100,6 +100,7 @@ def prepare_training_data(
     max_length: int,
     settings: DataSettings = _DEFAULTS,
     *,
+    held_out: bool = False,
     seed: int = 0,
 ) -> TrainingData:
     """Read training data for a model in one step.
@@ -109,6 +110,7 @@ def prepare_training_data(
         model: the model's directory.
         max_length: tokens per example; fewer where the model has no more positions.
         settings: which part of the data, and how conversations are rendered.
+        held_out: whether it is held-out data, which has a split of its own.
         seed: of the draw where sources are weighted.
 
     Raises:
@@ -118,7 +120,8 @@ def prepare_training_data(
     records = load_training_data(
         data,
         chat_template=bool(tokenizer.chat_template),
-        split=settings.data_split,
+        split=settings.eval_split if held_out else settings.data_split,
         subset=settings.data_subset,
+        what="held-out data" if held_out else "training data",
     )
     return fit_records(records, model, tokenizer, max_length, seed=seed)
