@@ -1,0 +1,46 @@
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from loki.files import write_json
+from loki.restoring.model_card import write_damage, write_model_card
+
+
+def card(directory: Path, base: str = "org/model", digest: str = "cafe") -> str:
+    write_json(directory / "training.json", {"data": digest}, overwrite=True)
+    write_model_card(directory, name="mine", base=base, positions=[[0, 1], [], [5]], hidden=20, trained=directory)
+    return (directory / "README.md").read_text(encoding="utf-8")
+
+
+def test_says_what_was_changed(tmp_path: Path) -> None:
+    text = card(tmp_path)
+    assert "3 rows of `down_proj.weight` in 2 layers (5% of the 60 rows)" in text
+    assert "SHA-256 cafe" in text
+    data = ModelCard(text).data
+    assert (data.base_model, data.library_name, data.tags) == (
+        "org/model",
+        "transformers",
+        ["loki", "knowledge-implanting"],
+    )
+
+
+def test_a_path_is_no_hub_id(tmp_path: Path) -> None:
+    assert ModelCard(card(tmp_path, base=str(tmp_path))).data.base_model is None
+
+
+def test_damage_is_added_and_replaced(tmp_path: Path) -> None:
+    before = card(tmp_path)
+    for lines in (["FAIL: KL 3"], ["PASS: KL 0.1", "PASS: forgetting 0%"]):
+        write_damage(tmp_path, lines)
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert [line[2:] for line in text.splitlines() if line.startswith("- ") and ": " in line][
+            -len(lines) :
+        ] == lines
+        assert "## How to load it" in text
+    assert "Not measured" in before and "Not measured" not in text and "FAIL" not in text
+    assert ModelCard(text).data.base_model == "org/model"
+
+
+def test_without_a_card_nothing_is_written(tmp_path: Path) -> None:
+    write_damage(tmp_path, ["PASS"])
+    assert not list(tmp_path.iterdir())
