@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from loki.kva.attributor import Attribution, Attributor, NotExactError, NotExactWarning
 from loki.kva.captum_engine import CaptumAttributor
 from loki.kva.fast.engine import FastAttributor
+from loki.kva.fast.from_cache import FromCacheAttributor
 from loki.kva.sensitivity import SensitivityAttributor
 from loki.kva.settings import AttributionSettings, Definition, Engine
 
@@ -38,7 +39,9 @@ def make_attributor(
 
 
 class AutoAttributor:
-    """The fast engine, and Captum for a model, or a batch, that the fast engine finds itself not exact on.
+    """The fast engine; for a model, or a batch, that it finds itself not exact on, another one.
+
+    That is the model's own cache under the definition `paper`, and Captum where that is not exact either.
 
     Which engine serves a batch depends on the model and the batch alone, not on what came before.
 
@@ -50,9 +53,12 @@ class AutoAttributor:
 
     def __init__(self, model: PreTrainedModel, settings: AttributionSettings, memory_budget: int | None = None) -> None:
         self._fast = FastAttributor(model, settings, memory_budget)
+        own_cache = settings.definition is Definition.PAPER
+        self._from_cache = FromCacheAttributor(model, settings, memory_budget) if own_cache else None
         self._reference = CaptumAttributor(model, settings)
         self._entered = ExitStack()
-        self._refused: bool | None = None
+        self._examined = False
+        self._refusal: NotExactError | None = None
         self._warned = False
 
     def __enter__(self) -> Self:
@@ -66,23 +72,31 @@ class AutoAttributor:
 
     def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
         """Attribute prompts; see `Attributor.attribute`. Warns the first time that it turns to Captum."""
-        if self._refused is None:
-            self._refused = self._refuses_model()
-        if not self._refused:
+        if not self._examined:
+            self._refusal, self._examined = self._examine(), True
+        error, subject = self._refusal, "this model"
+        if error is None:
             try:
                 return self._fast.attribute(batch, targets)
-            except NotExactError as error:
-                self._warn(error, "one of the batches")
+            except NotExactError as refusal:
+                error, subject = refusal, "one of the batches"
+        if self._from_cache is not None:
+            try:
+                with self._from_cache:
+                    return self._from_cache.attribute(batch, targets)
+            except NotExactError as refusal:
+                error = NotExactError(f"{error.reason}; {refusal.reason}")
+        self._warn(error, subject)
         with self._reference:
             return self._reference.attribute(batch, targets)
 
-    def _refuses_model(self) -> bool:
+    def _examine(self) -> NotExactError | None:
+        """Why the fast engine refuses the model; None if it does not."""
         try:
             self._fast.examine()
         except NotExactError as error:
-            self._warn(error, "this model")
-            return True
-        return False
+            return error
+        return None
 
     def _warn(self, error: NotExactError, subject: str) -> None:
         if not self._warned:

@@ -47,7 +47,8 @@ class Engine(Choice):
     """Who computes the scores.
 
     `fast` is the engine of this package, which refuses models that it cannot compute exactly; `captum` is Captum
-    itself, slow; `auto` is fast, and Captum with a warning where fast is not exact.
+    itself, slow; `auto` is fast, and where fast is not exact the model's own cache (under `paper`) or else, with a
+    warning, Captum.
     """
 
     FAST = "fast"
