@@ -47,8 +47,9 @@ def test_a_training_in_float16_that_overflows(tmp_path: Path) -> None:
     model.lm_head.weight.data *= 6e4  # logits beyond what float16 holds
     model.save_pretrained(made)
     (tmp_path / "data.jsonl").write_text('{"prompt": "Who?", "completion": " Ada."}\n' * 4)
+    settings = TrainingSettings(max_steps=3, batch_size=2, learning_rate=1e-4)
     with pytest.raises(LokiError, match="NaN or infinite"):
-        train(made, tmp_path / "data.jsonl", tmp_path / "trained", TrainingSettings(max_steps=3, batch_size=2))
+        train(made, tmp_path / "data.jsonl", tmp_path / "trained", settings)
     assert not list((tmp_path / "trained").rglob("*.safetensors"))
 
 
