@@ -107,6 +107,7 @@ def test_unknown_names_are_refused() -> None:
         """,
     ],
 )
+@pytest.mark.slow
 def test_imports_in_every_order(code: str) -> None:
     check_that_it_runs(code)
 
