@@ -22,6 +22,7 @@ def outcome(method: str, learning_rate: float, people: float, new: float = 1.0, 
     return Outcome(method, learning_rate, seed, 10, 100, before, before | {"people": people, NEW_PEOPLE: new})
 
 
+@pytest.mark.slow
 def test_every_method_learns_and_trains_what_it_should(small_world: World) -> None:
     methods = methods_to_compare(POSITIONS, quota=25, hidden_size=128)
     for method in methods:

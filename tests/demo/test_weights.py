@@ -31,6 +31,7 @@ def test_is_small_and_of_the_shape_that_the_build_script_makes() -> None:
     assert load_tokenizer(WEIGHTS).get_vocab() == world_tokenizer().get_vocab()
 
 
+@pytest.mark.slow
 def test_build_saves_nothing_that_does_not_answer(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="is below"):
         build(tmp_path / "weights", steps=2)

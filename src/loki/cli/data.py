@@ -44,7 +44,8 @@ def data(
     fitted = fit_records(records, directory, tokenizer, max_length, seed=seed)
     count, coloured = len(fitted.dataset), console.color_system is not None
     for index in [number * count // min(examples, count) for number in range(min(examples, count))]:
-        console.rule(fitted.origins[index], style="dim", characters="-")
+        # No rule: it would cut a long path to the width of the terminal.
+        console.print(f"--- {fitted.origins[index]}", style="dim", markup=False, soft_wrap=True)
         console.print(rendered(fitted, index, tokenizer, whole=whole, marks=not coloured), soft_wrap=True)
     if examples:
         how = f"[{TRAINED_STYLE}]in this colour[/]" if coloured else f"between {MARKS[0]} and {MARKS[1]}"
