@@ -23,7 +23,7 @@ class AdapterConfiguration(Strict):
 
     peft_type: Literal["LOKI"]
     task_type: Name | None = None
-    base_model_name_or_path: Name | None = None
+    base_model_name_or_path: Name | Literal[""] | None = None  # older releases of PEFT write "" where there is none
     revision: Name | None = None
     inference_mode: bool | None = None
     auto_mapping: dict[str, Any] | None = None
