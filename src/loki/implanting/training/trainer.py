@@ -137,8 +137,10 @@ class TRL:
         Raises:
             LokiError: if it is on.
         """
-        _arguments(job.settings, job.output, material, learning_rate=1.0)
+        # Held while it is asked: Transformers keeps no more than a weak reference to DeepSpeed's settings.
+        arguments = _arguments(job.settings, job.output, material, learning_rate=1.0)
         refuse_zero_3()
+        del arguments
 
     def train(self, job: Job, prepared: Prepared, console: Console) -> int:
         """Train, in every process of the run; the main one writes."""
