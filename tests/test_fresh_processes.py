@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from loki.artefacts.positions import write_positions
 from loki.models.architectures import LOKI_FAMILIES
 from tests.fresh_process import PHASES
@@ -13,18 +11,6 @@ from tests.tiny_models import save_tiny_model
 
 POSITIONS = [[1, 30], [], [0, 4, 5]]
 BY_STRUCTURE = ["olmo3", "smollm3", "granite"]
-MORE_BY_STRUCTURE = [
-    "cohere",
-    "ernie4_5",
-    "exaone4",
-    "glm4",
-    "gpt_neox",
-    "nemotron",
-    "olmo2",
-    "phi",
-    "seed_oss",
-    "stablelm",
-]
 
 
 def run_phases(families: list[str], folder: Path) -> None:
@@ -41,8 +27,3 @@ def run_phases(families: list[str], folder: Path) -> None:
 
 def test_each_phase_alone(tmp_path: Path) -> None:
     run_phases(BY_STRUCTURE, tmp_path)
-
-
-@pytest.mark.slow
-def test_each_phase_alone_of_more_families(tmp_path: Path) -> None:
-    run_phases(MORE_BY_STRUCTURE, tmp_path)
