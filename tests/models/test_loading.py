@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, T5Config
 
 from loki.errors import LokiError
-from loki.models.directories import projection_names
 from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
+from loki.models.tensor_names import projection_names
 from tests.tiny_models import ATTENTION_FAMILIES, FAMILIES, save_tiny_model, tiny_config, tiny_model, tiny_tokenizer
 
 

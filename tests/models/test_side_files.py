@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from loki.models.directories import copy_side_files
+from loki.models.side_files import copy_side_files
 
 KEPT = (
     "NOTICE",

@@ -20,8 +20,9 @@ from loki.implanting.directions import (
 )
 from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
 from loki.models.checkpoint import rows_digest
-from loki.models.directories import cast_floats, copy_side_files, rewrite_weights
 from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.models.rewriting import cast_floats, rewrite_weights
+from loki.models.side_files import copy_side_files
 
 
 def create_loki_model(

@@ -11,8 +11,8 @@ from loki.artefacts.positions import Positions, check_positions_fit
 from loki.errors import LokiError
 from loki.models.architectures import text_config
 from loki.models.checkpoint import PLAIN_DTYPES, Checkpoint, fingerprint
-from loki.models.directories import projection_names
 from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
+from loki.models.tensor_names import projection_names
 
 AnyModel: TypeAlias = str | PathLike[str]
 """A model as functions take it: a local directory, a hub id, or a `ModelDirectory`."""

@@ -12,8 +12,9 @@ from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
 from loki.implanting.peft.base_weight import base_fingerprint, same_base
 from loki.models.classes import skeleton
-from loki.models.directories import copy_side_files, rewrite_weights
 from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.models.rewriting import rewrite_weights
+from loki.models.side_files import copy_side_files
 from loki.models.tensor_names import stored_modules
 from loki.restoring.model_card import write_model_card
 from loki.restoring.scale import scaled

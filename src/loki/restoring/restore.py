@@ -14,9 +14,11 @@ from loki.implanting.modeling import LoKIConfigMixin
 from loki.inputs import checked, read_json
 from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, rows_digest
-from loki.models.directories import cast_floats, copy_side_files, projection_names, rewrite_weights, selected_by_tensor
 from loki.models.loading import load_config
 from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.models.rewriting import cast_floats, rewrite_weights
+from loki.models.side_files import copy_side_files
+from loki.models.tensor_names import projection_names, selected_by_tensor
 from loki.restoring.adapter import is_adapter, restore_adapter
 from loki.restoring.model_card import write_model_card
 from loki.restoring.ordinary import ordinary_config

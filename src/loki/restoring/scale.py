@@ -8,8 +8,9 @@ import torch
 
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
-from loki.models.directories import Change, selected_by_tensor
 from loki.models.model_directory import ModelDirectory
+from loki.models.rewriting import Change
+from loki.models.tensor_names import selected_by_tensor
 
 
 def check_scale(scale: float, *, allow_zero: bool = False) -> float:

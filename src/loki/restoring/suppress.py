@@ -6,8 +6,10 @@ import torch
 
 from loki.artefacts.positions import read_positions
 from loki.files import atomic_directory, protect_inputs, refuse_existing
-from loki.models.directories import copy_side_files, rewrite_weights, selected_by_tensor
 from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.models.rewriting import rewrite_weights
+from loki.models.side_files import copy_side_files
+from loki.models.tensor_names import selected_by_tensor
 
 
 def set_zero_weights(

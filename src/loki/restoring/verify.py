@@ -10,9 +10,8 @@ from loki.implanting.modeling import LoKIConfigMixin
 from loki.models.architectures import down_projections
 from loki.models.checkpoint import SINGLE_NAME, shards_beside_single_file
 from loki.models.classes import skeleton
-from loki.models.directories import selected_by_tensor
 from loki.models.model_directory import AnyModel, ModelDirectory
-from loki.models.tensor_names import module_names
+from loki.models.tensor_names import module_names, selected_by_tensor
 from loki.restoring.ordinary import ordinary_config
 from loki.restoring.same_outputs import different_fields, logits_of, probe_prompts, put_rows, same_bits
 

@@ -25,8 +25,8 @@ from loki.implanting.training.rows import NOTHING_CHANGED
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.study import Job
 from loki.models.checkpoint import Checkpoint
-from loki.models.directories import copy_side_files
 from loki.models.model_directory import ModelDirectory
+from loki.models.side_files import copy_side_files
 
 
 @dataclass(frozen=True)

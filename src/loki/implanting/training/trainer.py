@@ -38,8 +38,8 @@ from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.study import Job
 from loki.models.architectures import base_model_type
-from loki.models.directories import copy_side_files
 from loki.models.loading import load_weights
+from loki.models.side_files import copy_side_files
 from loki.ranks import Ranks
 
 
