@@ -194,12 +194,14 @@ class RunResult:
     """What a run left behind.
 
     Attributes:
+        base: the model before.
         restored: directory of the ordinary model.
         report: what verifying it showed.
         seconds: wall-clock time of every phase; about 0 for one that was finished before.
         training: what the training did; None where it was finished before.
     """
 
+    base: ModelDirectory
     restored: Path
     report: VerifyReport
     seconds: dict[str, float]
@@ -305,7 +307,7 @@ def run(
     report = verify(base, restored, read_positions(positions))
     report.raise_for_differences()
     seconds["verify"] = time.monotonic() - started
-    return RunResult(restored, report, seconds, trainings[0] if trainings else None)
+    return RunResult(base, restored, report, seconds, trainings[0] if trainings else None)
 
 
 def _begin(settings: RunSettings, output: Path, record: dict[str, Any], *, overwrite: bool, console: Console) -> None:

@@ -125,7 +125,7 @@ def run(
     if result.training:
         say_learned(result.training.learned)
     one = Path(data[0]) if data and len(data) == 1 and Path(data[0]).is_file() else None
-    page = report_on(output, data=one)
+    page = report_on(output, base=result.base, data=one)
     say(
         f"verify   {result.seconds['verify']:.1f} s\n"
         f"{result.report.changed_rows} of {result.report.selected_rows} selected rows changed, and nothing else. "

@@ -35,6 +35,7 @@ from loki.evaluation.texts import TextSource, text_sources
 from loki.evaluation.verdict import KlMeasurement, Limits, TaskSize, Verdict, judge
 from loki.metrics.text import text_divergence, text_loss
 from loki.metrics.tokenizers import same_tokenizer
+from loki.models.model_directory import AnyModel
 from loki.restoring.verify import VerifyReport, verify
 
 
@@ -134,7 +135,7 @@ class Comparison:
 
 
 def compare(
-    base: str,
+    base: AnyModel,
     new: Sequence[str],
     options: MeasureOptions,
     limits: Limits,
@@ -157,8 +158,8 @@ def compare(
     """
     harness = Harness(options.tasks) if options.tasks.tasks else None
     sources = text_sources(options.texts)
-    subjects = [None if is_result(name) else find_subject(name, positions=positions) for name in (base, *new)]
-    before = _take(base, subjects[0], options, harness)
+    subjects = [None if is_result(str(name)) else find_subject(name, positions=positions) for name in (base, *new)]
+    before = _take(str(base), subjects[0], options, harness)
     comparisons = []
     for name, subject in zip(new, subjects[1:], strict=True):
         after = before if subject is not None and subject == subjects[0] else None
@@ -312,7 +313,7 @@ def _task_scores(pair: Pair) -> TaskScores:
 def _verified(base: Subject | None, new: Subject | None) -> VerifyReport | None:
     if base is None or new is None or new.positions is None or base.adapter or new.adapter:
         return None
-    return verify(base.directory, new.directory, new.positions)
+    return verify(base.model, new.model, new.positions)
 
 
 def _adapter_rows(new: Subject | None) -> int | None:

@@ -14,8 +14,8 @@ from loki.artefacts.positions import Positions, check_positions
 from loki.artefacts.provenance import config_digest
 from loki.errors import LokiError, one_line
 from loki.files import read_json, sha256_of_file
-from loki.models.checkpoint import fingerprint
-from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
+from loki.models.loading import load_tokenizer
+from loki.models.model_directory import AnyModel, ModelDirectory
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,19 @@ class Subject:
 
     Attributes:
         name: as the user named it.
-        directory: the model, or the base that an adapter stands on.
+        model: the model, or the base that an adapter stands on.
         adapter: directory of the adapter; None for a whole model.
         positions: the rows that LoKI may have changed; None where they are not known.
     """
 
     name: str
-    directory: Path
+    model: ModelDirectory
     adapter: Path | None = None
     positions: Positions | None = None
 
     def fingerprint(self) -> str:
         """Hash of all weights, of the configuration, and of the adapter; equal means the same model."""
-        parts = [fingerprint(self.directory), config_digest(self.directory)]
+        parts = [self.model.fingerprint, config_digest(self.model.path)]
         if self.adapter is not None:
             parts += [sha256_of_file(self.adapter / name) for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
@@ -49,25 +49,25 @@ class Subject:
         Raises:
             LokiError: if either cannot be loaded.
         """
-        model = load_model(self.directory, dtype=dtype, device=device)
+        model = self.model.load(dtype=dtype, device=device)
         if self.adapter is None:
-            return model, load_tokenizer(self.directory)
+            return model, self.model.tokenizer
         own_tokenizer = (self.adapter / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(self.adapter if own_tokenizer else self.directory)
+        tokenizer = load_tokenizer(self.adapter) if own_tokenizer else self.model.tokenizer
         try:
             with_adapter = PeftModel.from_pretrained(model, self.adapter, use_safetensors=True)
         except LokiError:
             raise
         except (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
             raise LokiError(
-                f"adapter {self.adapter} cannot be put on {self.directory} ({one_line(error)}): check its base model"
+                f"adapter {self.adapter} cannot be put on {self.model} ({one_line(error)}): check its base model"
             ) from error
         # The base with the adapter's layers in it, which answers as the whole does and is an ordinary model.
         loaded: PreTrainedModel = with_adapter.get_base_model()
         return loaded.eval(), tokenizer
 
 
-def find_subject(name: str | Path, *, positions: Positions | None = None) -> Subject:
+def find_subject(name: AnyModel, *, positions: Positions | None = None) -> Subject:
     """What `name` stands for.
 
     Args:
@@ -77,12 +77,13 @@ def find_subject(name: str | Path, *, positions: Positions | None = None) -> Sub
     Raises:
         LokiError: if there is no such thing, or an adapter cannot be evaluated.
     """
-    directory = resolve_model(name)
+    model = ModelDirectory.of(name)
+    directory = model.path
     if not (directory / CONFIG_NAME).is_file() or (directory / "config.json").is_file():
-        own = getattr(load_config(directory), "target_pos", None)
+        own = getattr(model.config, "target_pos", None)
         if own is not None:
             positions = check_positions(own, origin=f"target_pos in the configuration of {directory}")
-        return Subject(str(name), directory, positions=positions)
+        return Subject(str(name), model, positions=positions)
     if not (directory / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise LokiError(f"adapter {directory} has no {SAFETENSORS_WEIGHTS_NAME}: LoKI reads safetensors only")
     config = _adapter_config(directory)
@@ -95,7 +96,7 @@ def find_subject(name: str | Path, *, positions: Positions | None = None) -> Sub
     if not base:
         raise LokiError(f"adapter {directory} names no base model: set base_model_name_or_path in its {CONFIG_NAME}")
     own = getattr(config, "row_lists", None)
-    return Subject(str(name), resolve_model(base), directory, own if own is not None else positions)
+    return Subject(str(name), ModelDirectory(base), directory, own if own is not None else positions)
 
 
 def _adapter_config(directory: Path) -> Any:

@@ -51,6 +51,13 @@ class ModelDirectory:
         """`model` itself if it has been looked up already, else the directory that it names."""
         return model if isinstance(model, ModelDirectory) else cls(model, trust_remote_code=trust_remote_code)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both stand for the same directory."""
+        return isinstance(other, ModelDirectory) and other.path == self.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
     def __fspath__(self) -> str:
         return str(self.path)
 

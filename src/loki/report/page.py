@@ -17,6 +17,7 @@ from PIL import Image
 from loki.artefacts.provenance import library_versions
 from loki.files import atomic_file
 from loki.implanting.training.output import loss_figure
+from loki.models.model_directory import ModelDirectory
 from loki.report.result_figures import ablation_figure, read_ablation
 from loki.report.run_directory import RunContents, read_run
 
@@ -39,12 +40,15 @@ class Cell:
     title: str
 
 
-def write_report(run_directory: Path, output: Path | None = None, *, overwrite: bool = False) -> Path:
+def write_report(
+    run_directory: Path, output: Path | None = None, *, base: ModelDirectory | None = None, overwrite: bool = False
+) -> Path:
     """Write the report of a run.
 
     Args:
         run_directory: where `loki run` or `loki demo` left its artefacts, finished or not.
         output: file to write (default: `report.html` in the run directory).
+        base: the base model of the run, where that has been looked up already.
         overwrite: replace it if it exists.
 
     Returns:
@@ -54,7 +58,7 @@ def write_report(run_directory: Path, output: Path | None = None, *, overwrite: 
         LokiError: if there is no run, or the output exists.
     """
     target = output or run_directory / "report.html"
-    page = render(read_run(run_directory))
+    page = render(read_run(run_directory, base))
     with atomic_file(target, overwrite=overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target

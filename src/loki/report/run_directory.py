@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from loki.artefacts.positions import Positions, read_positions
 from loki.artefacts.scores import ScoresReader
 from loki.errors import LokiError
-from loki.evaluation.subjects import find_subject
 from loki.files import read_json
 from loki.implanting.training.output import STATE
-from loki.models.model_directory import ModelDirectory
+from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.report.score_figures import mean_scores
 
 RUN, DEMO, COMPARISON, ABLATION = "run.json", "results.json", "compare.json", "ablation.json"
@@ -47,7 +46,8 @@ class RunContents:
         path: the run directory.
         missing: what is not there, with what would make it.
         settings: of `loki run`, or the results of `loki demo`.
-        base: the model before; empty where it is not known.
+        base: name of the model before; empty where it is not known.
+        base_model: that model, where it can be had.
         provenance: of the scores.
         scores: `[L, D]`; mean scores.
         positions: the selected rows.
@@ -61,6 +61,7 @@ class RunContents:
     missing: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     base: str = ""
+    base_model: ModelDirectory | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     scores: NDArray[np.float64] | None = None
     positions: Positions | None = None
@@ -70,8 +71,12 @@ class RunContents:
     ablation: dict[str, Any] = field(default_factory=dict)
 
 
-def read_run(path: Path) -> RunContents:
+def read_run(path: Path, base: ModelDirectory | None = None) -> RunContents:
     """Read what `loki run` or `loki demo` left, finished or not. What cannot be read counts as missing.
+
+    Args:
+        path: the run directory.
+        base: its base model, where that has been looked up already.
 
     Raises:
         LokiError: if `path` is no directory, or no run began there.
@@ -95,7 +100,12 @@ def read_run(path: Path) -> RunContents:
     for name in (RUN, DEMO):
         if (path / name).is_file():
             take(name, "", lambda place: run.settings.update(_object(place)))
-    run.base = str(path / "base") if (path / "base").is_dir() else str(run.settings.get("model", ""))
+    run.base = str(base or (path / "base" if (path / "base").is_dir() else run.settings.get("model", "")))
+    if run.base:
+        try:
+            run.base_model = ModelDirectory.of(base or run.base)
+        except LokiError as error:
+            run.missing.append(f"base model: {error}")
     take("scores.h5", "not analysed yet (loki analyse)", lambda place: _take_scores(run, place))
     take("positions.json", "no rows selected yet (loki select)", lambda place: _take_positions(run, place))
     take(f"trained/{STATE}", "not trained yet (loki train)", lambda place: _take_log(run, place))
@@ -106,11 +116,11 @@ def read_run(path: Path) -> RunContents:
     return run
 
 
-def layer_changes(base: Path, restored: Path, positions: Positions) -> list[LayerChange]:
+def layer_changes(base: AnyModel, restored: Path, positions: Positions) -> list[LayerChange]:
     """The change of the selected rows of every layer's `down_proj.weight`."""
     found = ModelDirectory(restored)
     names = found.projections_for(positions)
-    before, after = ModelDirectory(base).checkpoint, found.checkpoint
+    before, after = ModelDirectory.of(base).checkpoint, found.checkpoint
     changes = []
     for layer, (name, rows) in enumerate(zip(names, positions, strict=True)):
         first, second = (checkpoint.tensor(f"{name}.weight")[rows].double() for checkpoint in (before, after))
@@ -139,8 +149,8 @@ def _take_log(run: RunContents, path: Path) -> None:
 
 
 def _take_changes(run: RunContents, path: Path) -> None:
-    if run.positions is not None and run.base:
-        run.changes = layer_changes(find_subject(run.base).directory, path, run.positions)
+    if run.positions is not None and run.base_model:
+        run.changes = layer_changes(run.base_model, path, run.positions)
 
 
 def _object(path: Path) -> dict[str, Any]:
