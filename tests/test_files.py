@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from loki.errors import LokiError
-from loki.files import atomic_directory, atomic_file, protect_inputs, read_json, refuse_existing, write_json
+from loki.files import atomic_directory, atomic_file, protect_inputs, refuse_existing, write_json
+from loki.inputs import read_json
 
 
 def listing(folder: Path) -> list[str]:

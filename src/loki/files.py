@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError
-from loki.inputs import read_json as read_json
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

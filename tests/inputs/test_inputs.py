@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from loki.errors import LokiError
 from loki.inputs import Strict, checked, read_json, reading, require_file, safetensors_header
-from loki.inputs.json_files import MAX_DEPTH
+from loki.inputs.json_text import MAX_DEPTH
 from tests.hostile.edits import LFS_POINTER, deep
 
 

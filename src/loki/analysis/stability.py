@@ -8,7 +8,8 @@ from typing import Any
 from loki.analysis.batches import Batch
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
-from loki.files import read_json, write_json
+from loki.files import write_json
+from loki.inputs import read_json
 from loki.selection.overlap import overlap
 
 _FIRST_CHECKPOINT = 64  # samples

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from loki.analysis.options import AUTO
 from loki.artefacts.provenance import differences
 from loki.errors import LokiError
-from loki.files import atomic_file, read_json, write_json
+from loki.files import atomic_file, write_json
+from loki.inputs import read_json
 
 
 @dataclass(frozen=True)

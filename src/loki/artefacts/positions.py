@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loki.errors import LokiError
-from loki.files import read_json, write_json
+from loki.files import write_json
+from loki.inputs import read_json
 
 Positions = list[list[int]]
 

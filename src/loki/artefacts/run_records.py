@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError
-from loki.files import protect_inputs, read_json, remove_directory, remove_leftovers, write_json
+from loki.files import protect_inputs, remove_directory, remove_leftovers, write_json
+from loki.inputs import read_json
 
 
 def changes(found: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 from loki.calibration.prompts import question_prompt
 from loki.calibration.records import Conversation, Record, Text
-from loki.data.text_files import read_json_lines
 from loki.errors import LokiError
+from loki.inputs import read_json_lines
 
 _WHAT = "calibration data"
 _FORMS = ("question", "messages", "prompt", "input_ids", "text")

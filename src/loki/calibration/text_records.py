@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loki.calibration.records import Record, Text
 from loki.errors import LokiError
+from loki.inputs import read_text
 
 LONGEST_PIECE = 1024
 """Tokens of a piece at most, also for models that take more: longer ones bring memory costs and little else."""
@@ -17,12 +18,9 @@ def read_text_file(path: Path) -> list[Record]:
     """A plain text file as one record.
 
     Raises:
-        LokiError: if it is not UTF-8, or empty.
+        LokiError: if it cannot be read, or is empty.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LokiError(f"text file {path} is not UTF-8 text ({error}): convert it") from error
+    text = read_text(path, what="text file")
     if not text.strip():
         raise LokiError(f"text file {path} is empty: give a text")
     return [Record(path.name, "", Text(text))]

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loki.calibration.sources import load_calibration
 from loki.errors import LokiError
+from loki.inputs import read_text
 
 _SHORTEST = 2
 
@@ -42,7 +43,7 @@ def load_token_ids(
     """
     path = Path(source)
     if path.suffix == ".txt":
-        whole = [_read_text(path, tokenizer, vocab_size)]
+        whole = [_token_ids(path, tokenizer, vocab_size)]
     else:
         calibration = load_calibration(
             source,
@@ -70,14 +71,8 @@ def load_token_ids(
     return pieces
 
 
-def _read_text(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
-    if not path.is_file():
-        raise LokiError(f"text file {path} does not exist: check the path")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LokiError(f"text file {path} is not UTF-8 text ({error})") from error
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def _token_ids(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
+    ids: list[int] = tokenizer(read_text(path, what="text file"), add_special_tokens=False, verbose=False)["input_ids"]
     if wrong := next((token for token in ids if token >= vocab_size), None):
         raise LokiError(f"text file {path}: token {wrong} is not in the model's vocabulary: use its own tokenizer")
     return ids

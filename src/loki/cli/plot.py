@@ -68,7 +68,7 @@ def _figure(kind: str, inputs: list[Path], quota: float | None) -> "Figure":
     if kind == "loss":
         return _loss(inputs[0])
     if kind == "ablation":
-        from loki.files import read_json
+        from loki.inputs import read_json
 
         return result_figures.ablation_figure(result_figures.read_ablation(read_json(inputs[0], what="ablation")))
     if kind == "scores":
@@ -89,7 +89,7 @@ def _overlap(inputs: list[Path], quota: float) -> "Figure":
 
 
 def _comparisons(path: Path) -> list[dict[str, object]]:
-    from loki.files import read_json
+    from loki.inputs import read_json
 
     found = read_json(path, what="comparison")
     comparisons = found.get("comparisons") if isinstance(found, dict) else None
@@ -99,8 +99,8 @@ def _comparisons(path: Path) -> list[dict[str, object]]:
 
 
 def _loss(directory: Path) -> "Figure":
-    from loki.files import read_json
     from loki.implanting.training.output import STATE, loss_figure
+    from loki.inputs import read_json
 
     if not (directory / STATE).is_file():
         raise LokiError(f"{directory} holds no {STATE}: name the directory of a finished training")

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from loki.data.json_text import parse_json
 from loki.data.schema import BARE_TOOLS, CALLS, MESSAGES, SHAREGPT, TEXT, TOOLS, check
 from loki.errors import LokiError
+from loki.inputs.json_text import parse_json
 
 Message = dict[str, Any]
 Tool = dict[str, Any]

@@ -9,9 +9,9 @@ from loki.data.examples import TrainingRecords, load_training_data
 from loki.data.fitting import TrainingData, fit_to_model, length_within
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
-from loki.data.text_files import read_text
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file
+from loki.inputs import read_text
 from loki.models.loading import load_tokenizer
 from loki.models.model_directory import ModelDirectory
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loki.data.json_text import check_depth, check_unicode
 from loki.data.sources import Source
-from loki.data.text_files import read_json_lines, read_text
 from loki.errors import LokiError
+from loki.inputs import read_json_lines, read_text, require_file
+from loki.inputs.json_text import check_depth, check_unicode
 
 TRAIN = "train"
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
@@ -109,8 +109,7 @@ def _csv(path: Path, delimiter: str, what: str) -> Iterator[Located]:
 def _load_table(path: Path, what: str) -> Any:
     from datasets import Dataset
 
-    if path.read_bytes()[:8].startswith(b"version "):
-        read_text(path, what=what)  # says that it is a Git LFS pointer
+    require_file(path, what)
     try:
         read = Dataset.from_parquet if _suffix(path) == ".parquet" else Dataset.from_file
         return read(str(path))

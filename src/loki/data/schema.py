@@ -2,33 +2,30 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from loki.errors import LokiError
+from loki.inputs import Strict, shown
 
 Name = Annotated[str, Field(min_length=1)]
 Switch = bool | Literal[0, 1] | None
 
 
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class ContentPart(_Open):
+class ContentPart(Strict):
     """A part of a message's content; pictures and sounds are not for a language model alone."""
 
     type: Literal["text"]
     text: str
 
 
-class Function(_Open):
+class Function(Strict):
     """What an assistant calls; `arguments` as an object, or as JSON in a text."""
 
     name: Name
     arguments: dict[str, Any] | str | None = None
 
 
-class ToolCall(_Open):
+class ToolCall(Strict):
     """A call, in the style of OpenAI."""
 
     id: str | int | None = None
@@ -36,7 +33,7 @@ class ToolCall(_Open):
     function: Function
 
 
-class Message(_Open):
+class Message(Strict):
     """A message, in the style of OpenAI."""
 
     role: Name
@@ -45,14 +42,14 @@ class Message(_Open):
     function_call: Function | None = None
 
 
-class ShareGptMessage(_Open):
+class ShareGptMessage(Strict):
     """A message, in the style of ShareGPT."""
 
     from_: Name = Field(alias="from")
     value: str
 
 
-class ToolFunction(_Open):
+class ToolFunction(Strict):
     """A function that may be called, with a JSON schema of its parameters."""
 
     name: Name
@@ -60,14 +57,14 @@ class ToolFunction(_Open):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(_Open):
+class Tool(Strict):
     """A function in OpenAI's envelope."""
 
     type: str | None = None
     function: ToolFunction
 
 
-class TokenRecord(_Open):
+class TokenRecord(Strict):
     """An example that is tokenised already; labels are -100 where no loss is taken."""
 
     input_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -100,7 +97,7 @@ def check(schema: TypeAdapter[Any], value: Any, name: str) -> None:
     except ValidationError as error:
         found = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
         place = _place(name, value, found["loc"])
-        got = "" if found["type"] == "missing" else f" is {_shown(found['input'])}"
+        got = "" if found["type"] == "missing" else f" is {shown(found['input'])}"
         raise LokiError(f"{place}{got}: {found['msg'][0].lower()}{found['msg'][1:]}") from error
 
 
@@ -112,8 +109,3 @@ def _place(name: str, value: Any, location: tuple[int | str, ...]) -> str:
         elif isinstance(value, dict) and (key in value or index == len(location) - 1):
             name, value = (f"{name}.{key}" if name else str(key)), value.get(key)
     return name
-
-
-def _shown(value: Any, limit: int = 60) -> str:
-    text = ascii(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -8,7 +8,7 @@ from typing import Any
 
 from loki.errors import LokiError
 from loki.evaluation.items import Item, TaskItems
-from loki.files import read_json
+from loki.inputs import read_json
 
 Results = dict[str, Any]
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loki.artefacts.positions import Positions, check_positions
 from loki.artefacts.provenance import config_digest
 from loki.errors import LokiError, one_line
-from loki.files import read_json, sha256_of_file
+from loki.files import sha256_of_file
+from loki.inputs import read_json
 from loki.models.loading import load_tokenizer
 from loki.models.model_directory import AnyModel, ModelDirectory
 

@@ -1,12 +1,13 @@
 """Texts to measure models on: files of the user's, and a small general text that comes with the package."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loki.errors import LokiError
+from loki.inputs import read_json_lines, read_text
 
 GENERAL = "general text"
 _GENERAL_FILE = Path(__file__).with_name("general.jsonl")
@@ -54,30 +55,19 @@ def read_texts(path: Path) -> TextSource:
     """Read a text file as one text, or a JSONL file of `{"text": ...}` as one text per line.
 
     Raises:
-        LokiError: if the file is missing, empty, not UTF-8, or a line of JSONL holds no text.
+        LokiError: if the file is missing, empty, no text, or a line of JSONL holds no text.
     """
-    if not path.is_file():
-        raise LokiError(f"text {path} does not exist: check the path")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LokiError(f"text {path} is not UTF-8 ({error})") from error
     if path.suffix == ".jsonl":
-        lines = enumerate(content.split("\n"), start=1)
-        texts = [_text_of(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+        texts = [_text_of(record, where) for where, record in read_json_lines(path, what="text")]
     else:
-        texts = [content]
+        texts = [read_text(path, what="text")]
     if not any(text.strip() for text in texts):
         raise LokiError(f"text {path} is empty: give some text")
     return TextSource(path.name, tuple(texts))
 
 
-def _text_of(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise LokiError(f"{where} is not JSON ({error})") from error
-    text = record.get("text") if isinstance(record, dict) else None
+def _text_of(record: dict[str, Any], where: str) -> str:
+    text = record.get("text")
     if not isinstance(text, str):
         raise LokiError(f'{where} has no "text": expected {{"text": "..."}}')
     return text

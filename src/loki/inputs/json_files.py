@@ -1,13 +1,15 @@
-"""Reading JSON files within bounds: of size, of depth, and nothing that is no text."""
+"""Reading JSON and JSON Lines files within bounds: of size, of depth, and nothing that is no text."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError, one_line
+from loki.inputs.json_text import check_depth, check_unicode, parse_json
 from loki.inputs.places import require_file
+from loki.inputs.text_files import read_text
 
-MAX_DEPTH = 64
 MAX_BYTES = 2**28  # the largest tokenizers take 40 MB
 
 
@@ -21,8 +23,8 @@ def read_json(path: Path, *, what: str, advice: str = "check the path", limit: i
         limit: the most bytes that it may have.
 
     Raises:
-        LokiError: if the file is missing, too large, unreadable, no UTF-8 text, not JSON, nested deeper than
-            `MAX_DEPTH`, or holds half a surrogate pair.
+        LokiError: if the file is missing, too large, unreadable, no UTF-8 text, not JSON, nested too deeply
+            (`check_depth`), or holds half a surrogate pair.
     """
     size = require_file(path, what, advice=advice)
     if size > limit:
@@ -35,33 +37,57 @@ def read_json(path: Path, *, what: str, advice: str = "check the path", limit: i
         ) from error
     except OSError as error:
         raise LokiError(f"{what} {path} cannot be read ({error.strerror}): check the disk and the path") from error
-    _check(value, f"{what} {path}")
+    try:
+        check_depth(value)
+        check_unicode(value)
+    except LokiError as error:
+        raise LokiError(f"{what} {path}: {error}") from error
     return value
 
 
-def _check(value: Any, origin: str) -> None:
-    """Refuse what would fail later: at the depth of a copy, or when a text is written."""
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise LokiError(f"{origin} is nested deeper than {MAX_DEPTH} levels: no such file is")
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += item.values()
-                _check_texts(item, origin)
-            elif isinstance(item, list):
-                inner += item
-            elif isinstance(item, str):
-                _check_texts((item,), origin)
-        level = inner
+def read_json_lines(path: Path, *, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, or of a JSON array in a file, each with where it stands.
+
+    Empty lines are skipped, but counted.
+
+    Args:
+        path: the file.
+        what: its role, for error messages.
+
+    Raises:
+        LokiError: for what `read_text` refuses; names the line (or the record of an array) that is no JSON object.
+    """
+    text = read_text(path, what=what)
+    if text.lstrip()[:1] == "[" and (array := _array(text, path, what)) is not None:
+        for number, record in enumerate(array, start=1):
+            where = f"{path}, record {number}"
+            yield where, _object(record, f"{what} {where}")
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                record = parse_json(line)
+            except LokiError as error:
+                raise LokiError(f"{what} {where}: {error}") from error
+            yield where, _object(record, f"{what} {where}")
 
 
-def _check_texts(texts: Any, origin: str) -> None:
-    for text in texts:
+def _array(text: str, path: Path, what: str) -> list[Any] | None:
+    """The array that the whole text is; None for lines that are arrays, which are refused one by one."""
+    first = text.lstrip().split("\n", 1)[0]
+    try:
+        value = parse_json(text)
+    except LokiError as error:
         try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            around = ascii(text[max(0, error.start - 10) : error.end + 10])
-            raise LokiError(f"{origin} holds half a surrogate pair, which is no text: {around}") from error
+            parse_json(first)
+        except LokiError:
+            raise LokiError(f"{what} {path}: {error}") from error
+        return None
+    return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else None
+
+
+def _object(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise LokiError(f"{where}: a JSON {type(record).__name__} instead of an object: one object per line")
+    return record

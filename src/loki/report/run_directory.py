@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from loki.artefacts.positions import Positions, read_positions
 from loki.artefacts.scores import ScoresReader
 from loki.errors import LokiError
-from loki.files import read_json
 from loki.implanting.training.output import STATE
+from loki.inputs import read_json
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.report.score_figures import mean_scores
 

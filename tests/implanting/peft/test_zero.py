@@ -4,9 +4,9 @@ from peft import PeftModel, get_peft_model
 
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
-from loki.files import read_json
 from loki.implanting.peft import LoKIConfig
 from loki.implanting.peft.zero import save_zero_adapter
+from loki.inputs import read_json
 from loki.models.loading import load_model
 from tests.implanting.peft.adapters import POSITIONS, RANKS, logits
 from tests.tiny_models import save_tiny_model, tiny_model

@@ -37,7 +37,7 @@ def check_depth(value: Any) -> None:
     while level := [child for parent in level for child in _children(parent)]:
         depth += 1
         if depth > MAX_DEPTH:
-            raise LokiError(f"nested deeper than {MAX_DEPTH} levels: no training or calibration record is")
+            raise LokiError(f"nested deeper than {MAX_DEPTH} levels: no file that LoKI reads is")
 
 
 def check_unicode(value: Any) -> None:
