@@ -9,7 +9,7 @@ import torch
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.evaluation.ablation import Ablation, AblationOptions, AblationPoint, ablate, zeroed
-from loki.evaluation.measure import MeasureOptions
+from loki.evaluation.options import MeasureOptions
 from loki.evaluation.subjects import find_subject
 from loki.metrics.text import text_loss
 from loki.models.loading import load_model, load_tokenizer

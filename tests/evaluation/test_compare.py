@@ -9,7 +9,8 @@ import pytest
 
 from loki.errors import LokiError
 from loki.evaluation.compare import Comparison, compare
-from loki.evaluation.measure import MeasureOptions, evaluate, save_result
+from loki.evaluation.measure import evaluate, save_result
+from loki.evaluation.options import MeasureOptions
 from loki.evaluation.subjects import find_subject
 from loki.evaluation.texts import GENERAL, general_text
 from loki.evaluation.verdict import Limits, Outcome

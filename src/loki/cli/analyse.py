@@ -133,7 +133,7 @@ def analyse(
     from loki.analysis.analyse import default_scores_path
     from loki.analysis.count import count_selections
     from loki.artefacts.positions import default_positions_folder
-    from loki.cli.options import parse_batch_size, parse_bytes, parse_quotas
+    from loki.cli.parsing import parse_batch_size, parse_bytes, parse_quotas
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.errors import LokiError

@@ -6,27 +6,15 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, console, say
-from loki.cli.measure_options import (
-    BatchSize,
-    ChatTemplate,
-    Data,
-    Device,
-    DType,
-    FewShot,
-    IncludePath,
-    Limit,
-    Metric,
-    Suite,
-    Tasks,
-    Texts,
-    Window,
-    measure_options,
-    parse_percent,
-)
+from loki.cli.measure_options import Measured
+from loki.cli.option_groups import with_options
+from loki.cli.parsing import parse_percent
+from loki.cli.shared_options import Overwrite
 from loki.errors import LokiError
 
 
 @app.command()
+@with_options(measured=Measured)
 def compare(
     base: Annotated[
         str,
@@ -36,15 +24,8 @@ def compare(
         ),
     ],
     new: Annotated[list[str], typer.Argument(help="The models after: one or more of the same.", show_default=False)],
-    text: Texts = None,
-    data: Data = None,
-    tasks: Tasks = None,
-    suite: Suite = None,
-    metric: Metric = None,
-    include_path: IncludePath = None,
-    limit: Limit = None,
-    num_fewshot: FewShot = None,
-    apply_chat_template: ChatTemplate = False,
+    *,
+    measured: Measured,
     positions: Annotated[
         Path | None,
         typer.Option("--positions", help="The rows that may differ, where a model does not know them itself."),
@@ -59,11 +40,7 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print the tables as LaTeX.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Also write all of it to this file, as JSON.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    batch_size: BatchSize = 8,
-    window: Window = 256,
-    dtype: DType = "auto",
-    device: Device = "auto",
+    overwrite: Overwrite = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the resampling that makes intervals.")] = 0,
 ) -> None:
     """See what was learned and what was lost; exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE.
@@ -80,21 +57,7 @@ def compare(
     from loki.files import refuse_existing_file, write_json
     from loki.report.comparison import comparison_file, comparison_tables, flips_table
 
-    options = measure_options(
-        texts=text,
-        data=data,
-        tasks=tasks,
-        suite=suite,
-        metrics=metric,
-        include_path=include_path,
-        limit=limit,
-        fewshot=num_fewshot,
-        chat_template=apply_chat_template,
-        batch_size=batch_size,
-        window=window,
-        dtype=dtype,
-        device=device,
-    )
+    options = measured.options()
     if markdown and latex:
         raise LokiError("--markdown and --latex are two forms of the same tables: choose one")
     if output is not None:

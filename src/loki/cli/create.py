@@ -6,29 +6,21 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import BaseModel, Moments, Overwrite, Positions, Protect, TrustRemoteCode
 
 
 @app.command()
 def create(
-    model: Annotated[str, typer.Argument(help="Base model: a local directory or hub id.", show_default=False)],
-    positions: Annotated[Path, typer.Option("--positions", help="Positions file made by `loki select`.")],
+    model: BaseModel,
+    positions: Positions,
     output: Annotated[Path, typer.Option("--output", help="LoKI model directory to write.")],
     dtype: Annotated[
         str, typer.Option("--dtype", help="Type of the weights: auto (as in the base), float32, bfloat16 or float16.")
     ] = "auto",
-    moments: Annotated[
-        Path | None, typer.Option("--moments", help="Second moments made by `loki moments`, for --protect.")
-    ] = None,
-    protect: Annotated[
-        float | None,
-        typer.Option(
-            "--protect", help="Share of the input directions, the most used ones, that training leaves alone."
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")
-    ] = False,
+    moments: Moments = None,
+    protect: Protect = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Make a LoKI model directory, in which exactly the selected rows are trainable.
 

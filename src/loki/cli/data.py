@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, console, say
-from loki.cli.data_options import Data
 from loki.cli.option_groups import with_options
+from loki.cli.shared_options import Data
 from loki.data.settings import DataSettings
 
 

@@ -6,42 +6,19 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
-from loki.cli.measure_options import (
-    BatchSize,
-    ChatTemplate,
-    Data,
-    Device,
-    DType,
-    FewShot,
-    IncludePath,
-    Limit,
-    Metric,
-    Suite,
-    Tasks,
-    Texts,
-    Window,
-    measure_options,
-)
+from loki.cli.measure_options import Measured
+from loki.cli.option_groups import with_options
+from loki.cli.shared_options import Overwrite
 
 
 @app.command()
+@with_options(measured=Measured)
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model directory, hub id, LoKI model or adapter.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", help="Result file to write, for `loki compare`.")],
-    text: Texts = None,
-    data: Data = None,
-    tasks: Tasks = None,
-    suite: Suite = None,
-    metric: Metric = None,
-    include_path: IncludePath = None,
-    limit: Limit = None,
-    num_fewshot: FewShot = None,
-    apply_chat_template: ChatTemplate = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    batch_size: BatchSize = 8,
-    window: Window = 256,
-    dtype: DType = "auto",
-    device: Device = "auto",
+    *,
+    measured: Measured,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure one model and keep the result, to compare others with it later.
 
@@ -55,21 +32,7 @@ def evaluate(
     from loki.files import refuse_existing_file
 
     refuse_existing_file(output, overwrite=overwrite)
-    options = measure_options(
-        texts=text,
-        data=data,
-        tasks=tasks,
-        suite=suite,
-        metrics=metric,
-        include_path=include_path,
-        limit=limit,
-        fewshot=num_fewshot,
-        chat_template=apply_chat_template,
-        batch_size=batch_size,
-        window=window,
-        dtype=dtype,
-        device=device,
-    )
+    options = measured.options()
     quiet_libraries()
     result = measure(find_subject(model), options)
     save_result(output, result, overwrite=overwrite)

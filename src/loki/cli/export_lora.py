@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import Overwrite
 
 
 @app.command()
@@ -15,7 +16,7 @@ def export_lora(
     full_rows: Annotated[
         bool, typer.Option("--full-rows", help="Also export an adapter without a rank: its LoRA rank is the row count.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn a LoKI adapter into a plain LoRA adapter that loads without LoKI, with the same outputs.
 

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from rich.markup import escape
 
 from loki.cli.app import app
-from loki.cli.common_options import take_common_options
 from loki.cli.failures import explain
+from loki.cli.global_options import take_global_options
 from loki.cli.output import end_with_json, error_console, speaking
 from loki.errors import LokiError, RankError
 
@@ -50,7 +50,7 @@ def main() -> None:
         importlib.import_module(f"loki.cli.{command}")
     with ExitStack() as stack:
         try:
-            arguments, common = take_common_options(sys.argv[1:])
+            arguments, common = take_global_options(sys.argv[1:])
             stack.enter_context(speaking(quiet=common.quiet, as_json=common.as_json, log_file=common.log_file))
         except LokiError as wrong:
             _print_error(str(wrong))

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import Overwrite
 
 
 @app.command()
 def merge(
     parts: Annotated[list[Path], typer.Argument(help="Scores files made by `loki analyse`.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", help="Scores file to write.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Join scores files of one model from separate machines.
 

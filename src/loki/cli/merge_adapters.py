@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import Overwrite
 
 
 @app.command()
 def merge_adapters(
     adapters: Annotated[list[Path], typer.Argument(help="Directories of LoKI adapters.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", help="Directory of the merged adapter to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Merge adapters over disjoint rows into one that does what all of them do, in any order.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import Overwrite
 from loki.errors import LokiError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def plot(
     quota: Annotated[
         float | None, typer.Option("--quota", help="Percentage of the rows. Default: 5 for layers, else 10.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a picture of scores or results.
 

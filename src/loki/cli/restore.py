@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import Overwrite, TrustRemoteCode
 
 
 @app.command()
@@ -27,10 +28,8 @@ def restore(
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Accept a checkpoint in which no selected row changed.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")
-    ] = False,
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Turn a trained LoKI model into an ordinary one that needs no LoKI.
 

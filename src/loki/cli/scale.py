@@ -29,7 +29,7 @@ def scale(
     Example:
         loki scale trained --data held_out.jsonl --keep general.txt --plot scale.png
     """
-    from loki.cli.options import parse_numbers
+    from loki.cli.parsing import parse_numbers
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.evaluation.scale_sweep import sweep_scales

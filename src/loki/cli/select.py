@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import Overwrite
 from loki.selection.strategies import SelectionSettings, find_strategy, strategy_names
 from loki.selection.strategy import By, Inputs
 
@@ -52,7 +53,7 @@ def select(
         typer.Option("--exclude", help="Positions file whose rows are not selected again; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random strategy.")] = SelectionSettings.seed,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Select the rows to implant into: a quota of those that the analysis found least important.
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import Overwrite, TrustRemoteCode
 
 
 @app.command()
@@ -13,10 +14,8 @@ def suppress(
     model: Annotated[str, typer.Argument(help="Local directory or hub id.", show_default=False)],
     positions: Annotated[Path, typer.Option("--positions", help="Positions file: the rows to set to zero.")],
     output: Annotated[Path, typer.Option("--output", help="Model directory to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")
-    ] = False,
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Set the selected rows to zero: the paper's ablation, to see what the model knew through them.
 

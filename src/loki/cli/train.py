@@ -8,8 +8,8 @@ import typer
 
 from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, error_console, say
-from loki.cli.data_options import Data
 from loki.cli.option_groups import with_options
+from loki.cli.shared_options import Data
 from loki.cli.training_options import Published, say_learned, with_published_rate
 from loki.data.settings import DataSettings
 from loki.errors import LokiError

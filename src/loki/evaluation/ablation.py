@@ -16,7 +16,8 @@ from loki.artefacts.scores import ScoresReader
 from loki.errors import LokiError
 from loki.evaluation.harness import Harness
 from loki.evaluation.lm_eval_results import tasks_in
-from loki.evaluation.measure import Loaded, MeasureOptions, load
+from loki.evaluation.measure import Loaded, load
+from loki.evaluation.options import MeasureOptions
 from loki.evaluation.subjects import Subject
 from loki.evaluation.texts import text_sources
 from loki.metrics.text import text_loss

@@ -13,7 +13,6 @@ from loki.evaluation.harness import Harness
 from loki.evaluation.items import Pair, pair_tasks
 from loki.evaluation.measure import (
     Loaded,
-    MeasureOptions,
     ModelResult,
     TextResult,
     is_result,
@@ -21,6 +20,7 @@ from loki.evaluation.measure import (
     measure_questions,
     read_result,
 )
+from loki.evaluation.options import MeasureOptions
 from loki.evaluation.statistics import (
     Flips,
     Interval,

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,31 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.errors import LokiError, one_line
 from loki.evaluation.lm_eval_results import PAPER_SUITE, Results
+from loki.evaluation.options import TaskOptions
 from loki.files import sha256_of_file, write_json
 
 INSTALL = "pip install 'loki-llm[eval]'"
 SUITES = {"paper": PAPER_SUITE}
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """Which tasks are run, and how.
-
-    Attributes:
-        tasks: names, of lm-evaluation-harness or of YAML files in `include_path`.
-        include_path: folder with YAML files of tasks; None has only the harness' own.
-        limit: only so many items of every task; None takes all.
-        fewshot: examples in the prompt; None leaves it to the task.
-        apply_chat_template: ask in the model's chat template.
-        batch_size: questions per forward pass.
-    """
-
-    tasks: tuple[str, ...] = ()
-    include_path: Path | None = None
-    limit: int | None = None
-    fewshot: int | None = None
-    apply_chat_template: bool = False
-    batch_size: int = 8
 
 
 def cache_folder() -> Path:

@@ -10,42 +10,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loki.data.examples import load_training_data
 from loki.data.fitting import fit_to_model, length_within
 from loki.errors import LokiError, one_line
-from loki.evaluation.harness import Harness, TaskOptions
+from loki.evaluation.harness import Harness
 from loki.evaluation.items import Item, TaskItems
 from loki.evaluation.lm_eval_results import Results, is_results, read_results, tasks_in
+from loki.evaluation.options import MeasureOptions
 from loki.evaluation.subjects import Subject
 from loki.evaluation.texts import TextSource, text_sources
 from loki.files import sha256_of_file, write_json
 from loki.metrics.completions import completion_scores
-from loki.metrics.text import DEFAULT_WINDOW, TextLoss, text_loss
+from loki.metrics.text import TextLoss, text_loss
 from loki.ranks import pick_device
 
 EXACT_MATCH = "exact match"
-
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """What is measured, and how.
-
-    Attributes:
-        texts: files with text; an empty tuple means the general text of the package, None measures none.
-        data: training data, of which loss and exact match are measured; None measures none.
-        tasks: tasks of lm-evaluation-harness.
-        metrics: which metric of a task counts, by task; else that of the paper, or the task's first.
-        window: tokens per window of text.
-        max_length: the most tokens of an example of `data`.
-        dtype: type to compute in; `auto` is the checkpoint's on a GPU and float32 on a CPU, which is faster and exact.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-    """
-
-    texts: tuple[Path, ...] | None = ()
-    data: Path | None = None
-    tasks: TaskOptions = field(default_factory=TaskOptions)
-    metrics: dict[str, str] = field(default_factory=dict)
-    window: int = DEFAULT_WINDOW
-    max_length: int = 1024
-    dtype: str = "auto"
-    device: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.data.fitting import length_within
 from loki.errors import LokiError
+from loki.metrics import DEFAULT_WINDOW
 from loki.metrics.modes import evaluating
 from loki.models.architectures import text_config
 
-DEFAULT_WINDOW = 256
 _LOGITS_BYTES = 2**28  # of one batch of one model; what is computed from them takes a few times as much
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from loki.evaluation.compare import compare
-from loki.evaluation.measure import MeasureOptions
+from loki.evaluation.options import MeasureOptions
 from loki.evaluation.verdict import Limits
 from loki.files import write_json
 from loki.models.model_directory import ModelDirectory

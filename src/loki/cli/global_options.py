@@ -10,7 +10,7 @@ _LOG_FILE = "--log-file"
 
 
 @dataclass(frozen=True)
-class CommonOptions:
+class GlobalOptions:
     """Options of every command.
 
     Attributes:
@@ -28,7 +28,7 @@ class CommonOptions:
     version: bool = False
 
 
-def take_common_options(words: list[str]) -> tuple[list[str], CommonOptions]:
+def take_global_options(words: list[str]) -> tuple[list[str], GlobalOptions]:
     """Split the words of a command line into a command's own and the options that every command has.
 
     Raises:
@@ -48,4 +48,4 @@ def take_common_options(words: list[str]) -> tuple[list[str], CommonOptions]:
             log_file = Path(name)
         else:
             own.append(word)
-    return own, CommonOptions(**flags, log_file=log_file)
+    return own, GlobalOptions(**flags, log_file=log_file)

@@ -1,6 +1,6 @@
 import pytest
 
-from loki.cli.options import parse_batch_size, parse_bytes, parse_quotas
+from loki.cli.parsing import parse_batch_size, parse_bytes, parse_quotas
 from loki.errors import LokiError
 
 

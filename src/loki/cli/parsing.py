@@ -59,3 +59,18 @@ def parse_numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise LokiError(f"{text!r} are no numbers: write them separated by commas, as in 0.5,0.7,1") from error
+
+
+def parse_percent(text: str, option: str) -> float:
+    """A percentage: `1%` or `1`.
+
+    Raises:
+        LokiError: if `text` is something else, or negative.
+    """
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise LokiError(f"{option} {text!r} is no percentage: write 1% or 0.5%")
+    return value

@@ -1,0 +1,29 @@
+"""Single options that several commands share; groups of them are the fields of classes (`loki.cli.option_groups`)."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BaseModel = Annotated[str, typer.Argument(help="Base model: a local directory or hub id.", show_default=False)]
+Positions = Annotated[Path, typer.Option("--positions", help="Positions file made by `loki select`.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        help="Training data: a file (JSONL, JSON, CSV, parquet, text; gzipped or not), a directory of such, a "
+        "save_to_disk folder, or a hub data set. May be repeated, with shares: a.jsonl:0.7.",
+        show_default=False,
+    ),
+]
+Moments = Annotated[
+    Path | None, typer.Option("--moments", help="Second moments made by `loki moments`, for --protect.")
+]
+Protect = Annotated[
+    float | None,
+    typer.Option("--protect", help="Share of the input directions, the most used ones, that training leaves alone."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")
+]

@@ -1,0 +1,52 @@
+"""What is measured, and how: the one place where these defaults stand."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loki.metrics import DEFAULT_WINDOW
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which tasks are run, and how.
+
+    Attributes:
+        tasks: names, of lm-evaluation-harness or of YAML files in `include_path`.
+        include_path: folder with YAML files of tasks; None has only the harness' own.
+        limit: only so many items of every task; None takes all.
+        fewshot: examples in the prompt; None leaves it to the task.
+        apply_chat_template: ask in the model's chat template.
+        batch_size: questions per forward pass.
+    """
+
+    tasks: tuple[str, ...] = ()
+    include_path: Path | None = None
+    limit: int | None = None
+    fewshot: int | None = None
+    apply_chat_template: bool = False
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, and how.
+
+    Attributes:
+        texts: files with text; an empty tuple means the general text of the package, None measures none.
+        data: training data, of which loss and exact match are measured; None measures none.
+        tasks: tasks of lm-evaluation-harness.
+        metrics: which metric of a task counts, by task; else that of the paper, or the task's first.
+        window: tokens per window of text.
+        max_length: the most tokens of an example of `data`.
+        dtype: type to compute in; `auto` is the checkpoint's on a GPU and float32 on a CPU, which is faster and exact.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+
+    texts: tuple[Path, ...] | None = ()
+    data: Path | None = None
+    tasks: TaskOptions = field(default_factory=TaskOptions)
+    metrics: dict[str, str] = field(default_factory=dict)
+    window: int = DEFAULT_WINDOW
+    max_length: int = 1024
+    dtype: str = "auto"
+    device: str = "auto"
