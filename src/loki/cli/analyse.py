@@ -1,6 +1,7 @@
 """`loki analyse`."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +9,14 @@ import typer
 
 from loki.analysis.options import AnalysisOptions
 from loki.cli.app import app, error_console, say, warnings_as_lines
-from loki.kva.settings import IG_METHODS, AttributionSettings, Definition, Engine, IgMethod, Quantity, Sensitivity
+from loki.cli.option_groups import with_options
+from loki.kva.settings import AttributionSettings
 from loki.selection.strategies import SelectionSettings, strategy_names
 from loki.selection.strategy import By
 
 
 @app.command()
+@with_options(leave_out=("attribution.seed",), attribution=AttributionSettings)
 def analyse(
     model: Annotated[str, typer.Argument(help="Model directory or hub id.", show_default=False)],
     data: Annotated[
@@ -33,38 +36,8 @@ def analyse(
             metavar="PATH",
         ),
     ] = None,
-    definition: Annotated[
-        str,
-        typer.Option(
-            "--definition", help="captum (as published), paper (eq. 4-5), or sensitivity (squared gradients)."
-        ),
-    ] = AttributionSettings.definition,
-    steps: Annotated[int, typer.Option("--steps", help="Points of the integration rule.")] = AttributionSettings.steps,
-    ig_method: Annotated[
-        str,
-        typer.Option(
-            "--ig-method",
-            help=f"{', '.join(IG_METHODS)}. Default: the one published with the definition.",
-            metavar="RULE",
-        ),
-    ] = AttributionSettings.ig_method,
-    engine: Annotated[
-        str,
-        typer.Option("--engine", help="fast, captum (slow, the reference), or auto: fast, and captum where it must."),
-    ] = AttributionSettings.engine,
-    quantity: Annotated[
-        str, typer.Option("--quantity", help="Attribute the target's probability or logit.")
-    ] = AttributionSettings.quantity,
-    absolute: Annotated[
-        bool, typer.Option("--absolute", help="Scores without their sign.")
-    ] = AttributionSettings.absolute,
-    position: Annotated[
-        int, typer.Option("--position", help="Attributed token position; -1 is the last.")
-    ] = AttributionSettings.position,
-    sensitivity: Annotated[
-        str,
-        typer.Option("--sensitivity", help="Tokens of the definition sensitivity: sampled, or empirical (the text's)."),
-    ] = AttributionSettings.sensitivity,
+    *,
+    attribution: AttributionSettings,
     subjects: Annotated[
         str | None, typer.Option("--subjects", help="Only these subjects, separated by commas.", metavar="NAMES")
     ] = None,
@@ -145,17 +118,7 @@ def analyse(
         raise LokiError(f"--write-mode {write_mode} is not known: use w or a")
     if no_log and write_mode == "a":
         raise LokiError("--write-mode a adds to a scores file, and --no-log writes none: leave out one of them")
-    settings = AttributionSettings(
-        Definition(definition),
-        steps,
-        IgMethod(ig_method),
-        Engine(engine),
-        Quantity(quantity),
-        absolute,
-        position,
-        Sensitivity(sensitivity),
-        seed,
-    )
+    settings = replace(attribution, seed=seed)
     options = AnalysisOptions(
         batch_size=parse_batch_size(batch_size),
         dtype=dtype,
@@ -203,7 +166,7 @@ def analyse(
             samples, paths, completeness = analysis.samples, [analysis.path], analysis.completeness
     if not is_main_process():
         return
-    if advice := completeness_advice(completeness, steps):
+    if advice := completeness_advice(completeness, settings.steps):
         error_console.print(advice)
     say(
         f"{samples} samples analysed: {', '.join(map(str, paths))}",

@@ -80,21 +80,24 @@ IG_METHODS = tuple(filter(None, IgMethod))
 
 @dataclass(frozen=True)
 class AttributionSettings:
-    """Settings of Knowledge Vector Attribution. Choices may be given as text.
+    """Settings of Knowledge Vector Attribution. Choices may be given as text; the enumerations say what each means.
+
+    Where no `ig_method` is given, the field holds the published one's name once the settings are made. The definition
+    `sensitivity` takes none of the fields from `steps` to `position`: they keep their defaults.
 
     Attributes:
-        definition: see `Definition`.
-        steps: number of points of the integration rule.
-        ig_method: integration rule; by default the one that the definition is published with (`captum`:
-            riemann_trapezoid, `paper`: riemann_left), whose name it holds once constructed.
-        engine: see `Engine`.
-        quantity: what F is, see `Quantity`.
+        definition: what a score is: `captum` (as published), `paper` (eq. 4-5), or `sensitivity` (squared gradients).
+        steps: points of the integration rule.
+        ig_method: integration rule: riemann_trapezoid, riemann_left, riemann_right, riemann_middle or gausslegendre.
+            Default: the one published with the definition (`captum`: riemann_trapezoid, `paper`: riemann_left).
+        engine: who computes the scores: `fast`, `captum` (slow, the reference), or `auto`: fast, and captum where it
+            must.
+        quantity: what is attributed: the target's `probability`, or its `logit`.
         absolute: scores without their sign.
-        position: position whose prediction is attributed, counted like a Python index. Later tokens cannot
-            influence it, so the prompt ends there. -1 is the whole prompt.
-        sensitivity: of the definition `sensitivity` alone, see `Sensitivity`; the fields from `steps` to `position` do
-            not belong to it and keep their defaults.
-        seed: of the tokens that it draws.
+        position: attributed token position, counted like a Python index: -1 is the last. The prompt ends there, since
+            later tokens cannot influence it.
+        sensitivity: tokens of the definition `sensitivity`: `sampled`, or `empirical` (the text's).
+        seed: seed of the tokens that the definition `sensitivity` draws.
 
     Raises:
         LokiError: for a value that is not allowed.
