@@ -64,7 +64,7 @@ def test_other_settings_are_refused(settings: RunSettings, tmp_path: Path) -> No
     output = tmp_path / "run"
     run(settings, output)
     other = replace(settings, quota=50)
-    with pytest.raises(LokiError, match=r"quota was 25, now 50.* to do select, create, train, restore again; analyse"):
+    with pytest.raises(LokiError, match=r"quota was 25, now 50.* select, create, train, restore again; analyse"):
         run(other, output)
     scores = (output / "scores.h5").stat().st_mtime_ns
     assert run(other, output, overwrite=True).report.selected_rows == 48
@@ -115,8 +115,8 @@ def test_a_run_is_repeated_from_its_configuration(settings: RunSettings, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 3}, "steps is no setting"),
-        ({"training": {"lr": 1}}, r"training\.lr is no setting"),
+        ({"steps": 3}, "^steps "),
+        ({"training": {"lr": 1}}, r"training\.lr"),
         ({"training": [1]}, r"training is \[1\]"),
         ({"training": {"epochs": "many"}}, "training"),
         ({"model": None}, "give --model"),
@@ -155,7 +155,7 @@ def test_output_with_something_else(settings: RunSettings, tmp_path: Path) -> No
     (tmp_path / "run" / "mine.txt").write_text("keep")
     with pytest.raises(LokiError, match="exists already"):
         run(settings, tmp_path / "run")
-    with pytest.raises(LokiError, match=r"holds no run\.json, so --overwrite leaves it alone"):
+    with pytest.raises(LokiError, match=r"no run\.json, .*--overwrite"):
         run(settings, tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
 
@@ -171,8 +171,8 @@ def test_missing_training_data(settings: RunSettings, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"quota": 101.0}, "quota 101"),
-        ({"quota": 1.0}, "selects none of 32 rows"),
-        ({"quota": 0.5, "selection": SelectionSettings("global_lowest")}, "selects none of 96 rows"),
+        ({"quota": 1.0}, "none of 32 rows"),
+        ({"quota": 0.5, "selection": SelectionSettings("global_lowest")}, "none of 96 rows"),
         ({"data": Path("/dev/null/absent")}, "does not exist"),
         ({"calibration": "absent.jsonl"}, "absent.jsonl"),
     ],

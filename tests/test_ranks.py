@@ -103,7 +103,7 @@ def test_one_process_alone_sends_nothing() -> None:
 @pytest.mark.parametrize("device", ["mps", "meta", "xpu", "cpu:3", "cuda:", "cuda:-1", "cuda:01", "gpu-of-mine", ""])
 def test_devices_that_were_never_tried(device: str) -> None:
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(LokiError, match=f"--device {device} is not supported: use auto, cpu, cuda or cuda:N"):
+    with pytest.raises(LokiError, match=f"--device {device} .*cuda:N"):
         pick_device(device)
 
 
@@ -112,5 +112,5 @@ def test_cuda_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert [pick_device(name) for name in ("auto", "cuda:1")] == [torch.device("cuda"), torch.device("cuda:1")]
     for name in ("cuda:2", "cuda:300"):
-        with pytest.raises(LokiError, match=f"{name}: this machine has 2 CUDA devices"):
+        with pytest.raises(LokiError, match=f"{name}: .* 2 CUDA devices"):
             pick_device(name)

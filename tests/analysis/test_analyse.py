@@ -66,7 +66,7 @@ def test_targets_of_the_data_are_used(analyst: Analyst) -> None:
 @pytest.mark.parametrize("field", ["id", "subject"])
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("a\0b", r"'a\\x00b' holds a null character"), ("a\ud800b", r"half a surrogate pair, .*'a\\ud800b'")],
+    [("a\0b", r"'a\\x00b' .*null"), ("a\ud800b", r"surrogate .*'a\\ud800b'")],
     ids=["null", "surrogate"],
 )
 def test_what_a_scores_file_cannot_hold_is_refused_first(analyst: Analyst, field: str, text: str, problem: str) -> None:
@@ -78,18 +78,18 @@ def test_what_a_scores_file_cannot_hold_is_refused_first(analyst: Analyst, field
 
 def test_a_checkpoint_in_a_type_of_its_own_needs_a_choice(analyst: Analyst, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "double", dtype=torch.float64)
-    with pytest.raises(LokiError, match="was saved in float64, in which LoKI does not compute: pass --dtype float32"):
+    with pytest.raises(LokiError, match=r"float64.* --dtype float32"):
         analyst(model=model)
     analyst(model=model, dtype="float32")
 
 
 def test_a_model_is_not_spread_by_several_processes(llama_dir: Path) -> None:
-    with pytest.raises(LokiError, match="--device-map auto spreads one model over all devices, but 2 processes"):
+    with pytest.raises(LokiError, match=r"--device-map auto .*2 processes"):
         prepare(llama_dir, "any.jsonl", AttributionSettings(), Ranks(0, 2), AnalysisOptions(device_map="auto"))
 
 
 def test_two_processes_do_not_work_in_one_folder(analyst: Analyst) -> None:
-    with work_folder_of(analyst.output).hold(), pytest.raises(LokiError, match="another process is working in"):
+    with work_folder_of(analyst.output).hold(), pytest.raises(LokiError, match="another process"):
         analyst()
     analyst()
 
@@ -114,7 +114,7 @@ def test_a_finished_analysis_is_not_repeated(analyst: Analyst, engine: FakeAttri
 def test_an_existing_output_is_kept_unless_it_may_be_replaced(analyst: Analyst) -> None:
     analyst(AttributionSettings(definition="paper"))
     before = analyst.output.read_bytes()
-    with pytest.raises(LokiError, match=r"exists already \(definition paper and captum; .*--write-mode a"):
+    with pytest.raises(LokiError, match=r"\(definition paper and captum; .*--write-mode a"):
         analyst()
     assert analyst.output.read_bytes() == before
     assert not analyst.partial.exists()
@@ -127,7 +127,7 @@ def test_published_files_are_not_replaced_or_added_to(analyst: Analyst, append: 
     analyst.output.parent.mkdir()
     with h5py.File(analyst.output, "w") as file:
         file.create_dataset("dataset", data=np.zeros((2, LAYERS, HIDDEN), dtype=np.float16))
-    with pytest.raises(LokiError, match="exists already and does not say how its scores were made"):
+    with pytest.raises(LokiError, match=r"exists already .*how its scores"):
         analyst(append=append)
 
 
@@ -160,10 +160,10 @@ def test_append_of_other_data_joins_the_sources(analyst: Analyst, tmp_path: Path
 
 def test_append_to_other_settings_or_changed_samples_is_refused(analyst: Analyst) -> None:
     analyst()
-    with pytest.raises(LokiError, match=r"cannot add to .*: it was made with other settings .*steps 7 and 9"):
+    with pytest.raises(LokiError, match=r"cannot add .*steps 7 and 9"):
         analyst(AttributionSettings(steps=9), append=True)
     write_prompts(analyst.data, COUNT, seed=1)
-    with pytest.raises(LokiError, match="has other tokens there: the data has changed"):
+    with pytest.raises(LokiError, match="other tokens"):
         analyst(append=True)
 
 
@@ -181,7 +181,7 @@ def test_scores_that_are_not_finite_are_refused(
         return results
 
     monkeypatch.setattr(engine, "attribute", attribute)
-    with pytest.raises(LokiError, match=r"sample .*18.*, layer 2: a score is NaN or infinite"):
+    with pytest.raises(LokiError, match=r"sample .*18.*, layer 2: .*NaN"):
         analyst()
     assert not analyst.output.exists()
 
@@ -194,7 +194,7 @@ def test_check_recomputes_some_samples_with_captum(analyst: Analyst, engine: Fak
 
 def test_check_fails_before_anything_wrong_is_stored(analyst: Analyst, engine: FakeAttributor) -> None:
     engine.captum_factor = 1.001
-    with pytest.raises(CheckFailed, match=r"sample .*: the scores differ from Captum's by 0\.001"):
+    with pytest.raises(CheckFailed, match=r"sample .*Captum's by 0\.001"):
         analyst(check=1)
     assert len(engine.prompts) <= BATCH  # the batch with that sample is computed first
     assert not analyst.output.exists()
@@ -210,7 +210,7 @@ def test_check_of_a_finished_file_looks_at_what_it_holds(analyst: Analyst, engin
     assert not engine.prompts
     with h5py.File(analyst.output, "a") as file:
         file["dataset"][7] *= 2
-    with pytest.raises(CheckFailed, match=r":8: the scores differ from Captum's by 1 .*--engine captum --overwrite"):
+    with pytest.raises(CheckFailed, match=r":8: .*Captum's by 1 .*--engine captum --overwrite"):
         analyst(check=COUNT)
 
 
@@ -219,7 +219,7 @@ def test_check_fails_where_captum_gives_nothing_to_compare_with(
     analyst: Analyst, engine: FakeAttributor, factor: float
 ) -> None:
     engine.captum_factor = factor
-    with pytest.raises(CheckFailed, match="the scores differ from Captum's"):
+    with pytest.raises(CheckFailed, match="differ from Captum"):
         analyst(check=1)
 
 
@@ -232,24 +232,24 @@ def test_a_batch_that_does_not_fit_is_split(analyst: Analyst, engine: FakeAttrib
 
 def test_a_prompt_that_does_not_fit_is_named(analyst: Analyst, engine: FakeAttributor) -> None:
     engine.largest_batch = 0
-    with pytest.raises(LokiError, match=r"sample .*: out of memory on a prompt of \d tokens: lower --memory-budget"):
+    with pytest.raises(LokiError, match=r"sample .*: out of memory .*\d tokens: .*--memory-budget"):
         analyst()
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"batch_size": 0}, "batch size 0 makes no sense"),
-        ({"batch_size": "many"}, "batch size many makes no sense"),
-        ({"dtype": "float8"}, "--dtype float8 is not known: use auto, float32"),
-        ({"append": True, "until_stable": 0.9}, "--write-mode a adds all .* leave out one of them"),
-        ({"settings": AttributionSettings(position=-4)}, r"sample .* has 3 tokens: position -4 is not in it: choose"),
-        ({"check": -1}, "cannot check -1 samples"),
-        ({"until_stable": 1.5}, "--until-stable 1.5 is out of range"),
-        ({"until_stable": 0.9, "quotas": [0.0]}, "quota 0.0 is out of range"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"batch_size": "many"}, "batch size many"),
+        ({"dtype": "float8"}, "--dtype float8 .*auto, float32"),
+        ({"append": True, "until_stable": 0.9}, "--write-mode a .*--until-stable"),
+        ({"settings": AttributionSettings(position=-4)}, "sample .* 3 tokens: position -4"),
+        ({"check": -1}, "-1 samples"),
+        ({"until_stable": 1.5}, r"--until-stable 1\.5"),
+        ({"until_stable": 0.9, "quotas": [0.0]}, r"quota 0\.0"),
         ({"device": "cuda:99"}, "--device cuda:99"),
-        ({"model": "no/such/model"}, "model directory no/such/model does not exist"),
-        ({"data": "none.jsonl"}, "data none.jsonl does not exist"),
+        ({"model": "no/such/model"}, "no/such/model .*exist"),
+        ({"data": "none.jsonl"}, r"none\.jsonl .*exist"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

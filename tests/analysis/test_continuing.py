@@ -90,7 +90,7 @@ def test_a_full_disk_at_the_end_loses_nothing(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(h5py.Dataset, "resize", fail_with(OSError("Can't write data (No space left on device)")))
-        with pytest.raises(LokiError, match=r"scores\.h5 cannot be written .* free some space and run the same"):
+        with pytest.raises(LokiError, match=r"scores\.h5 .*written .*free some space"):
             analyst()
     assert not analyst.output.exists()
     computed = len(engine.prompts)
@@ -115,7 +115,7 @@ def test_a_batch_damaged_on_disk_is_named(analyst: Analyst, engine: FakeAttribut
     data = bytearray(stored.read_bytes())
     data[len(data) // 2] ^= 0xFF
     stored.write_bytes(data)
-    with pytest.raises(LokiError, match=rf"{stored.name} is missing or damaged .*: remove it and run the same command"):
+    with pytest.raises(LokiError, match=rf"{stored.name} .*damaged .*: remove it"):
         analyst()
     stored.unlink()
     analyst()
@@ -139,7 +139,7 @@ def test_a_batch_damaged_on_disk_is_named(analyst: Analyst, engine: FakeAttribut
 def test_continuing_with_other_settings_is_refused(
     interrupted: Analyst, engine: FakeAttributor, changes: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(LokiError, match=rf"holds an interrupted run with other settings \(there and now: .*{named}"):
+    with pytest.raises(LokiError, match=rf"interrupted run .*\(.*{named}"):
         interrupted(**changes)
     assert not engine.prompts
     interrupted()

@@ -134,7 +134,7 @@ def test_continuing_with_other_settings_is_refused(counter: Counter, engine: Fak
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(counter: Counter, engine: FakeAttributor) -> None:
     counter.output.mkdir()
     (counter.output / "50.json").write_text("[[1]]")
-    with pytest.raises(LokiError, match=r"50\.json exists already"):
+    with pytest.raises(LokiError, match=r"50\.json .*exists"):
         counter()
     assert not engine.prompts
     assert (counter.output / "50.json").read_text() == "[[1]]"
@@ -145,10 +145,10 @@ def test_an_existing_file_is_kept_unless_it_may_be_replaced(counter: Counter, en
 @pytest.mark.parametrize(
     ("quotas", "changes", "problem"),
     [
-        ([0.0], {}, "quota 0.0 is out of range"),
-        ([1.0], {}, "the smallest quota that gives a row is 3.125"),
-        ([10.0], {"selection": SelectionSettings("random")}, "strategy 'random' is not known here"),
-        ([10.0], {"until_stable": 0.0}, "--until-stable 0.0 is out of range"),
+        ([0.0], {}, r"quota 0\.0"),
+        ([1.0], {}, r"smallest quota .* 3\.125"),
+        ([10.0], {"selection": SelectionSettings("random")}, "strategy 'random'"),
+        ([10.0], {"until_stable": 0.0}, r"--until-stable 0\.0"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(
@@ -162,14 +162,14 @@ def test_bad_input_leaves_nothing_behind(
 
 def test_a_file_is_no_folder(counter: Counter, engine: FakeAttributor) -> None:
     counter.output.write_text("mine")
-    with pytest.raises(LokiError, match="is a file: name a folder"):
+    with pytest.raises(LokiError, match="is a file"):
         counter()
     assert not engine.prompts
     assert not counter.partial.exists()
 
 
 def test_no_quota(counter: Counter) -> None:
-    with pytest.raises(LokiError, match="no quota is given"):
+    with pytest.raises(LokiError, match="no quota"):
         count_selections(counter.model, str(counter.data), counter.output, [])
 
 
@@ -216,5 +216,5 @@ def test_counts_of_several_processes_add_up_however_they_were_left(tmp_path: Pat
 def test_a_batch_is_not_counted_twice() -> None:
     counts = SelectionCounts(SelectionSettings(), [25.0], LAYERS, HIDDEN)
     counts.add(3, np.zeros((1, LAYERS, HIDDEN), np.float32))
-    with pytest.raises(LokiError, match=r"batches \[3\] were counted twice"):
+    with pytest.raises(LokiError, match=r"batches \[3\] .*twice"):
         counts.add(3, np.zeros((1, LAYERS, HIDDEN), np.float32))

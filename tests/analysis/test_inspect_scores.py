@@ -69,9 +69,9 @@ def test_published_file(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path, scores_file: Path) -> None:
-    with pytest.raises(LokiError, match="holds no samples"):
+    with pytest.raises(LokiError, match="no samples"):
         inspect_scores(write_scores(tmp_path / "empty.h5", SCORES[:0]))
-    with pytest.raises(LokiError, match="quota 0 is out of range"):
+    with pytest.raises(LokiError, match="quota 0 "):
         inspect_scores(scores_file, quota=0)
-    with pytest.raises(LokiError, match="--rows -90 makes no sense"):
+    with pytest.raises(LokiError, match="--rows -90"):
         inspect_scores(scores_file, rows=-90)

@@ -47,7 +47,7 @@ def test_parts_come_one_after_the_other(tmp_path: Path) -> None:
 def test_parts_that_do_not_belong_together(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     first = write_scores(tmp_path / "a.h5", SCORES[:4])
     second = write_scores(tmp_path / "b.h5", SCORES[4:], first=4, **changes)
-    with pytest.raises(LokiError, match=rf"differ in {named}: analyse all parts"):
+    with pytest.raises(LokiError, match=f"differ in {named}: "):
         merge_scores([first, second], tmp_path / "all.h5")
     assert not (tmp_path / "all.h5").exists()
 
@@ -66,14 +66,14 @@ def test_files_of_older_releases_have_no_digest_of_the_configuration(tmp_path: P
 def test_other_shapes(tmp_path: Path) -> None:
     first = write_scores(tmp_path / "a.h5", SCORES[:4])
     second = write_scores(tmp_path / "b.h5", SCORES[4:, :2], first=4)
-    with pytest.raises(LokiError, match="3 layers of 20 rows and 2 layers of 20 rows"):
+    with pytest.raises(LokiError, match=r"3 layers of 20 .*2 layers of 20"):
         merge_scores([first, second], tmp_path / "all.h5")
 
 
 def test_the_same_sample_twice(tmp_path: Path) -> None:
     first = write_scores(tmp_path / "a.h5", SCORES[:5])
     second = write_scores(tmp_path / "b.h5", SCORES[4:], first=4)
-    with pytest.raises(LokiError, match=r"sample q:4 is in .*a\.h5 and in .*b\.h5"):
+    with pytest.raises(LokiError, match=r"sample q:4 .*a\.h5 .*b\.h5"):
         merge_scores([first, second], tmp_path / "all.h5")
 
 
@@ -81,7 +81,7 @@ def test_published_files_cannot_be_merged(tmp_path: Path) -> None:
     first = write_scores(tmp_path / "a.h5", SCORES)
     with h5py.File(tmp_path / "published.h5", "w") as file:
         file.create_dataset("dataset", data=SCORES)
-    with pytest.raises(LokiError, match=r"published\.h5 does not say how its scores were made"):
+    with pytest.raises(LokiError, match=r"published\.h5 .*how its scores"):
         merge_scores([first, tmp_path / "published.h5"], tmp_path / "all.h5")
 
 
@@ -108,5 +108,5 @@ def test_an_existing_output_is_kept_unless_it_may_be_replaced(tmp_path: Path) ->
 
 
 def test_one_file_is_nothing_to_merge(tmp_path: Path) -> None:
-    with pytest.raises(LokiError, match="two scores files or more"):
+    with pytest.raises(LokiError, match="two scores files"):
         merge_scores([write_scores(tmp_path / "a.h5", SCORES)], tmp_path / "all.h5")

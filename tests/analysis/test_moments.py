@@ -109,7 +109,7 @@ def test_an_interrupted_measurement_goes_on_to_the_last_bit(
 
 def test_bad_input(llama_dir: Path, tmp_path: Path) -> None:
     data = write_texts(tmp_path / "texts.jsonl")
-    with pytest.raises(LokiError, match="at least 2 tokens"):
+    with pytest.raises(LokiError, match=r"no text .*2 tokens"):
         measure_moments(llama_dir, write_texts(tmp_path / "short.jsonl", [[5]]), tmp_path / "m")
     with pytest.raises(LokiError, match="token id 4000"):
         measure_moments(llama_dir, write_texts(tmp_path / "other.jsonl", [[5, 4000]]), tmp_path / "m")
@@ -120,7 +120,7 @@ def test_bad_input(llama_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(LokiError, match="does not exist"):
         Moments(tmp_path / "nothing")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(LokiError, match="holds no second moments"):
+    with pytest.raises(LokiError, match="no second moments"):
         Moments(tmp_path / "other.safetensors")
 
 
@@ -131,5 +131,5 @@ def test_values_that_are_no_numbers_are_refused(llama_dir: Path, tmp_path: Path)
     tensors["second_moment.1"][0, 3, 3] = torch.nan
     save_file(tensors, output, metadata={"format": FORMAT, "version": str(VERSION), "origin": origin})
     Moments(output).second_moment(0)
-    with pytest.raises(LokiError, match=r"second_moment\.1 holds NaN"):
+    with pytest.raises(LokiError, match=r"second_moment\.1 .*NaN"):
         Moments(output).second_moment(1)

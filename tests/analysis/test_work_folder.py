@@ -28,7 +28,7 @@ def test_batches_come_back_as_they_were(work: WorkFolder) -> None:
         for name, array in vars(work.read_batch(3)).items():
             np.testing.assert_array_equal(array, getattr(RESULTS, name))
         work.delete_batch(3)
-        with pytest.raises(LokiError, match=r"00000003\.npz is missing or damaged"):
+        with pytest.raises(LokiError, match=r"00000003\.npz .*damaged"):
             work.read_batch(3)
 
 
@@ -75,5 +75,5 @@ def test_a_lock_whose_file_was_removed_is_not_held(work: WorkFolder, monkeypatch
     monkeypatch.setattr(work_folder.fcntl, "flock", remove_first)
     with work.hold():
         assert (work.path / "lock").exists()
-        with pytest.raises(LokiError, match="another process is working in"), WorkFolder(work.path).hold():
+        with pytest.raises(LokiError, match="another process"), WorkFolder(work.path).hold():
             pass

@@ -53,16 +53,16 @@ def test_what_is_written_is_read_again_sorted(
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ({"0": [1]}, "expected a list of lists"),
-        ([1, 2], "expected a list of lists"),
-        ([[[1]]], r"layer 0 holds \[1\], which is not a row index"),
-        ([[0], [1.0]], "layer 1 holds 1.0, which is not a row index"),
-        ([[0], ["1"]], "layer 1 holds '1', which is not a row index"),
-        ([[True]], "layer 0 holds True, which is not a row index"),
-        ([[3, -1]], "layer 0 holds -1, which is not a row index"),
-        ([[0], [4, 2, 4]], "layer 1 lists row 4 more than once"),
-        ([], "no row is selected"),
-        ([[], []], "no row is selected"),
+        ({"0": [1]}, "list of lists"),
+        ([1, 2], "list of lists"),
+        ([[[1]]], r"layer 0 holds \[1\]"),
+        ([[0], [1.0]], r"layer 1 holds 1\.0"),
+        ([[0], ["1"]], "layer 1 holds '1'"),
+        ([[True]], "layer 0 holds True"),
+        ([[3, -1]], "layer 0 holds -1"),
+        ([[0], [4, 2, 4]], "layer 1 .*row 4 .*once"),
+        ([], "no row"),
+        ([[], []], "no row"),
     ],
 )
 def test_malformed_positions_name_the_layer_and_the_value(tmp_path: Path, value: object, problem: str) -> None:
@@ -70,7 +70,7 @@ def test_malformed_positions_name_the_layer_and_the_value(tmp_path: Path, value:
         check_positions(value)
     path = tmp_path / "10.json"
     path.write_text(json.dumps(value))
-    with pytest.raises(LokiError, match=rf"positions file .*10\.json: {problem}"):
+    with pytest.raises(LokiError, match=rf"positions file .*10\.json: .*{problem}"):
         read_positions(path)
 
 
@@ -89,9 +89,9 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_another_model() -> None:
     check_positions_fit([[0], []], layers=2, hidden=1)
-    with pytest.raises(LokiError, match="made for 2 layers, but the model has 3"):
+    with pytest.raises(LokiError, match=r"2 layers.* 3"):
         check_positions_fit([[0], [1]], layers=3, hidden=8)
-    with pytest.raises(LokiError, match=r"layer 1 lists row 8, but the model has 8 rows per layer \(0 to 7\)"):
+    with pytest.raises(LokiError, match=r"layer 1 .*row 8, .*0 to 7"):
         check_positions_fit([[7], [8, 2]], layers=2, hidden=8)
 
 

@@ -75,7 +75,7 @@ def test_not_a_number_names_sample_and_layer(tmp_path: Path, value: float) -> No
     write_scores(tmp_path / "scores.h5", broken)
     with (
         ScoresReader(tmp_path / "scores.h5") as reader,
-        pytest.raises(LokiError, match=r"scores\.h5: sample q:7, layer 2: a score is NaN or infinite"),
+        pytest.raises(LokiError, match=r"scores\.h5: sample q:7, layer 2: .*NaN"),
     ):
         list(reader.chunks())
 
@@ -89,7 +89,7 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_truncated_file(tmp_path: Path, fraction: float) -> None:
     whole = write_scores(tmp_path / "scores.h5", SCORES).read_bytes()
     (tmp_path / "cut.h5").write_bytes(whole[: int(len(whole) * fraction)])
-    with pytest.raises(LokiError, match=r"cut\.h5 is truncated or damaged"):
+    with pytest.raises(LokiError, match=r"cut\.h5 .*truncated"):
         ScoresReader(tmp_path / "cut.h5")
 
 
@@ -112,7 +112,7 @@ def test_flipped_bits_in_the_scores_are_noticed(tmp_path: Path) -> None:
 def test_other_hdf5_files_are_refused(tmp_path: Path, name: str, data: np.ndarray) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file.create_dataset(name, data=data)
-    with pytest.raises(LokiError, match=r"other\.h5 has no dataset named 'dataset'"):
+    with pytest.raises(LokiError, match=r"other\.h5 .*'dataset'"):
         ScoresReader(tmp_path / "other.h5")
 
 
@@ -120,5 +120,5 @@ def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
     path = write_scores(tmp_path / "scores.h5", SCORES)
     with h5py.File(path, "a") as file:
         file["subjects"].resize(8, axis=0)
-    with pytest.raises(LokiError, match=r"subjects has the shape .* for 9 samples"):
+    with pytest.raises(LokiError, match=r"subjects .*shape .* 9 samples"):
         ScoresReader(path)

@@ -33,26 +33,24 @@ def test_prompt_as_long_as_the_model_takes() -> None:
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        (Record("q/7", "", [5] * 17), "the prompt has 17 tokens, but the model takes 16 positions"),
-        (Record("q/7", "", [5, 320]), r"token id 320 is not in the model's vocabulary \(0 to 319\)"),
-        (Record("q/7", "", [-1]), "token id -1 is not in the model's vocabulary"),
+        (Record("q/7", "", [5] * 17), "17 tokens.* 16 positions"),
+        (Record("q/7", "", [5, 320]), r"token id 320 .*\(0 to 319\)"),
+        (Record("q/7", "", [-1]), "token id -1 .*vocabulary"),
         (Record("q/7", "", ""), "the prompt is empty"),
-        (Record("q/7", "", [5], 320), r"target 320 is not in the model's vocabulary \(0 to 319\)"),
-        (Record("q/7", "", [5], -1), "target -1 is not in the model's vocabulary"),
-        (Record("q/7", "", [5], ""), "target '' is not in the model's vocabulary"),
+        (Record("q/7", "", [5], 320), r"target 320 .*\(0 to 319\)"),
+        (Record("q/7", "", [5], -1), "target -1 .*vocabulary"),
+        (Record("q/7", "", [5], ""), "target '' .*vocabulary"),
     ],
 )
 def test_unusable_records_are_named(record: Record, problem: str) -> None:
-    with pytest.raises(LokiError, match=f"sample q/7: {problem}"):
+    with pytest.raises(LokiError, match=f"sample q/7: .*{problem}"):
         encode(record)
 
 
 def test_tokenizer_with_more_tokens_than_the_model() -> None:
-    with pytest.raises(
-        LokiError, match=r"token id 79 is not in .* \(0 to 9\): encode the data with the model's own tokenizer"
-    ):
+    with pytest.raises(LokiError, match=r"token id 79 .*\(0 to 9\)"):
         encode(Record("1", "", "hi"), vocab_size=10)
-    with pytest.raises(LokiError, match="target 'hi' is not in the model's vocabulary"):
+    with pytest.raises(LokiError, match=r"target 'hi' .*vocabulary"):
         encode(Record("1", "", [5], "hi"), vocab_size=10)
 
 
@@ -61,5 +59,5 @@ def test_target_that_the_tokenizer_does_not_know() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
     records = [Record("1", "", [1], "yes"), Record("2", "", [1], "<unk>")]
     assert [s.target for s in encode_records(records, tokenizer, max_positions=4, vocab_size=2)] == [1, 0]
-    with pytest.raises(LokiError, match="sample 3: target 'maybe' is not in the model's vocabulary"):
+    with pytest.raises(LokiError, match=r"sample 3: target 'maybe' .*vocabulary"):
         encode_records([Record("3", "", [1], "maybe")], tokenizer, max_positions=4, vocab_size=2)

@@ -43,37 +43,37 @@ def test_empty_lines_are_skipped_but_counted(tmp_path: Path) -> None:
     [
         (
             {"sentence": "hi", "label": 1},
-            "has the fields sentence, label: expected one of question with choices and subject",
+            "fields sentence, label: .*question with choices and subject",
         ),
-        ({}, r"has the fields \(none\): expected one of"),
-        ({"prompt": "a", "messages": []}, "has the fields prompt, messages: expected one of"),
-        ({"question": "Who?", "options": []}, "has the fields question, options: a question also needs choices and"),
-        ({"question": 3, "choices": ["a", "b"], "subject": "law"}, "question is 3: a text is expected"),
-        ({"question": "", "choices": ["a", "b"], "subject": "law"}, "the question is empty"),
-        ({"question": "Who?", "choices": "ab", "subject": "law"}, "choices is 'ab': a list of texts"),
-        ({"question": "Who?", "choices": [1, 2], "subject": "law"}, r"choices is \[1, 2\]: a list of texts"),
-        ({"question": "Who?", "choices": ["a"], "subject": "law"}, "a question with 1 choices"),
-        ({"prompt": ["hi"]}, r"prompt is \['hi'\]: a text is expected"),
-        ({"messages": "hi"}, "messages is 'hi': a list of messages"),
-        ({"messages": []}, r"messages is \[\]: a list of messages"),
-        ({"messages": [{"role": "user"}]}, r"message \{'role': 'user'\}: an object with the texts role and content"),
-        ({"messages": ["hi"]}, "message 'hi': an object"),
-        ({"input_ids": "1 2"}, "input_ids must be a list of token ids"),
-        ({"input_ids": [1, True]}, "input_ids must be a list of token ids"),
-        ({"prompt": "hi", "target": 1.5}, "target is 1.5: a token id or a text"),
-        ({"prompt": "hi", "target": True}, "target is True: a token id or a text"),
-        ({"prompt": "hi", "subject": 4}, "subject is 4: a text"),
-        ({"prompt": "hi", "id": None}, "id is None: a text or a whole number"),
-        ([{"prompt": "hi"}], "a JSON list instead of an object"),
-        ({"prompt": "\ud83d"}, "holds half a surrogate pair"),
-        ({"prompt": "hi", "target": "a\udc00"}, "holds half a surrogate pair"),
-        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "holds half a surrogate pair"),
-        ("hi", "a JSON str instead of an object"),
+        ({}, r"fields \(none\)"),
+        ({"prompt": "a", "messages": []}, "fields prompt, messages: .*one of"),
+        ({"question": "Who?", "options": []}, "fields question, options: .*needs choices and"),
+        ({"question": 3, "choices": ["a", "b"], "subject": "law"}, "question is 3"),
+        ({"question": "", "choices": ["a", "b"], "subject": "law"}, "question .*empty"),
+        ({"question": "Who?", "choices": "ab", "subject": "law"}, "choices is 'ab'"),
+        ({"question": "Who?", "choices": [1, 2], "subject": "law"}, r"choices is \[1, 2\]"),
+        ({"question": "Who?", "choices": ["a"], "subject": "law"}, "1 choices"),
+        ({"prompt": ["hi"]}, r"prompt is \['hi'\]"),
+        ({"messages": "hi"}, "messages is 'hi'"),
+        ({"messages": []}, r"messages is \[\]"),
+        ({"messages": [{"role": "user"}]}, r"message \{'role': 'user'\}: .*role and content"),
+        ({"messages": ["hi"]}, "message 'hi'"),
+        ({"input_ids": "1 2"}, "input_ids .*token ids"),
+        ({"input_ids": [1, True]}, "input_ids .*token ids"),
+        ({"prompt": "hi", "target": 1.5}, r"target is 1\.5"),
+        ({"prompt": "hi", "target": True}, "target is True"),
+        ({"prompt": "hi", "subject": 4}, "subject is 4"),
+        ({"prompt": "hi", "id": None}, "id is None"),
+        ([{"prompt": "hi"}], "JSON list"),
+        ({"prompt": "\ud83d"}, "surrogate"),
+        ({"prompt": "hi", "target": "a\udc00"}, "surrogate"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "surrogate"),
+        ("hi", "JSON str"),
     ],
 )
 def test_bad_records_name_the_line_and_the_value(tmp_path: Path, record: Any, problem: str) -> None:
     path = write(tmp_path / "data.jsonl", {"prompt": "fine"}, record)
-    with pytest.raises(LokiError, match=rf"data\.jsonl, line 2: {problem}") as caught:
+    with pytest.raises(LokiError, match=rf"data\.jsonl, line 2: .*{problem}") as caught:
         read_jsonl(path)
     assert "\n" not in str(caught.value)
 
@@ -97,23 +97,23 @@ def test_json_that_python_cannot_hold(tmp_path: Path, number: str) -> None:
 def test_empty_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(text)
-    with pytest.raises(LokiError, match=r"data\.jsonl is empty"):
+    with pytest.raises(LokiError, match=r"data\.jsonl .*empty"):
         read_jsonl(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(LokiError, match=r"none\.jsonl does not exist"):
+    with pytest.raises(LokiError, match=r"none\.jsonl .*exist"):
         read_jsonl(tmp_path / "none.jsonl")
 
 
 def test_not_text(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b"\x89HDF\xff")
-    with pytest.raises(LokiError, match=r"data\.jsonl is not UTF-8 text"):
+    with pytest.raises(LokiError, match=r"data\.jsonl .*UTF-8"):
         read_jsonl(path)
 
 
 def test_ids_must_differ(tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", {"prompt": "a", "id": "1"}, {"prompt": "b"}, {"prompt": "c", "id": 1})
-    with pytest.raises(LokiError, match="line 3: id '1' is also that of line 1"):
+    with pytest.raises(LokiError, match=r"line 3: id '1' .*line 1"):
         read_jsonl(path)

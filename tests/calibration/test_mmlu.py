@@ -43,34 +43,34 @@ def test_the_hub_gives_the_same_as_a_copy(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_network_the_local_alternatives_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = hub.snapshot_download
     monkeypatch.setattr(hub, "snapshot_download", lambda *args, **options: real(*args, **options, cache_dir=tmp_path))
-    with pytest.raises(LokiError, match=r"cais/mmlu cannot be fetched .* local copy .*save_to_disk.* JSONL") as caught:
+    with pytest.raises(LokiError, match=r"cais/mmlu .*save_to_disk.* JSONL") as caught:
         read_mmlu_hub()
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_questions(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(LokiError, match=r"holds no copy of MMLU: expected <subject>/test-\*\.parquet"):
+    with pytest.raises(LokiError, match=r"<subject>/test-\*\.parquet"):
         read_mmlu_copy(tmp_path)
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
     file = hub_clone(tmp_path) / "law" / "test-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(LokiError, match=r"law/test-00000-of-00001\.parquet cannot be read"):
+    with pytest.raises(LokiError, match=r"law/test-00000-of-00001\.parquet .*read"):
         read_mmlu_copy(tmp_path)
 
 
 def test_a_csv_line_of_another_length_is_named(tmp_path: Path) -> None:
     file = original_tar(tmp_path) / "data" / "test" / "law_test.csv"
     file.write_text(file.read_text() + "Who?,a,b,c,A\n")
-    with pytest.raises(LokiError, match=r"law_test\.csv, question 2: has 5 fields"):
+    with pytest.raises(LokiError, match=r"law_test\.csv, question 2: .*5 fields"):
         read_mmlu_copy(tmp_path)
 
 
 def test_a_csv_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "law.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(LokiError, match=r"law\.csv cannot be read"):
+    with pytest.raises(LokiError, match=r"law\.csv .*read"):
         read_mmlu_copy(tmp_path)
 
 
@@ -84,11 +84,11 @@ def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [
-        ("query", "Who?", r"has the columns query, choices, subject: expected question, choices \(or A to D"),
-        ("question", " ", "the question is empty"),
-        ("choices", ["one"], "a question with 1 choices"),
+        ("query", "Who?", "columns query, choices, subject: .*question"),
+        ("question", " ", "question .*empty"),
+        ("choices", ["one"], "1 choices"),
         ("subject", "", "expected question, choices .* and subject"),
-        ("answer", "E", "answer is 'E': expected a letter"),
+        ("answer", "E", "answer is 'E'"),
     ],
 )
 def test_unusable_questions_are_named(tmp_path: Path, column: str, value: object, problem: str) -> None:
@@ -105,12 +105,12 @@ def test_unusable_questions_are_named(tmp_path: Path, column: str, value: object
 
 def test_saved_splits_without_a_test_split(tmp_path: Path) -> None:
     DatasetDict({"dev": Dataset.from_list(QUESTIONS["law"])}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(LokiError, match="has the splits dev, but no test split"):
+    with pytest.raises(LokiError, match=r"splits dev, .*test"):
         read_mmlu_copy(tmp_path / "saved")
 
 
 def test_a_broken_saved_folder_is_named(tmp_path: Path) -> None:
     saved = saved_splits(tmp_path)
     next((saved / "test").glob("*.arrow")).unlink()
-    with pytest.raises(LokiError, match="saved cannot be read as one made by save_to_disk"):
+    with pytest.raises(LokiError, match=r"saved .*save_to_disk"):
         read_mmlu_copy(saved)

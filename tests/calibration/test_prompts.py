@@ -50,7 +50,7 @@ def test_question_prompt_names_as_many_letters_as_choices() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 27])
 def test_too_few_or_too_many_choices(count: int) -> None:
-    with pytest.raises(LokiError, match=f"a question with {count} choices: give 2 to 26"):
+    with pytest.raises(LokiError, match=f"{count} choices: .*2 to 26"):
         question_prompt("law", "Which?", ["x"] * count)
 
 
@@ -100,7 +100,7 @@ def test_without_a_chat_template_the_plain_prompt_is_used_and_said_once(
 
 def test_messages_that_the_template_refuses(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(LokiError, match=r"chat template refuses the messages \(System role not supported"):
+    with pytest.raises(LokiError, match=r"refuses .*\(System role not supported"):
         PromptEncoder(tokenizer).encode(Conversation.from_user("hi"))
 
 

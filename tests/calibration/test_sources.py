@@ -64,5 +64,5 @@ def test_subjects_and_samples_per_subject(tmp_path: Path) -> None:
 
 
 def test_what_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(LokiError, match="none does not exist: give mmlu, a local copy of MMLU, a JSONL"):
+    with pytest.raises(LokiError, match=r"none .*exist: .*mmlu, .*JSONL"):
         load(tmp_path / "none")

@@ -21,17 +21,17 @@ def test_case_and_spaces_do_not_matter(name: str) -> None:
 
 
 def test_unknown_subject_lists_near_matches() -> None:
-    with pytest.raises(LokiError, match="subject 'colege_physics' is not in the data: did you mean college_physics"):
+    with pytest.raises(LokiError, match=r"'colege_physics' .*mean college_physics"):
         choose_subjects(RECORDS, ["law", "colege_physics"])
 
 
 def test_unknown_subject_unlike_any_lists_what_there_is() -> None:
-    with pytest.raises(LokiError, match=r"the data has Moral disputes, college_physics, high_school_physics, law$"):
+    with pytest.raises(LokiError, match=r" Moral disputes, college_physics, high_school_physics, law$"):
         choose_subjects(RECORDS, ["xyz"])
     many = [Record(str(index), f"subject_{index}", "text") for index in range(9)]
-    with pytest.raises(LokiError, match=r"the data has subject_0, .*subject_4 and 4 more$"):
+    with pytest.raises(LokiError, match=r" subject_0, .*subject_4 and 4 more$"):
         choose_subjects(many, ["xyz"])
-    with pytest.raises(LokiError, match=r"the data has no subjects$"):
+    with pytest.raises(LokiError, match=r"no subjects$"):
         choose_subjects([Record("1", "", "text")], ["xyz"])
 
 
@@ -54,5 +54,5 @@ def test_a_draw_does_not_depend_on_the_other_subjects() -> None:
 
 @pytest.mark.parametrize("per_subject", [0, -1])
 def test_samples_per_subject_out_of_range(per_subject: int) -> None:
-    with pytest.raises(LokiError, match=f"samples per subject is {per_subject}: give a number of at least 1"):
+    with pytest.raises(LokiError, match=f"samples per subject is {per_subject}"):
         choose_samples(RECORDS, per_subject, seed=0)

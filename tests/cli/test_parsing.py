@@ -14,7 +14,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-1GB", "lots", "8GBs", "0.1"])
 def test_no_size(text: str) -> None:
-    with pytest.raises(LokiError, match="is no size in bytes"):
+    with pytest.raises(LokiError, match="bytes"):
         parse_bytes(text)
 
 
@@ -27,5 +27,5 @@ def test_quotas() -> None:
 
 def test_batch_sizes() -> None:
     assert (parse_batch_size("auto"), parse_batch_size("8")) == ("auto", 8)
-    with pytest.raises(LokiError, match="batch size 'big' is no number"):
+    with pytest.raises(LokiError, match="'big'"):
         parse_batch_size("big")

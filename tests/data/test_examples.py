@@ -156,8 +156,8 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         ("[1]", "line 2: a JSON list"),
         ({"label": "hi"}, "line 2: has the fields 'label'"),
         ({}, r"line 2: has the fields \(none\)"),
-        ({"prompt": "hi", "completion": 3}, "line 2: .* must be texts"),
-        ({"prompt": "hi", "completion": [ANSWER]}, "line 2: .* must be texts, or both lists"),
+        ({"prompt": "hi", "completion": 3}, "line 2: .* texts"),
+        ({"prompt": "hi", "completion": [ANSWER]}, "line 2: .*texts, or both lists"),
         ({"messages": "hi"}, "line 2: messages is 'hi'"),
         ({"messages": [{"content": "hi"}]}, r"line 2: messages\[0\].role"),
         ({"messages": [QUESTION, {"role": ["user"], "content": "hi"}]}, r"line 2: messages\[1\].role is \['user'\]"),
@@ -165,11 +165,11 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         ({"messages": [{"role": "robot", "content": "hi"}]}, r"line 2: messages\[0\]: unknown role 'robot'"),
         ({"messages": [{**QUESTION, "content": [{"type": "image", "url": "x"}]}]}, r"content\[0\].type is 'image'"),
         ({"messages": [QUESTION, {**CALL, "tool_calls": [{"function": {}}]}]}, r"tool_calls\[0\].function.name"),
-        ({"messages": [{**QUESTION, "tool_calls": CALL["tool_calls"]}, ANSWER]}, r"\[0\]: a message of user has tool"),
+        ({"messages": [{**QUESTION, "tool_calls": CALL["tool_calls"]}, ANSWER]}, r"\[0\]: .*user .*tool"),
         ({"messages": [QUESTION, {**ANSWER, "weight": 0.5}]}, r"messages\[1\].weight is 0.5"),
         ({"messages": [QUESTION, ANSWER], "weight": 0.5}, "weight is 0.5"),
         ({"messages": [QUESTION, ANSWER], "tools": {"name": "add"}}, "tools is {'name': 'add'}"),
-        ({"messages": [QUESTION, ANSWER], "tools": "add"}, "tools is a text that is not JSON"),
+        ({"messages": [QUESTION, ANSWER], "tools": "add"}, "tools .*not JSON"),
         ({"messages": [QUESTION, ANSWER], "tools": [{"name": 3}]}, r"tools\[0\].name is 3"),
         ({"messages": [QUESTION, ANSWER], "chat_template_kwargs": 3}, "chat_template_kwargs is 3"),
         ({"messages": [{**QUESTION, "role": "system"}, QUESTION, ANSWER], "system": "hi"}, "leave out one"),
@@ -179,13 +179,13 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         ({"text": 3}, "text is 3"),
         ({"input_ids": [1, 2]}, "labels"),
         ({"input_ids": [1, -2], "labels": [1, 2]}, r"input_ids\[1\] is -2"),
-        ({"input_ids": [1, 2], "labels": [1]}, "input_ids has 2 tokens and labels has 1"),
-        ({"input_ids": [1, 2], "labels": [1, 3]}, r"labels\[1\] is 3: the token id 2 is expected"),
+        ({"input_ids": [1, 2], "labels": [1]}, "input_ids has 2 .*labels has 1"),
+        ({"input_ids": [1, 2], "labels": [1, 3]}, r"labels\[1\] is 3: .* 2 "),
         ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [0, 1]}, r"attention_mask\[0\] is 0"),
-        ('{"text": "a", "text": "b"}', "the field 'text' stands twice"),
-        ('{"text": NaN}', "NaN is no JSON number"),
-        (r'{"text": "\ud83d"}', "half a surrogate pair"),
-        ('{"text": ' + "[" * 100 + "]" * 100 + "}", "nested deeper than 64 levels"),
+        ('{"text": "a", "text": "b"}', "'text' .*twice"),
+        ('{"text": NaN}', "NaN"),
+        (r'{"text": "\ud83d"}', "surrogate"),
+        ('{"text": ' + "[" * 100 + "]" * 100 + "}", "deeper than 64"),
         ('{"text": ' + "[" * 200_000, "line 2: "),
         ('{"text": ' + "1" * 5000 + "}", "line 2: not JSON"),
     ],
@@ -198,13 +198,13 @@ def test_bad_records_are_named(tmp_path: Path, record: Any, message: str) -> Non
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(LokiError, match=r"held-out data .*absent\.jsonl does not exist"):
+    with pytest.raises(LokiError, match=r"held-out data .*absent\.jsonl .*exist"):
         load_training_data(tmp_path / "absent.jsonl", chat_template=True, what="held-out data")
     with pytest.raises(LokiError, match="it is empty"):
         load(tmp_path)
-    with pytest.raises(LokiError, match=r"no usable record \(2 without an assistant's answer"):
+    with pytest.raises(LokiError, match=r"\(2 without .*answer"):
         load(tmp_path, {"messages": [QUESTION]}, {"messages": [QUESTION]})
-    with pytest.raises(LokiError, match="line 1: is a conversation, but the tokenizer has no chat template"):
+    with pytest.raises(LokiError, match=r"line 1: .*conversation.* chat template"):
         load(tmp_path, {"messages": [QUESTION, ANSWER]}, chat_template=False)
 
 

@@ -41,7 +41,7 @@ def test_answers_beyond_reach_are_dropped_and_counted(tmp_path: Path) -> None:
     assert texts(data) == [("a", "b</s>")]
     assert data.dropped == {"whose answer begins beyond --max-length 5": 1}
     assert data.origins == [f"{tmp_path / 'train.jsonl'}, line 2"]
-    with pytest.raises(LokiError, match=r"no example is left of 1 \(1 whose answer begins beyond --max-length 5\)"):
+    with pytest.raises(LokiError, match=r"of 1 \(1 .*--max-length 5\)"):
         fit(tmp_path, RECORD, max_length=5)
 
 
@@ -66,14 +66,14 @@ def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
     records = load_training_data(
         write_records(tmp_path / "a.jsonl", RECORD, {"input_ids": [1, 400], "labels": [1, 400]}), chat_template=False
     )
-    with pytest.raises(LokiError, match=r"line 2: token id 400 is not in the model's vocabulary \(0 to 319\)"):
+    with pytest.raises(LokiError, match=r"line 2: .* 400 .*\(0 to 319\)"):
         fit_to_model(records, tiny_tokenizer(), LONG, vocab_size=320)
 
 
 def test_a_tokenizer_that_can_neither_pad_nor_end_is_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token = None
-    with pytest.raises(LokiError, match="neither a padding nor an end token"):
+    with pytest.raises(LokiError, match=r"padding .*end token"):
         fit(tmp_path, RECORD, tokenizer=tokenizer)
 
 
@@ -114,9 +114,9 @@ def test_sources_are_mixed_by_their_weights(tmp_path: Path) -> None:
     assert len(set(drawn)) == 20
     assert mixed(":1", ":1") == drawn != mixed(":1", ":1", seed=1)
     assert [sum(text.startswith(name) for text in mixed(":0.1", ":0.9")) for name in "ab"] == [3, 30]
-    with pytest.raises(LokiError, match=r"b.jsonl has no weight, and others have"):
+    with pytest.raises(LokiError, match=r"b\.jsonl .*no weight"):
         mixed(":1", "")
-    with pytest.raises(LokiError, match="the weight must be above 0"):
+    with pytest.raises(LokiError, match=r"weight .*above 0"):
         mixed(":1", ":0")
 
 

@@ -146,7 +146,7 @@ def test_splits(tmp_path: Path) -> None:
     for write in (saved_splits, folder_of_splits):
         path = write(tmp_path, RECORDS)
         assert read(path, split="test") == RECORDS[:1]
-        with pytest.raises(LokiError, match=r"has no split dev: choose one with --data-split \(train, test\)"):
+        with pytest.raises(LokiError, match=r"split dev: .*--data-split \(train, test\)"):
             read(path, split="dev")
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_fetched_is_said_in_one_line(monkeypatch: pytest.MonkeyPa
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(LokiError, match=r"org/name is neither a local path nor .*no network.*--data-split") as caught:
+    with pytest.raises(LokiError, match=r"org/name .*no network.*--data-split") as caught:
         read(Path("org/name"))
     assert "\n" not in str(caught.value)
 
@@ -182,16 +182,16 @@ def test_what_does_not_exist(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.jsonl", b"\x89HDF\xff", "not UTF-8 text"),
-        ("a.jsonl", b"\x1f\x8bno", "a damaged gzip file"),
-        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
-        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
+        ("a.jsonl", b"\x89HDF\xff", "UTF-8"),
+        ("a.jsonl", b"\x1f\x8bno", "gzip"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         ("a.parquet", b"PAR1 and no more", "cannot be read"),
         ("a.arrow", b"ARROW1 and no more", "cannot be read"),
         ("a.json", b'[{"text": "a"},\n', "not JSON"),
         ("a.json", b'[{"text": "a"}, 3]', "line 1: a JSON list"),
-        ("a.csv", b"text\na,b\n", "line 2: 2 fields for the columns text"),
-        ("a.csv", b"text,text\na,b\n", "names a column twice"),
+        ("a.csv", b"text\na,b\n", "line 2: 2 fields .*text"),
+        ("a.csv", b"text,text\na,b\n", "column twice"),
         ("a.csv", b'text\n"a', "no CSV"),
     ],
 )
@@ -205,11 +205,11 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, prob
 
 def test_damaged_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LokiError, match="empty holds no data: expected files that end in"):
+    with pytest.raises(LokiError, match=r"empty .*no data: .*jsonl"):
         read(tmp_path / "empty")
     path = saved(tmp_path, RECORDS)
     next(path.glob("*.arrow")).unlink()
-    with pytest.raises(LokiError, match="cannot be read as a save_to_disk folder"):
+    with pytest.raises(LokiError, match="save_to_disk"):
         read(path)
 
 
@@ -221,7 +221,7 @@ def test_sources_as_they_are_written(tmp_path: Path) -> None:
         Source("org/name", 0.2, "test"),
     ]
     assert local_paths([f"{path}:0.5", "org/name:1"]) == [path]
-    with pytest.raises(LokiError, match=r"1\.2\.3 is no weight"):
+    with pytest.raises(LokiError, match=r"1\.2\.3"):
         as_sources("a.jsonl:1.2.3")
     with pytest.raises(LokiError, match="give --data"):
         as_sources([])

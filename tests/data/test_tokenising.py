@@ -62,7 +62,7 @@ def test_parallel_calls_and_results(tmp_path: Path) -> None:
     record = {"messages": [USER, calls, RESULT, RESULT, ANSWER], "tools": [TOOL]}
     data = fit(tmp_path, record, tokenizer=tokenizer)
     assert [(row["input_ids"], row["completion_mask"]) for row in data.dataset] == reference(record, tokenizer)
-    with pytest.raises(LokiError, match=r"line 1: .*refuses this conversation \(This model only supports single"):
+    with pytest.raises(LokiError, match=r"line 1: .*refuses .*\(This model only supports single"):
         fit(tmp_path, record, tokenizer=tokenizer_with(LLAMA3))
 
 
@@ -82,9 +82,9 @@ def test_bare_tools_reach_a_template_that_wants_an_envelope(tmp_path: Path, tool
 
 
 def test_tools_without_a_place_for_them_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(LokiError, match="line 1: has tools, and the tokenizer's chat template has no place"):
+    with pytest.raises(LokiError, match=r"line 1: .*tools.* chat template"):
         fit(tmp_path, {"messages": [USER, ANSWER], "tools": [TOOL]}, tokenizer=tokenizer_with(NO_TOOLS))
-    with pytest.raises(LokiError, match="leaves out the calls of an assistant"):
+    with pytest.raises(LokiError, match=r"leaves out .*calls"):
         fit(tmp_path, {"messages": [USER, CALL, RESULT, ANSWER]}, tokenizer=tokenizer_with(NO_TOOLS))
 
 
@@ -114,7 +114,7 @@ def test_roles_that_the_template_does_not_know_get_their_other_name(tmp_path: Pa
 
 def test_a_role_that_the_template_leaves_out_is_an_error(tmp_path: Path) -> None:
     template = HERMES.replace("'system')", "'nobody')")
-    with pytest.raises(LokiError, match="leaves out what messages of 'system' say"):
+    with pytest.raises(LokiError, match=r"leaves out .*'system'"):
         fit(tmp_path, {"messages": [SYSTEM, USER, ANSWER]}, tokenizer=tokenizer_with(template))
 
 

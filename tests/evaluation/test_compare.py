@@ -179,11 +179,11 @@ def test_files_of_the_harness_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n-shot": {"quiz": 5}}, "few-shot examples is 0 in .* and 5 in"),
-        ({"versions": {"quiz": 2.0}}, "version of the task is '1.0' in .* and '2.0' in"),
+        ({"n-shot": {"quiz": 5}}, "few-shot .* 0 .* 5 "),
+        ({"versions": {"quiz": 2.0}}, r"version .*'1\.0' .*'2\.0'"),
         ({"chat_template_sha": "abcdef0123"}, "chat template abcdef01"),
-        ({"samples": {"other": harness_results(MARKS_BEFORE)["samples"]["quiz"]}}, "has the task other"),
-        ({"samples": {"quiz": harness_results(MARKS_BEFORE)["samples"]["quiz"][:40]}}, "50 items and .* has 40"),
+        ({"samples": {"other": harness_results(MARKS_BEFORE)["samples"]["quiz"]}}, "task other"),
+        ({"samples": {"quiz": harness_results(MARKS_BEFORE)["samples"]["quiz"][:40]}}, "50 items .* 40"),
     ],
 )
 def test_results_made_in_different_ways_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -197,7 +197,7 @@ def test_different_metrics_are_refused(tmp_path: Path) -> None:
     for sample in results["samples"]["quiz"]:
         sample["metrics"] = ["acc_norm"]
     (tmp_path / "b.json").write_text(json.dumps(results))
-    with pytest.raises(LokiError, match=r"metric is 'acc,none' in .* and 'acc_norm,none' in"):
+    with pytest.raises(LokiError, match=r"metric .*'acc,none' .*'acc_norm,none'"):
         compared(write_results(tmp_path / "a.json", MARKS_BEFORE), tmp_path / "b.json")
 
 

@@ -109,7 +109,7 @@ def test_casting_the_model_leaves_the_directions_alone() -> None:
 
 
 def test_directions_of_another_width_are_refused() -> None:
-    with pytest.raises(LokiError, match="directions for 6 inputs do not fit a projection of 8"):
+    with pytest.raises(LokiError, match=r"6 inputs .* 8"):
         ProtectedLinear(LoKILinear(nn.Linear(8, 5), ROWS), orthonormal(1, 6, 3))
 
 

@@ -117,7 +117,7 @@ def test_bad_input(llama_dir: Path, qwen2_dir: Path, made: Path, tmp_path: Path)
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(LokiError, match=f"--protect {share}"):
             create(protect=share, moments=good)
-    with pytest.raises(LokiError, match="leaves none of 48"):
+    with pytest.raises(LokiError, match="none of 48"):
         create(protect=0.999, moments=good)
     with pytest.raises(LokiError, match="another model"):
         create(protect=0.5, moments=some_moments(tmp_path / "a", qwen2_dir))

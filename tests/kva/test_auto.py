@@ -21,7 +21,7 @@ PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [21, 22, 23]]
 def test_fast_engine_refuses_what_it_cannot_compute(family: str, dtype: torch.dtype, first: list[int]) -> None:
     with (
         make_attributor(tiny_model(family, dtype=dtype), AttributionSettings(engine="fast")) as attributor,
-        pytest.raises(LokiError, match="the fast engine is not exact on this model"),
+        pytest.raises(LokiError, match="not exact"),
     ):
         attributor.attribute([first], [None])
 
@@ -30,7 +30,7 @@ def test_fast_engine_refuses_what_it_cannot_compute(family: str, dtype: torch.dt
 def test_auto_goes_on_with_captum_and_says_so_once(family: str) -> None:
     model = tiny_model(family)
     with make_attributor(model, AttributionSettings(engine="auto")) as attributor:
-        with pytest.warns(NotExactWarning, match="going on there with Captum"):
+        with pytest.warns(NotExactWarning, match="Captum"):
             found = attributor.attribute(PROMPTS, [None, None])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -52,9 +52,7 @@ def test_auto_turns_to_captum_for_single_batches(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(FastAttributor, "attribute", refuse_long)
     with (
         make_attributor(model, AttributionSettings(engine="auto")) as attributor,
-        pytest.warns(
-            NotExactWarning, match=r"on one of the batches \(its prompt is long\): going on there with Captum"
-        ) as warned,
+        pytest.warns(NotExactWarning, match=r"one of the batches \(its prompt is long\): .*Captum") as warned,
     ):
         results = [attributor.attribute([prompt], [None]) for prompt in (*PROMPTS, *PROMPTS)]
     assert [result[-1] == "fast" for result in results] == [False, True, False, True]
@@ -97,10 +95,10 @@ def test_two_engines_take_turns_on_one_model() -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "reason"),
     [
-        ("gpt_oss", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}, "its attention uses s_aux"),
-        ("gpt_bigcode", {}, "its batch cannot grow"),
-        ("bloom", {}, "its attention implementation cannot be chosen"),
-        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, "an MLP does not put out"),
+        ("gpt_oss", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}, "s_aux"),
+        ("gpt_bigcode", {}, "batch .*grow"),
+        ("bloom", {}, "attention implementation"),
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, "MLP .*put out"),
     ],
 )
 def test_refusals_name_the_reason(family: str, changes: dict[str, int], reason: str) -> None:

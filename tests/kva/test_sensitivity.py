@@ -112,8 +112,8 @@ def test_model_leaves_as_it_came() -> None:
 @pytest.mark.parametrize(
     ("prompts", "budget", "changes", "message"),
     [
-        ([[5, 6], [7]], None, {"sensitivity": "empirical"}, "prompt 1 of the batch: it has one token"),
-        ([[5, 320]], None, {}, "token id 320 is outside"),
+        ([[5, 6], [7]], None, {"sensitivity": "empirical"}, "prompt 1 .*one token"),
+        ([[5, 320]], None, {}, "token id 320"),
         ([[]], None, {}, "has 0 tokens"),
     ],
 )
@@ -123,7 +123,7 @@ def test_bad_prompts_are_refused(prompts: list[list[int]], budget: int | None, c
 
 
 def test_too_small_a_budget_is_refused() -> None:
-    with pytest.raises(PromptError, match=r"9 tokens need .* but 1000 bytes may be used"):
+    with pytest.raises(PromptError, match=r"9 tokens .*1000 bytes"):
         sensitivities(tiny_model(), PROMPTS, budget=1000)
 
 
@@ -139,10 +139,10 @@ def test_too_small_a_budget_is_refused() -> None:
     ],
 )
 def test_settings_of_attribution_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(LokiError, match=f"--{next(iter(changes)).replace('_', '-')} .* not to the definition"):
+    with pytest.raises(LokiError, match=f"--{next(iter(changes)).replace('_', '-')} .*definition sensitivity"):
         AttributionSettings(definition="sensitivity", **changes)
 
 
 def test_attribution_has_no_sensitivity() -> None:
-    with pytest.raises(LokiError, match="sensitivity empirical belongs to the definition sensitivity"):
+    with pytest.raises(LokiError, match="sensitivity empirical"):
         AttributionSettings(sensitivity="empirical")

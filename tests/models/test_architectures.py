@@ -42,7 +42,7 @@ def test_an_output_that_another_linear_gates_is_attributed_as_a_block() -> None:
 def test_gpt2_has_a_projection_but_no_linear_rows() -> None:
     model = tiny_model("gpt2")
     assert mlp_outputs(model)[0].projection_name == "transformer.h.0.mlp.c_proj"
-    with pytest.raises(LokiError, match=r"transformer\.h\.0 of this gpt2 model"):
+    with pytest.raises(LokiError, match=r"transformer\.h\.0 .*gpt2"):
         down_projections(model)
 
 
@@ -58,5 +58,5 @@ def test_what_mixes_tokens_is_no_mlp(name: str) -> None:
     for layer in model.model.layers:
         layer.register_module(name, nn.ModuleDict({"query": nn.Linear(32, 8), "out": nn.Linear(8, 32)}))
         del layer.mlp, layer.self_attn
-    with pytest.raises(LokiError, match=r"no MLP found in model\.layers\.0"):
+    with pytest.raises(LokiError, match=r"MLP .*model\.layers\.0"):
         mlp_outputs(model)

@@ -40,7 +40,7 @@ def test_missing_directory(name: str) -> None:
 
 
 def test_hub_id_without_network_names_both_ways() -> None:
-    with pytest.raises(LokiError, match="neither a local directory nor a hub model"):
+    with pytest.raises(LokiError, match="hub model"):
         resolve_model("nobody/no-such-model")
 
 

@@ -51,7 +51,7 @@ def test_subjects_of_a_file(scores: Path, tmp_path: Path) -> None:
     assert set(found) == {"maths", "history"}
     assert all([len(rows) for rows in positions] == [2, 2] for positions in found.values())
     alone = write_scores(tmp_path / "one.h5", np.ones((2, 2, 20), np.float32), subjects=["maths", "maths"])
-    with pytest.raises(LokiError, match="names 1 subjects"):
+    with pytest.raises(LokiError, match="1 subjects"):
         subject_selections(alone, 10)
 
 
@@ -109,5 +109,5 @@ def test_pareto_falls_back_to_kl() -> None:
     [axes] = pareto_figure(points).axes
     assert [line.get_xdata()[0] for line in axes.lines] == [0.3, 0.3]
     points[1]["data"] = None
-    with pytest.raises(LokiError, match="with b says nothing of the new task"):
+    with pytest.raises(LokiError, match=r"with b .*new task"):
         pareto_figure(points)

@@ -66,7 +66,7 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(LokiError, match="does not fit"):
         restore_loki_model(tmp_path / "adapter", tmp_path / "restored", base_model=narrow)
     shallow = save_tiny_model(tmp_path / "shallow", num_hidden_layers=2)
-    with pytest.raises(LokiError, match=r"made for 3 layers, but the model has 2"):
+    with pytest.raises(LokiError, match=r"3 layers.* 2"):
         restore_loki_model(tmp_path / "adapter", tmp_path / "restored", base_model=shallow)
     assert not (tmp_path / "restored").exists()
 
@@ -75,5 +75,5 @@ def test_the_named_base_is_not_overwritten(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base")
     save_adapter(base, tmp_path / "adapter")
     for output in (base, tmp_path / "adapter"):
-        with pytest.raises(LokiError, match="--overwrite would remove"):
+        with pytest.raises(LokiError, match=r"--overwrite .*remove"):
             restore_loki_model(tmp_path / "adapter", output, overwrite=True)

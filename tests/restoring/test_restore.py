@@ -105,7 +105,7 @@ def test_upcast_checkpoints_come_back_in_the_bases_type(tmp_path: Path) -> None:
 
 def test_unchanged_rows_are_refused(llama_dir: Path, tmp_path: Path) -> None:
     trained(tmp_path, llama_dir)
-    with pytest.raises(LokiError, match="0 of 6 selected rows changed"):
+    with pytest.raises(LokiError, match="0 of 6"):
         restore_loki_model(tmp_path / "loki", tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
     restore_loki_model(tmp_path / "loki", tmp_path / "restored", allow_unchanged=True)
@@ -116,7 +116,7 @@ def test_unchanged_rows_are_refused_after_upcasting(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
     trained(tmp_path, base)
     AutoModelForCausalLM.from_pretrained(tmp_path / "loki", dtype=torch.float32).save_pretrained(tmp_path / "upcast")
-    with pytest.raises(LokiError, match="0 of 6 selected rows changed"):
+    with pytest.raises(LokiError, match="0 of 6"):
         restore_loki_model(tmp_path / "upcast", tmp_path / "restored")
 
 
@@ -131,7 +131,7 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
         restore_loki_model(tmp_path / "empty", output)
     with pytest.raises(LokiError, match="no LoKI model"):
         restore_loki_model(llama_dir, output)
-    with pytest.raises(LokiError, match="its fingerprint differs"):
+    with pytest.raises(LokiError, match="fingerprint"):
         restore_loki_model(checkpoint, output, base_model=qwen2_dir)
     with pytest.raises(LokiError, match="not the one"):
         restore_loki_model(checkpoint, output, target_pos_path=tmp_path / "other.json")
@@ -145,9 +145,9 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("positions", "problem"),
     [
-        (None, "expected a list of lists"),
-        ([[1], [2]], "made for 2 layers"),
-        ([[1, 32], [7], [0]], "lists row 32"),
+        (None, "list of lists"),
+        ([[1], [2]], "2 layers"),
+        ([[1, 32], [7], [0]], "row 32"),
         ([[1, "2"], [7], [0]], "is '2'"),
     ],
 )
@@ -162,7 +162,7 @@ def test_unsorted_positions_in_the_configuration(llama_dir: Path, tmp_path: Path
     checkpoint = trained(tmp_path, llama_dir)
     set_target_pos(checkpoint, [rows[::-1] for rows in POSITIONS])
     set_target_pos(tmp_path / "loki", [rows[::-1] for rows in POSITIONS])
-    with pytest.raises(LokiError, match="0 of 6 selected rows changed"):
+    with pytest.raises(LokiError, match="0 of 6"):
         restore_loki_model(tmp_path / "loki", tmp_path / "restored")
     restore_loki_model(checkpoint, tmp_path / "restored", target_pos_path=tmp_path / "positions.json")
     assert verify(llama_dir, tmp_path / "restored", POSITIONS).changed_rows == 6
@@ -201,6 +201,6 @@ def test_an_input_is_not_overwritten(llama_dir: Path, tmp_path: Path) -> None:
     checkpoint = trained(tmp_path, llama_dir)
     base = Path(shutil.copytree(llama_dir, tmp_path / "base"))
     for output in (checkpoint, base, tmp_path):
-        with pytest.raises(LokiError, match="--overwrite would remove"):
+        with pytest.raises(LokiError, match=r"--overwrite .*remove"):
             restore_loki_model(checkpoint, output, base_model=base, overwrite=True)
     assert (checkpoint / "config.json").is_file() and (base / "config.json").is_file()

@@ -82,6 +82,6 @@ def test_scales_out_of_range(tmp_path: Path) -> None:
     for scale in (-0.1, 1.0001, float("nan"), float("inf")):
         with pytest.raises(LokiError, match=f"--scale {scale}"):
             check_scale(scale)
-    with pytest.raises(LokiError, match="--scale 0 gives back the base"):
+    with pytest.raises(LokiError, match=r"--scale 0 .*base"):
         restore_loki_model(tmp_path / "any", tmp_path / "out", scale=0.0)
     assert check_scale(0.0, allow_zero=True) == 0

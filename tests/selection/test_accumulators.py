@@ -119,7 +119,7 @@ def test_not_a_number_counts_nothing(value: float) -> None:
 
 @pytest.mark.parametrize("shape", [(4, 5), (1, 5, 4), (1, 4, 5, 1)])
 def test_scores_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(LokiError, match=r"expected \[samples, 4 layers, 5 rows\]"):
+    with pytest.raises(LokiError, match=r"\[samples, 4 layers, 5 rows\]"):
         RowCounter(4, 5, 2).update(np.zeros(shape, dtype=np.float32))
 
 
@@ -130,12 +130,12 @@ def test_nothing_counted_is_an_error() -> None:
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_must_leave_something_to_choose(k: int) -> None:
-    with pytest.raises(LokiError, match=f"cannot select {k} rows of 3"):
+    with pytest.raises(LokiError, match=f"{k} rows of 3"):
         RowCounter(2, 5, k, exclude=[[], [0, 4]])
 
 
 def test_exclusion_for_another_model_is_refused() -> None:
-    with pytest.raises(LokiError, match="positions to exclude: layer 1 lists row 5"):
+    with pytest.raises(LokiError, match=r"exclude: layer 1 .*row 5"):
         RowCounter(2, 5, 1, exclude=[[], [5]])
 
 

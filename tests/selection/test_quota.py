@@ -34,12 +34,12 @@ def test_percentages_with_two_decimals_are_exact(hundredths: int, rows: int) -> 
 
 @pytest.mark.parametrize("quota", [0, -5, 100.001, math.nan, math.inf, -math.inf])
 def test_out_of_range(quota: float) -> None:
-    with pytest.raises(LokiError, match="out of range: give a percentage above 0 and at most 100"):
+    with pytest.raises(LokiError, match=r"out of range: .*0 .*100"):
         rows_for_quota(quota, 100)
 
 
 @pytest.mark.parametrize(("rows", "smallest"), [(896, "0.1117"), (100, "1"), (1000, "0.1"), (3, "33.34")])
 def test_too_small_names_a_quota_that_gives_a_row(rows: int, smallest: str) -> None:
-    with pytest.raises(LokiError, match=f"the smallest quota that gives a row is {smallest}$"):
+    with pytest.raises(LokiError, match=f"smallest quota .* {smallest}$"):
         rows_for_quota(float(smallest) * 0.99, rows)
     assert rows_for_quota(float(smallest), rows) == 1

@@ -74,13 +74,13 @@ def test_exclude_gives_disjoint_rows_of_the_same_quota(
 
 @pytest.mark.parametrize("strategy", ["layer_balanced", "random"])
 def test_too_few_rows_left(scores_file: Path, strategy: str) -> None:
-    with pytest.raises(LokiError, match="cannot select 12 rows of 8 that are not excluded"):
+    with pytest.raises(LokiError, match=r"12 rows of 8 .*excluded"):
         select(scores_file, 60, SelectionSettings(strategy), exclude=[[], list(range(12)), []])
 
 
 @pytest.mark.parametrize("strategy", BY_SCORES)
 def test_exclusion_for_another_model(scores_file: Path, strategy: str) -> None:
-    with pytest.raises(LokiError, match="positions to exclude: made for 1 layers, but the model has 3"):
+    with pytest.raises(LokiError, match=r"exclude: .*1 layers.* 3"):
         select(scores_file, 10, SelectionSettings(strategy), exclude=[[1]])
 
 
@@ -92,7 +92,7 @@ def test_quota_out_of_range(scores_file: Path, strategy: str, quota: float) -> N
 
 
 def test_quota_that_selects_nothing(scores_file: Path) -> None:
-    with pytest.raises(LokiError, match=r"smallest quota that gives a row is 5$"):
+    with pytest.raises(LokiError, match=r"smallest quota .* 5$"):
         select(scores_file, 4.9)
     assert sum(map(len, select(scores_file, 4.9, SelectionSettings("global_lowest")))) == 2
 
@@ -145,7 +145,7 @@ def test_published_half_precision_files_are_read(tmp_path: Path, scores: np.ndar
 
 
 def test_file_problems_are_one_line(tmp_path: Path, scores: np.ndarray) -> None:
-    with pytest.raises(LokiError, match=r"none\.h5 does not exist"):
+    with pytest.raises(LokiError, match=r"none\.h5 .*exist"):
         select(tmp_path / "none.h5", 10)
     whole = save_scores(tmp_path / "whole.h5", scores).read_bytes()
     (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])

@@ -57,7 +57,7 @@ def test_excluded_rows_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("task", "problem"),
-    [({"definition": "captum"}, "holds no gradients"), ({"model_fingerprint": "beef"}, "another model")],
+    [({"definition": "captum"}, "no gradients"), ({"model_fingerprint": "beef"}, "another model")],
 )
 def test_files_that_do_not_belong_together(tmp_path: Path, task: dict[str, str], problem: str) -> None:
     inputs = files(tmp_path, np.ones((1, *SHAPE)), np.ones((1, *SHAPE)), **task)
@@ -82,5 +82,5 @@ def test_a_tasks_gradients_are_no_scores(tmp_path: Path) -> None:
 
 def test_a_file_without_samples(tmp_path: Path) -> None:
     inputs = files(tmp_path, np.ones((1, *SHAPE)), np.ones((0, *SHAPE)))
-    with pytest.raises(LokiError, match=r"task\.h5 holds no samples"):
+    with pytest.raises(LokiError, match=r"task\.h5 .*no samples"):
         select(inputs, 25, TASK_AWARE)

@@ -59,7 +59,7 @@ def test_excluded_rows_are_left_out(llama_dir: Path) -> None:
     for layer, rows in zip(norms, first, strict=True):
         layer[rows] = torch.inf
     assert select(Inputs(model=llama_dir), 25, SelectionSettings("magnitude"), exclude=first) == lowest(norms, 8)
-    with pytest.raises(LokiError, match="cannot select 28 rows of 24"):
+    with pytest.raises(LokiError, match="28 rows of 24"):
         select(Inputs(model=llama_dir), 90, SelectionSettings("magnitude"), exclude=first)
 
 
@@ -70,7 +70,7 @@ def test_random_needs_no_more_than_a_model(llama_dir: Path) -> None:
 
 def test_moments_of_another_model(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
     moments = write_squares(tmp_path / "moments.safetensors", torch.ones(LAYERS, WIDTH), qwen2_dir)
-    with pytest.raises(LokiError, match=r"moments\.safetensors is of another model"):
+    with pytest.raises(LokiError, match=r"moments\.safetensors .*another model"):
         select(Inputs(model=llama_dir, moments=moments), 25, SelectionSettings("wanda"))
 
 

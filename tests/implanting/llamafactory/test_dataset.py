@@ -80,11 +80,11 @@ def test_texts_for_a_template_are_left_to_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        ({"messages": [USER, USER, ASSISTANT]}, "line 1: users .* do not alternate"),
-        ({"messages": [USER, {**CALL, "content": "I add."}]}, "line 1: a message has a text beside its calls"),
-        ({"messages": [USER, {**ASSISTANT, "thinking": "..."}]}, "line 1: a message has thinking"),
-        ({"messages": [USER, ASSISTANT], "chat_template_kwargs": {"a": 1}}, "line 1: has chat_template_kwargs"),
-        ({"text": "once"}, "line 1: has no prompt"),
+        ({"messages": [USER, USER, ASSISTANT]}, "line 1: .*alternate"),
+        ({"messages": [USER, {**CALL, "content": "I add."}]}, "line 1: .*calls"),
+        ({"messages": [USER, {**ASSISTANT, "thinking": "..."}]}, "line 1: .*thinking"),
+        ({"messages": [USER, ASSISTANT], "chat_template_kwargs": {"a": 1}}, "line 1: .*chat_template_kwargs"),
+        ({"text": "once"}, "line 1: .*no prompt"),
     ],
 )
 def test_what_llamafactory_has_no_form_for_is_an_error_and_writes_nothing(

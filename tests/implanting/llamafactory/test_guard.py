@@ -49,7 +49,7 @@ def test_a_selected_row_that_is_frozen(make: Any, kind: str) -> None:
 
 def test_lora_on_a_loki_model() -> None:
     model = get_peft_model(loki_model(), LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(LokiError, match=r"lora_A.* is trainable, but is no selected row"):
+    with pytest.raises(LokiError, match=r"lora_A.* trainable"):
         check_selected_rows(model)
 
 
@@ -101,5 +101,5 @@ def test_resuming_is_exact_in_bfloat16(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_training(make: Any, hidden: bool, tmp_path: Path) -> None:
     model = make()
     next(parameter for name, parameter in model.named_parameters() if "lm_head" in name).data.fill_(float("nan"))
-    with pytest.raises(LokiError, match=r"(is nan|NaN or infinite) at step 1"):
+    with pytest.raises(LokiError, match=r"(?i)nan.* at step 1"):
         train(model, tmp_path, 2, logging_steps=1, logging_nan_inf_filter=hidden)

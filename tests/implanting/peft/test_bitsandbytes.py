@@ -36,7 +36,7 @@ def test_rows_train_and_merge_into_the_unquantised_base_only(tmp_path, kind, row
         parameter.data = parameter.data.to(rows_dtype)
     assert sum(parameter.numel() for parameter in trained) == 4 * 128
     assert train(model, trained)
-    with pytest.raises(LokiError, match=r"quantised.* \(" + kind.split()[0] + r"\): load the base model in bfloat16"):
+    with pytest.raises(LokiError, match=r"quantised.* \(" + kind.split()[0] + r"\): .*bfloat16"):
         model.merge_adapter()
 
     model.save_pretrained(tmp_path / "adapter")

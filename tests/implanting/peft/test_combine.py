@@ -51,10 +51,10 @@ def test_the_sum_of_two_adapters_acts_like_both():
 @pytest.mark.parametrize(
     ("adapters", "weights", "name", "message"),
     [
-        (["default"], [1.0], "low_rank", "low_rank exists already"),
+        (["default"], [1.0], "low_rank", "low_rank .*exists"),
         (["default"], [1.0, 2.0], "new", "1 adapters and 2 weights"),
         ([], [], "new", "0 adapters"),
-        (["nobody"], [1.0], "new", "nobody does not exist: the model has default, low_rank"),
+        (["nobody"], [1.0], "new", "nobody .*default, low_rank"),
     ],
 )
 def test_bad_combinations_are_refused(adapters, weights, name, message):

@@ -37,15 +37,15 @@ def test_it_is_for_causal_language_models_and_can_be_copied():
     ("options", "message"),
     [
         ({}, "needs positions"),
-        ({"positions": "missing.json"}, "missing.json does not exist"),
-        ({"positions": [[0, 0]]}, "row 0 more than once"),
-        ({"positions": [[], []]}, "no row is selected"),
+        ({"positions": "missing.json"}, r"missing\.json .*exist"),
+        ({"positions": [[0, 0]]}, "row 0 .*once"),
+        ({"positions": [[], []]}, "no row"),
         ({"positions": [["3"]]}, "not a row index"),
-        ({"positions": [[0]], "rank": 0}, "rank 0 is not a positive number"),
-        ({"positions": [[0]], "rank": 1.5}, "rank 1.5 is not"),
+        ({"positions": [[0]], "rank": 0}, "rank 0 "),
+        ({"positions": [[0]], "rank": 1.5}, r"rank 1\.5 "),
         ({"positions": [[0]], "protect": 1.0}, "--protect 1.0"),
-        ({"positions": [[0]], "protect": 0.5, "rank": 2}, "protect and rank exclude"),
-        ({"positions": [[0]], "moments": "m"}, "moments are for protect"),
+        ({"positions": [[0]], "protect": 0.5, "rank": 2}, "protect and rank"),
+        ({"positions": [[0]], "moments": "m"}, "moments .*protect"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(options, message):

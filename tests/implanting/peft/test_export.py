@@ -72,6 +72,6 @@ def test_lora_b_is_zero_outside_the_selected_rows(tmp_path):
 
 def test_full_rows_are_exported_only_on_request(tmp_path):
     save_adapter(tmp_path / "loki")
-    with pytest.raises(LokiError, match="pass --full-rows to export it as LoRA of rank 3"):
+    with pytest.raises(LokiError, match=r"--full-rows .*rank 3"):
         export_lora(tmp_path / "loki", tmp_path / "lora")
     assert not (tmp_path / "lora").exists()

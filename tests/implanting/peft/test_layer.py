@@ -103,7 +103,7 @@ def test_a_safe_merge_refuses_weights_that_are_not_finite_and_leaves_the_base_al
     layer = row_adapter()
     layer.loki_delta["default"].weight.data[1, 1] = torch.inf
     before = layer.base_layer.weight.clone()
-    with pytest.raises(LokiError, match="adapter default makes weights that are not finite"):
+    with pytest.raises(LokiError, match=r"adapter default .*finite"):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.base_layer.weight, before)
     assert not layer.merged
@@ -112,7 +112,7 @@ def test_a_safe_merge_refuses_weights_that_are_not_finite_and_leaves_the_base_al
 def test_merging_into_a_quantised_weight_is_refused_with_advice():
     layer = randomise(row_adapter())
     layer.base_layer.weight = nn.Parameter(torch.zeros(6, 7, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(LokiError, match=r"quantised.*load the base model in bfloat16"):
+    with pytest.raises(LokiError, match=r"quantised.*bfloat16"):
         layer.merge()
     assert not layer.merged
 
@@ -120,5 +120,5 @@ def test_merging_into_a_quantised_weight_is_refused_with_advice():
 def test_a_merged_adapter_is_not_deleted():
     layer = randomise(row_adapter())
     layer.merge()
-    with pytest.raises(LokiError, match="default is merged: call unmerge_adapter"):
+    with pytest.raises(LokiError, match=r"default .*unmerge_adapter"):
         layer.delete_adapter("default")

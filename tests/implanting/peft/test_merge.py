@@ -87,7 +87,7 @@ def test_a_model_is_implanted_task_after_task(tmp_path):
 
 def test_shared_rows_are_refused_with_the_row_named(tmp_path):
     first, second = save_adapter(tmp_path / "1"), save_adapter(tmp_path / "2", [[2], [], [7, 31]])
-    with pytest.raises(LokiError, match=r"both change row 7 of layer 2 \(2 shared there\): .*--exclude"):
+    with pytest.raises(LokiError, match=r"row 7 of layer 2 \(2 .*--exclude"):
         merge_adapters([first, second], tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
@@ -98,7 +98,7 @@ def test_adapters_of_other_models_are_refused(tmp_path):
         base = tiny_model(**changes)
         model = get_peft_model(base, LoKIConfig(positions=[[2]] * base.config.num_hidden_layers))
         model.save_pretrained(tmp_path / f"other{index}")
-        with pytest.raises(LokiError, match="merge adapters of one base model"):
+        with pytest.raises(LokiError, match="one base model"):
             merge_adapters([first, tmp_path / f"other{index}"], tmp_path / "both")
 
 

@@ -177,8 +177,8 @@ def test_one_configuration_serves_several_models():
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
-        ([[0], [0]], "made for 2 layers, but the model has 3"),
-        ([[0], [32], [1]], "layer 1 lists row 32, but the model has 32 rows"),
+        ([[0], [0]], "2 layers.* 3"),
+        ([[0], [32], [1]], "layer 1 .*row 32, .*32 rows"),
     ],
 )
 def test_positions_that_do_not_fit_the_base_are_refused(positions, message):
@@ -192,7 +192,7 @@ def test_an_adapter_for_another_base_is_refused(tmp_path):
         PeftModel.from_pretrained(tiny_model(seed=1), tmp_path)
     with pytest.raises(LokiError, match="made for another base"):
         PeftModel.from_pretrained(adapted_model().merge_and_unload(), tmp_path)
-    with pytest.raises(LokiError, match="for 32 rows per layer, but the base model has 64"):
+    with pytest.raises(LokiError, match=r"32 rows .*64"):
         PeftModel.from_pretrained(tiny_model(hidden_size=64), tmp_path)
 
 
@@ -208,12 +208,12 @@ def test_target_modules_name_the_projections_of_an_unknown_structure():
         model = get_peft_model(base, LoKIConfig(positions=POSITIONS, target_modules=target_modules))
         assert model.get_nb_trainable_parameters()[0] == VALUES[None]
         base = model.unload()
-    with pytest.raises(LokiError, match=r"no module of the base model matches target_modules=\['fc3'\]"):
+    with pytest.raises(LokiError, match=r"target_modules=\['fc3'\]"):
         get_peft_model(base, LoKIConfig(positions=POSITIONS, target_modules=["fc3"]))
 
 
 def test_a_model_without_linear_projections_is_refused():
-    with pytest.raises(LokiError, match="does not end in one linear projection"):
+    with pytest.raises(LokiError, match="linear projection"):
         get_peft_model(tiny_model("gpt2", n_layer=3, n_embd=32, n_head=4), LoKIConfig(positions=POSITIONS))
 
 

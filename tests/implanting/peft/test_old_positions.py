@@ -53,7 +53,7 @@ def test_an_adapter_of_an_older_release_is_read(tmp_path):
     [{"bitmask": "gQAA"}, {"bitmask": "?"}, {"bitmask": None}, {"layers": 3}, {"rows": "many"}, {"layers": 0}],
 )
 def test_a_damaged_mask_is_refused(damage):
-    with pytest.raises(LokiError, match="positions of the adapter are damaged"):
+    with pytest.raises(LokiError, match=r"positions .*damaged"):
         decode_positions({**encode_positions([[0, 7], [8]], 16), **damage})
 
 

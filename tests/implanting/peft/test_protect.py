@@ -133,7 +133,7 @@ def test_other_directions_are_refused(moments: Path, tmp_path: Path) -> None:
         PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter")
     with pytest.raises(LokiError, match="other input directions"):
         read_adapter(tmp_path / "adapter")
-    with pytest.raises(LokiError, match="protect needs moments"):
+    with pytest.raises(LokiError, match="needs moments"):
         get_peft_model(tiny_model(), LoKIConfig(positions=POSITIONS, protect=0.5))
 
 

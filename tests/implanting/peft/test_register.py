@@ -36,5 +36,5 @@ def test_a_peft_that_cannot_be_extended_is_refused_by_version(monkeypatch):
             raise ValueError(value)
 
     monkeypatch.setattr(register, "PeftType", Closed)
-    with pytest.raises(LokiError, match=rf"peft {peft.__version__} does not let LoKI register"):
+    with pytest.raises(LokiError, match=rf"peft {peft.__version__} "):
         register_loki()

@@ -35,7 +35,7 @@ def test_it_says_the_same_as_an_adapter_saved_from_the_loaded_model(tmp_path, ll
 
 
 def test_positions_of_another_model_and_existing_output_are_refused(tmp_path, llama_dir):
-    with pytest.raises(LokiError, match="made for 1 layers, but the model has 3"):
+    with pytest.raises(LokiError, match=r"1 layers.* 3"):
         save_zero_adapter(llama_dir, [[0]], tmp_path / "zero")
     assert not (tmp_path / "zero").exists()
     save_zero_adapter(llama_dir, POSITIONS, tmp_path / "zero")

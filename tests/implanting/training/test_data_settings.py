@@ -32,7 +32,7 @@ def test_a_chat_template_is_trained_with_and_kept(tmp_path: Path) -> None:
     (tmp_path / "chat.jinja").write_text(NO_TOOLS)
     said = io.StringIO()
     given = {"positions": tmp_path / "positions.json", "console": Console(file=said, width=300)}
-    with pytest.raises(LokiError, match="the tokenizer has no chat template: give it one with --chat-template"):
+    with pytest.raises(LokiError, match=r"no chat template: .*--chat-template"):
         train(base, tmp_path / "data", tmp_path / "out", SETTINGS, **given)  # type: ignore[arg-type]
     sources = [str(tmp_path / "data"), write_records(tmp_path / "more.jsonl", {"text": "once upon a time"})]
     settings = DataSettings(chat_template=str(tmp_path / "chat.jinja"))

@@ -200,10 +200,10 @@ def test_bad_levers(loki_dir: Path, data: Path, tmp_path: Path) -> None:
     for budget in (-0.1, float("nan"), float("inf")):
         with pytest.raises(LokiError, match=f"--max-damage {budget}"):
             Levers(keep="text.txt", max_damage=budget)
-    with pytest.raises(LokiError, match="give it as --keep"):
+    with pytest.raises(LokiError, match="--keep"):
         Levers(max_damage=0.1)
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(LokiError, match="no text of at least 2 tokens"):
+    with pytest.raises(LokiError, match=r"no text .*2 tokens"):
         train(loki_dir, data, tmp_path / "out", SETTINGS, levers=Levers(keep=str(tmp_path / "empty.txt")))
     with pytest.raises(LokiError, match="does not exist"):
         train(loki_dir, data, tmp_path / "out2", SETTINGS, levers=Levers(keep=str(tmp_path / "missing.txt")))

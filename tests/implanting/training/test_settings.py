@@ -40,14 +40,14 @@ def test_rates_are_numbers_or_words() -> None:
 
 
 def test_the_best_can_be_kept_only_where_it_was_evaluated() -> None:
-    with pytest.raises(LokiError, match=r"--save-steps None .* a multiple of --eval-steps 4"):
+    with pytest.raises(LokiError, match=r"--save-steps None .*--eval-steps 4"):
         TrainingSettings(load_best=True, eval_steps=4)
-    with pytest.raises(LokiError, match=r"--save-steps 6 .* a multiple of --eval-steps 4"):
+    with pytest.raises(LokiError, match=r"--save-steps 6 .*--eval-steps 4"):
         TrainingSettings(load_best=True, eval_steps=4, save_steps=6)
     TrainingSettings(load_best=True, eval_steps=4, save_steps=8)
 
 
 @pytest.mark.parametrize("name", ["scheduler", "report_to"])
 def test_unknown_choices(name: str) -> None:
-    with pytest.raises(LokiError, match=f"--{name.replace('_', '-')} steep is not known"):
+    with pytest.raises(LokiError, match=f"--{name.replace('_', '-')} steep"):
         TrainingSettings(**{name: "steep"})  # type: ignore[arg-type]

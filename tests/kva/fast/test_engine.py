@@ -240,9 +240,9 @@ def test_empty_batch() -> None:
     [
         ([[]], [None], {}, "has 0 tokens: position -1"),
         ([PROMPT], [None], {"position": 11}, "has 11 tokens: position 11"),
-        ([[5, 320]], [None], {}, "token id 320 is outside"),
-        ([PROMPT], [320], {}, "target 0 of the batch: token id 320"),
-        ([PROMPT], [1, 2], {}, "2 targets were given for 1 prompts"),
+        ([[5, 320]], [None], {}, "prompt 0 .*token id 320"),
+        ([PROMPT], [320], {}, "target 0 .*token id 320"),
+        ([PROMPT], [1, 2], {}, "2 targets .* 1 prompts"),
     ],
 )
 @pytest.mark.parametrize("engine", ["fast", "captum"])
