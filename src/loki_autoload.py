@@ -3,7 +3,8 @@
 Plain `llamafactory-cli` meets LoKI adapters without ever importing LoKI. PyTorch calls `watch_llamafactory` at the end
 of `import torch`, through its entry point group `torch.backends` (set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to switch that
 off). It only watches for one import: that of LlamaFactory's module which loads adapters. LoKI itself is imported once
-an adapter is loaded there. No other program notices anything.
+an adapter is loaded there. No other program notices anything. Where LoKI is imported beside LlamaFactory, for whatever
+reason, `loki/__init__.py` asks for the same watch, and LlamaFactory is changed at once.
 
 A module outside the package `loki`, because importing that changes what Transformers and PEFT know.
 """
@@ -72,6 +73,11 @@ def watch_llamafactory() -> None:
 
 
 def _prepare(module: ModuleType) -> None:
+    if "loki" in sys.modules:
+        from loki.implanting.llamafactory.patch import patch_when_imported
+
+        patch_when_imported()
+        return
     setup = getattr(module, LORA_SETUP, None)
     if setup is None:  # another release: its adapters are then unknown to PEFT, which says so
         return

@@ -56,6 +56,17 @@ def test_loki_is_imported_when_an_adapter_is_loaded(llamafactory: Path) -> None:
     assert finished.stdout.split() == ["True"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", ["loki_autoload.watch_llamafactory(); ", ""])
+@pytest.mark.parametrize("imports", ["import loki; {adapter}", "{adapter}; import loki"])
+def test_beside_loki_it_is_changed_at_once(llamafactory: Path, hook: str, imports: str) -> None:
+    wrapped = "adapter._setup_full_tuning.__wrapped__, adapter._setup_lora_tuning.__wrapped__"
+    imports = imports.format(adapter="from llamafactory.model import adapter")
+    finished = run(llamafactory, f"import loki_autoload; {hook}{imports}; print({wrapped})")
+    assert finished.returncode == 0, finished.stderr
+    assert (finished.stdout.count("function"), finished.stdout.count("with_loki")) == (2, 0)
+
+
 def test_another_release_of_llamafactory_is_left_alone(llamafactory: Path) -> None:
     (llamafactory / "llamafactory" / "model" / "adapter.py").write_text("VALUE = 3\n")
     finished = run(llamafactory, PROGRAM + "assert adapter.VALUE == 3")
@@ -86,6 +97,20 @@ def test_llamafactory_missing_is_said_as_ever(tmp_path: Path) -> None:
         tmp_path, "import loki_autoload; loki_autoload.watch_llamafactory(); import llamafactory.model.adapter"
     )
     assert "No module named 'llamafactory'" in finished.stderr
+
+
+def test_it_costs_one_small_module_and_touches_nothing_else(tmp_path: Path) -> None:
+    finished = run(
+        tmp_path,
+        "import torch\n"
+        "before, finders, hooks = set(sys.modules), list(sys.meta_path), list(sys.path_hooks)\n"
+        "import loki_autoload; loki_autoload.watch_llamafactory()\n"
+        "assert set(sys.modules) - before == {'loki_autoload'}, set(sys.modules) - before\n"
+        "watch, *others = sys.meta_path\n"
+        "assert (others, sys.path_hooks) == (finders, hooks)\n"
+        "assert all(watch.find_spec(name, None) is None for name in ('json', 'llamafactory', 'llamafactory.model'))",
+    )
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_it_is_declared_as_pytorch_finds_it() -> None:

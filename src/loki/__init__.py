@@ -2,14 +2,14 @@
 
 Importing this package registers the LoKI model classes with Transformers' Auto classes, and LoKI with PEFT: at once
 where these libraries are imported already, else as soon as they are. Until then it imports nothing heavy, so that
-`loki --help` answers quickly.
+`loki --help` answers quickly. LlamaFactory, where that is imported, is kept from training anything else.
 """
 
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from loki_autoload import after_import
+from loki_autoload import ADAPTER_MODULE, after_import
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -99,5 +99,10 @@ def _register_peft_method(_: ModuleType) -> None:
     import_module("loki.implanting.peft")
 
 
+def _patch_llamafactory(_: ModuleType) -> None:
+    import_module("loki.implanting.llamafactory.patch").patch_when_imported()
+
+
 after_import("transformers", _register_model_classes)
 after_import("peft", _register_peft_method)
+after_import(ADAPTER_MODULE, _patch_llamafactory)

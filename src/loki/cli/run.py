@@ -115,7 +115,7 @@ def run(
     settings = RunSettings.from_dict(values)
     output = output or Path("runs") / Path(settings.model).resolve().name
     if dry_run:
-        from loki.dry_run import estimate
+        from loki.pipeline.dry_run import estimate
 
         found = estimate(settings, output)
         say("\n".join(found.lines()), **found.to_dict())
@@ -127,7 +127,6 @@ def run(
     one = Path(data[0]) if data and len(data) == 1 and Path(data[0]).is_file() else None
     page = report_on(output, base=result.base, data=one)
     say(
-        f"verify   {result.seconds['verify']:.1f} s\n"
         f"{result.report.changed_rows} of {result.report.selected_rows} selected rows changed, and nothing else. "
         f"Restored model: {result.restored}",
         output=result.restored,

@@ -1,17 +1,14 @@
 """The main job on the tiny world: from analysis to a restored, verified model, and what came of it."""
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
 from rich.progress import Progress
 
-from loki.analysis.analyse import analyse
-from loki.artefacts.positions import Positions, write_positions
+from loki.artefacts.positions import Positions, read_positions
 from loki.artefacts.training_settings import Scheduler, TrainingSettings
 from loki.demo.build import WEIGHTS
 from loki.demo.data import write_calibration, write_facts
@@ -21,13 +18,12 @@ from loki.demo.tokenizer import MAX_LENGTH
 from loki.demo.world import World, tiny_world
 from loki.errors import CheckFailed
 from loki.files import atomic_directory, refuse_existing
-from loki.implanting.create import create_loki_model
-from loki.implanting.training.trainer import train
 from loki.metrics.accuracy import accuracy_by_family, greedy_answer
 from loki.models.loading import load_model, load_tokenizer
-from loki.restoring.restore import restore_loki_model
-from loki.restoring.verify import VerifyReport, verify
-from loki.selection.select import select
+from loki.models.model_directory import ModelDirectory
+from loki.pipeline.phases import ARTEFACTS, Stopwatch, remove_artefacts, run_phases
+from loki.pipeline.settings import RunSettings
+from loki.restoring.verify import VerifyReport
 
 QUOTA = 30
 EXAMPLES = 4
@@ -42,26 +38,6 @@ TRAINING = TrainingSettings(
     max_length=MAX_LENGTH,
     save_steps=10_000,  # no checkpoints on the way
 )
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by phase, in the order in which the phases ended.
-
-    Attributes:
-        announce: called with a line for the user when a phase ends.
-    """
-
-    announce: Callable[[str], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str, result: str) -> Iterator[None]:
-        """Time the block as the phase `name`; `result` says what it leaves."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        self.announce(f"{name:<10} {self.seconds[name]:5.1f} s   {result}")
 
 
 @dataclass(frozen=True)
@@ -109,9 +85,8 @@ def run_demo(
     refuse_existing(output, overwrite=overwrite)
     watch = Stopwatch(announce)
     world = tiny_world()
-    base, loki_model, trained, restored = (output / name for name in ("base", "loki-model", "trained", "restored"))
-    calibration, facts = output / "calibration.jsonl", output / "new-facts.jsonl"
-    scores, positions_file = output / "scores.h5", output / "positions.json"
+    base, calibration, facts = output / "base", output / "calibration.jsonl", output / "new-facts.jsonl"
+    settings = RunSettings(str(base), facts, str(calibration), quota=QUOTA, training=TRAINING)
 
     with watch.phase("prepare", f"the model before: {base}"):
         with atomic_directory(base, overwrite=overwrite) as temporary:
@@ -119,28 +94,16 @@ def run_demo(
         write_calibration(calibration, world, overwrite=overwrite)
         write_facts(facts, world.new, overwrite=overwrite)
         before = _accuracy(base, world)
-    with watch.phase("analyse", f"scores of every row: {scores}"):
-        # A file that holds what is asked for is kept by `analyse`, but here its time is to be shown.
-        scores.unlink(missing_ok=True)
-        analyse(base, str(calibration), scores, overwrite=overwrite, progress=progress)
-    with watch.phase("select", f"the {QUOTA}% of the rows that matter least: {positions_file}"):
-        positions = select(scores, QUOTA)
-        write_positions(positions_file, positions, overwrite=overwrite)
-    with watch.phase("create", f"LoKI model: {loki_model}"):
-        create_loki_model(model_name=base, target_pos_path=positions_file, save_dir=loki_model, overwrite=overwrite)
-    with watch.phase("train", f"trained LoKI model: {trained}"):
-        enough = StopWhenKnown(load_tokenizer(base), world.new, REQUIRED_ACCURACY)
-        training = train(loki_model, facts, trained, TRAINING, callbacks=[enough], overwrite=overwrite)
-    with watch.phase("restore", f"ordinary model: {restored}"):
-        restore_loki_model(trained, restored, base_model=base, overwrite=overwrite)
-    with watch.phase("verify", "only the selected rows differ"):
-        verified = verify(base, restored, positions)
-        verified.raise_for_differences()
+        remove_artefacts(output, "analyse")  # of an earlier demo: all phases are to be shown
+    enough = StopWhenKnown(load_tokenizer(base), world.new, REQUIRED_ACCURACY)
+    done = run_phases(settings, ModelDirectory(base), output, watch, callbacks=[enough], progress=progress)
     with watch.phase("measure", "accuracy afterwards"):
-        after = _accuracy(restored, world)
+        after = _accuracy(done.restored, world)
         prompts = [fact.prompt for fact in world.new[:EXAMPLES]]
-        examples = list(zip(prompts, _answers(base, prompts), _answers(restored, prompts), strict=True))
+        examples = list(zip(prompts, _answers(base, prompts), _answers(done.restored, prompts), strict=True))
 
+    training = done.training
+    assert training is not None
     outcome = Outcome(
         f"LoKI q={QUOTA}",
         LEARNING_RATE,
@@ -155,9 +118,9 @@ def run_demo(
             f"after {training.steps} steps the accuracy on the new facts is {outcome.new_accuracy:.3f}, "
             f"not {REQUIRED_ACCURACY}"
         )
-    model = load_model(base)
+    model, positions = load_model(base), read_positions(output / ARTEFACTS["select"])
     return DemoResult(
-        outcome, positions, model.config.hidden_size, model.num_parameters(), verified, examples, watch.seconds
+        outcome, positions, model.config.hidden_size, model.num_parameters(), done.report, examples, watch.seconds
     )
 
 

@@ -93,10 +93,6 @@ class LoKIModelMixin(_WrittenRemoteModule):
             loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
         # With output_loading_info=True, Transformers returns a pair.
         (loaded[0] if isinstance(loaded, tuple) else loaded).split()
-        if "llamafactory.model.adapter" in sys.modules:  # LlamaFactory would cast the frozen weights to float32
-            from loki.implanting.llamafactory.patch import patch_llamafactory
-
-            patch_llamafactory()
         return loaded
 
     def split(self) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, trainer
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments, trainer
 
 from loki.errors import LokiError
 from loki.implanting.llamafactory.guard import SelectedRowsGuard
-from loki.implanting.llamafactory.patch import ADAPTER_MODULE, patch_llamafactory
+from loki.implanting.llamafactory.patch import ADAPTER_MODULE, patch_llamafactory, patch_when_imported
 from tests.implanting.llamafactory.test_guard import loki_model
 from tests.tiny_models import tiny_model
 
@@ -83,10 +83,9 @@ def test_freeze_tuning_of_a_loki_model_is_stopped(adapter: ModuleType) -> None:
         adapter._setup_freeze_tuning(loki_model(), None, True, True)
 
 
-def test_loading_a_loki_model_patches_once(adapter: ModuleType, tmp_path: Any) -> None:
-    loki_model().save_pretrained(tmp_path)
+def test_it_is_patched_once(adapter: ModuleType) -> None:
     for _ in range(2):
-        type(loki_model()).from_pretrained(tmp_path)
+        patch_when_imported()
     assert trainer.DEFAULT_CALLBACKS.count(SelectedRowsGuard) == 1
     assert adapter._setup_full_tuning.__wrapped__ is _setup_full_tuning
 
@@ -101,3 +100,13 @@ def test_another_release_is_refused(adapter: ModuleType) -> None:
     del adapter._setup_full_tuning
     with pytest.raises(LokiError, match=r"install 0\.9\.5"):
         patch_llamafactory()
+
+
+def test_another_release_trains_anything_but_selected_rows(adapter: ModuleType) -> None:
+    del adapter._setup_full_tuning
+    patch_when_imported()
+    guard = trainer.DEFAULT_CALLBACKS[-1]
+    arguments = (TrainingArguments("unused"), TrainerState(), TrainerControl())
+    guard.on_train_begin(*arguments, model=tiny_model())
+    with pytest.raises(LokiError, match=r"install 0\.9\.5"):
+        guard.on_train_begin(*arguments, model=loki_model())

@@ -19,9 +19,13 @@ class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
     At the beginning of training it checks what is trainable. A LoKI model's rows in float32 are then saved and resumed
     as `SelectedRows` says. Not where DeepSpeed or FSDP hold them, and not where the user wants them in another type
     (`pure_bf16`): the optimiser's state, which is loaded before, would not fit.
+
+    Args:
+        problem: why selected rows cannot be trained here, if they cannot.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, problem: str | None = None) -> None:
+        self._problem = problem
         self._rows: SelectedRows | None = None
         self._watching = False
 
@@ -31,10 +35,12 @@ class SelectedRowsGuard(TrainerCallback):  # type: ignore[misc]
         """Check what is trained.
 
         Raises:
-            LokiError: if it is not exactly the selected rows.
+            LokiError: if it is not exactly the selected rows, or they cannot be trained here.
         """
         model = kwargs["model"]
         self._watching = check_selected_rows(model)
+        if self._watching and self._problem:
+            raise LokiError(self._problem)
         dtypes = {parameter.dtype for parameter in active_parameters(model).values()}
         if dtypes == {torch.float32} and not args.deepspeed and not args.fsdp:
             resumed = args.resume_from_checkpoint

@@ -1,7 +1,7 @@
 """The one place where LoKI changes LlamaFactory (0.9.5): what it does to a model between loading and training.
 
-`patch_llamafactory` is called in every LlamaFactory process that loads a LoKI model or adapter: by the model classes
-(`loki.implanting.modeling`), by `loki_autoload` for adapters, and by the worker of `loki train`.
+It is changed in every LlamaFactory process that loads a LoKI model or adapter: when LoKI is imported beside it
+(`loki/__init__.py`), by `loki_autoload` where an adapter is loaded before that, and by the worker of `loki train`.
 """
 
 import inspect
@@ -16,8 +16,8 @@ from transformers import trainer
 from loki.errors import LokiError
 from loki.implanting.llamafactory.guard import SelectedRowsGuard, check_selected_rows
 from loki.implanting.splitting import loki_linears
+from loki_autoload import ADAPTER_MODULE
 
-ADAPTER_MODULE = "llamafactory.model.adapter"
 _SETUPS = ("_setup_full_tuning", "_setup_freeze_tuning", "_setup_lora_tuning")
 
 
@@ -42,6 +42,14 @@ def patch_llamafactory() -> None:
             raise LokiError(f"this release of LlamaFactory has no {name}: install 0.9.5 (`make llamafactory`)")
         setattr(adapter, name, _keeping_frozen_weights(inspect.unwrap(setup)))
     trainer.DEFAULT_CALLBACKS.append(SelectedRowsGuard)
+
+
+def patch_when_imported() -> None:
+    """`patch_llamafactory` at an import, which must not fail: what it raises, a training of selected rows raises."""
+    try:
+        patch_llamafactory()
+    except LokiError as error:
+        trainer.DEFAULT_CALLBACKS.append(SelectedRowsGuard(problem=str(error)))
 
 
 def _keeping_frozen_weights(setup: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from loki.implanting.training.settings import DEFAULT_EPOCHS, Rate
 from loki.models.architectures import max_positions
 from loki.models.loading import load_model
 from loki.models.model_directory import ModelDirectory
-from loki.pipeline import RunSettings
+from loki.pipeline.settings import RunSettings
 from loki.ranks import pick_device
 from loki.selection.strategies import find_strategy
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from loki.dry_run import estimate
 from loki.errors import LokiError
 from loki.implanting.training.settings import TrainingSettings
 from loki.pipeline import RunSettings, read_config, run
+from loki.pipeline.dry_run import estimate
 from loki.selection.strategies import SelectionSettings
 
 
@@ -51,7 +51,7 @@ def test_continues_after_an_interruption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("loki.pipeline.restore_loki_model", interrupt)
+        patch.setattr("loki.pipeline.phases.restore_loki_model", interrupt)
         run(settings, output)
     before = modified(output)
     run(settings, output)
@@ -95,7 +95,7 @@ def test_an_unfinished_training_needs_no_overwrite(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("loki.pipeline.train", interrupt)
+        patch.setattr("loki.pipeline.phases.train", interrupt)
         run(settings, tmp_path / "run")
     other = replace(settings, training=replace(settings.training, seed=7))
     assert run(other, tmp_path / "run").report.differences == []

@@ -1,0 +1,152 @@
+"""The options of all phases in one object, from Python, the command line or a YAML file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loki.analysis.options import AnalysisOptions
+from loki.calibration.sources import load_calibration
+from loki.data.preparing import prepare_training_data
+from loki.data.settings import DataSettings
+from loki.data.sources import Data
+from loki.errors import LokiError, one_line
+from loki.implanting.directions import check_protect
+from loki.implanting.training.settings import TrainingSettings, check_held_out
+from loki.kva.settings import AttributionSettings
+from loki.models.architectures import max_positions
+from loki.models.model_directory import ModelDirectory
+from loki.selection.strategies import SelectionSettings, find_strategy
+from loki.selection.strategy import Input
+
+CONFIG = "run.yaml"
+DEFAULT_QUOTA = 10.0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run does: the options of all its phases.
+
+    Attributes:
+        model: base model, a local directory or hub id.
+        data: training data, see `load_training_data`.
+        calibration: calibration data, see `loki.calibration.sources.load_calibration`.
+        quota: percentage of the rows to train.
+        eval_data: held-out data in the form of the training data, if there is any.
+        data_settings: which part of the data, and how conversations are rendered.
+        selection: how rows are selected.
+        attribution: how they are scored.
+        analysis: how the scoring is run.
+        training: how they are trained.
+        protect: share of the input directions that training leaves alone, see `loki.implanting.directions`; their use
+            is measured on the calibration data. None trains along all of them.
+    """
+
+    model: str
+    data: Data
+    calibration: str
+    quota: float = DEFAULT_QUOTA
+    eval_data: Data | None = None
+    data_settings: DataSettings = field(default_factory=DataSettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
+    analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    protect: float | None = None
+
+    def check(self, base: ModelDirectory) -> dict[str, Any]:
+        """Refuse now what a later phase would refuse after hours of analysis.
+
+        Args:
+            base: the model, looked up.
+
+        Returns:
+            The settings as JSON values, with hashes of the data in place of their paths.
+
+        Raises:
+            LokiError: if the model or the data are missing, damaged or do not fit each other, the model cannot be
+                implanted, or quota or strategy make no sense.
+        """
+        base.check()
+        if self.protect is not None:
+            check_protect(self.protect)
+        text, tokenizer = base.text_config, base.tokenizer
+        strategy = find_strategy(self.selection.strategy)
+        strategy.check_inputs(frozenset({Input.SCORES, Input.MODEL}))
+        strategy.rows(self.quota, len(base.projection_names), text.hidden_size)
+        check_held_out(self.training, self.eval_data)
+        length, part = self.training.max_length, self.data_settings
+        examples = prepare_training_data(self.data, base, length, part)
+        held_out = prepare_training_data(self.eval_data, base, length, part, held_out=True) if self.eval_data else None
+        calibration = load_calibration(
+            self.calibration,
+            tokenizer,
+            max_positions=max_positions(base.config),
+            vocab_size=text.vocab_size,
+            subjects=self.analysis.subjects,
+            samples_per_subject=self.analysis.samples_per_subject,
+            seed=self.analysis.seed,
+        )
+        digests = {"data": examples.digest, "eval_data": held_out.digest if held_out else None}
+        return {**asdict(self), **digests, "calibration": calibration.digest}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON values, data by their paths: what `from_dict` reads, and a run is repeated from."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunSettings":
+        """The settings in a dictionary such as `to_dict` makes; what is left out keeps its default.
+
+        Raises:
+            LokiError: for a key that is not known, one that is missing, or a value that makes no sense.
+        """
+        groups: dict[str, type[Any]] = {
+            "data_settings": DataSettings,
+            "selection": SelectionSettings,
+            "attribution": AttributionSettings,
+            "analysis": AnalysisOptions,
+            "training": TrainingSettings,
+        }
+        _check_keys(values, cls, "")
+        if missing := [name for name in ("model", "data", "calibration") if not values.get(name)]:
+            raise LokiError(f"nothing says which {missing[0]} to use: give --{missing[0]}, or write it into --config")
+        given = dict(values)
+        for name, kind in groups.items():
+            part = given.get(name) or {}
+            _check_keys(part, kind, f"{name}.")
+            try:
+                given[name] = kind(**part)
+            except TypeError as error:  # a text where a number is expected
+                raise LokiError(f"the settings of {name} are not of the right type ({one_line(error)})") from error
+        return cls(**given)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file such as a run leaves in its directory.
+
+    Raises:
+        LokiError: if it is missing, or no YAML mapping.
+    """
+    if not path.is_file():
+        raise LokiError(f"--config {path} does not exist: check the path")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LokiError(f"--config {path} is not YAML ({one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise LokiError(f"--config {path} holds no settings: write `name: value` lines, as in a run's {CONFIG}")
+    return values
+
+
+def _check_keys(values: Any, settings: type[Any], prefix: str) -> None:
+    if not isinstance(values, Mapping):
+        raise LokiError(f"{prefix.rstrip('.')} is {values!r}: write its settings as `name: value` lines")
+    known = [each.name for each in fields(settings)]
+    for key in values:
+        if key not in known:
+            raise LokiError(f"{prefix}{key} is no setting: use {', '.join(known)}")
