@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from peft import LoraConfig, get_peft_model
+from peers import PEERS, with_peer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -63,16 +63,12 @@ def train_everything(model: PreTrainedModel, choice: Choice) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def train_lora(model: PreTrainedModel, choice: Choice) -> nn.Module:
-    """LoRA of rank 8 on all linear layers."""
-    del choice
-    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted: nn.Module = get_peft_model(model, config)
-    return adapted
+def _peer(name: str) -> Callable[[PreTrainedModel, Choice], nn.Module]:
+    return lambda model, choice: with_peer(model, name, choice.seed)
 
 
 METHODS: dict[str, Callable[[PreTrainedModel, Choice], nn.Module]] = {
     "rows": train_rows,
     "full": train_everything,
-    "lora": train_lora,
+    **{name: _peer(name) for name in PEERS},
 }

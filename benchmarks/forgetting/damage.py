@@ -1,0 +1,167 @@
+"""What a tuned model has lost: its predictions and answers beside the base's, on data that is used for nothing else."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from loki.metrics.completions import CompletionScores, completion_scores
+from loki.metrics.text import text_divergence
+
+Examples = tuple[list[list[int]], list[list[int]]]
+"""Token ids of every example, and which of them are its answer."""
+
+
+class Remembered(nn.Module):
+    """A model that is asked the same things again and again, and computes every answer once.
+
+    Args:
+        model: it must not change any more.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self.config, self.device = model.eval(), model.config, model.device
+        self._answers: dict[bytes, Any] = {}
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
+        """What the model puts out for these ids."""
+        key = input_ids.cpu().numpy().tobytes()
+        if key not in self._answers:
+            self._answers[key] = self.model(input_ids=input_ids, use_cache=use_cache)
+        return self._answers[key]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where damage is measured.
+
+    Attributes:
+        texts: files of text by name: `.txt`, or `.jsonl` whose string values are joined.
+        lambada: JSONL with `text`; the last word is asked for.
+        piqa: JSONL with `goal`, `sol1`, `sol2` and `label`.
+        windows: windows of each text.
+        window: tokens of a window.
+        passages: number of LAMBADA's words; the first passages of at most `longest` tokens.
+        choices: number of PIQA's questions, chosen in the same way.
+        longest: tokens of a passage, or of a question with an ending, at most.
+    """
+
+    texts: dict[str, Path]
+    lambada: Path | None = None
+    piqa: Path | None = None
+    windows: int = 24
+    window: int = 128
+    passages: int = 160
+    choices: int = 100
+    longest: int = 128
+
+
+class OldKnowledge:
+    """Measures models against one base.
+
+    Args:
+        base: the model before training.
+        tokenizer: of all models.
+        sources: the data.
+    """
+
+    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sources: Sources) -> None:
+        self.base, self.tokenizer, self.sources = Remembered(base), tokenizer, sources
+        self.windows = {
+            name: windows_of(path, tokenizer, count=sources.windows, window=sources.window)
+            for name, path in sources.texts.items()
+        }
+        self.lambada = _lambada(tokenizer, sources) if sources.lambada else None
+        self.piqa, self.labels = _piqa(tokenizer, sources) if sources.piqa else (None, [])
+        self._base_answers: dict[str, float] | None = None
+
+    def measure(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Damage of a tuned model: KL and rise of the loss by text, and answers beside the base's."""
+        found: dict[str, Any] = {}
+        for name, windows in self.windows.items():
+            divergence = text_divergence(
+                self.base,
+                model,
+                self.tokenizer,
+                windows,
+                window=self.sources.window,  # type: ignore[arg-type]
+            )
+            found[name] = {
+                "kl": divergence.kl_per_token,
+                "loss_rise": divergence.new.loss - divergence.base.loss,
+                "base_loss": divergence.base.loss,
+                "windows": len(windows),
+            }
+        if self._base_answers is None:
+            self._base_answers = self._answers(self.base.model)
+        return {"texts": found, "answers": self._answers(model), "base_answers": self._base_answers}
+
+    def _answers(self, model: PreTrainedModel) -> dict[str, float]:
+        found = {}
+        if self.lambada:
+            scores = completion_scores(model, *self.lambada)
+            found["lambada_accuracy"] = scores.accuracy
+            found["lambada_logprob"] = -float(scores.nll.mean())
+        if self.piqa:
+            found["piqa_accuracy"] = _prefers(completion_scores(model, *self.piqa), self.labels)
+        return found
+
+
+def windows_of(path: Path, tokenizer: PreTrainedTokenizerBase, *, count: int, window: int) -> list[str]:
+    """As many paragraphs as wanted that fill a window, from all over the text, cut to about one."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix == ".jsonl":
+        lines = [" ".join(value for value in json.loads(line).values() if isinstance(value, str)) for line in lines]
+    encoded = [tokenizer(line.strip(), add_special_tokens=False, verbose=False)["input_ids"] for line in lines]
+    long = [ids for ids in encoded if len(ids) >= window]
+    if len(long) < count:
+        raise SystemExit(f"{path} has {len(long)} paragraphs of {window} tokens, not {count}")
+    return [tokenizer.decode(ids[: window - 1]) for ids in long[:: len(long) // count][:count]]
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _example(tokenizer: PreTrainedTokenizerBase, given: str, answer: str) -> tuple[list[int], list[int]]:
+    before = tokenizer(given)["input_ids"]
+    after = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
+    return [*before, *after], [0] * len(before) + [1] * len(after)
+
+
+def _lambada(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> Examples:
+    assert sources.lambada is not None
+    examples = []
+    for record in _records(sources.lambada):
+        given, _, word = record["text"].rpartition(" ")
+        example = _example(tokenizer, given, word)
+        if len(example[0]) <= sources.longest:
+            examples.append(example)
+        if len(examples) == sources.passages:
+            break
+    return [ids for ids, _ in examples], [mask for _, mask in examples]
+
+
+def _piqa(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> tuple[Examples, list[int]]:
+    assert sources.piqa is not None
+    examples, labels = [], []
+    for record in _records(sources.piqa):
+        given = f"Question: {record['goal']}\nAnswer:"
+        pair = [_example(tokenizer, given, record[ending]) for ending in ("sol1", "sol2")]
+        if max(len(ids) for ids, _ in pair) <= sources.longest:
+            examples += pair
+            labels.append(record["label"])
+        if len(labels) == sources.choices:
+            break
+    return ([ids for ids, _ in examples], [mask for _, mask in examples]), labels
+
+
+def _prefers(scores: CompletionScores, labels: list[int]) -> float:
+    """Part of the questions whose right ending is the likelier one."""
+    likelier = scores.nll.view(-1, 2).argmin(dim=1)
+    return float((likelier == torch.tensor(labels)).double().mean())
