@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from tests.tiny_models import save_tiny_model
 
 torch.set_num_threads(1)  # several test processes share the cores
-settings.register_profile("loki", deadline=None)  # a busy machine is no failure
+settings.register_profile("loki", deadline=None)  # a busy machine is not a failure
 settings.load_profile("loki")
 
 

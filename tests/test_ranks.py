@@ -76,10 +76,10 @@ def test_a_failure_of_another_process_is_raised_in_the_main_one(
     messages: Messages, error: Exception, code: int
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        Ranks(1, 2).together(failing(error))
+        Ranks(1, 2).on_all(failing(error))
     assert left.value.code == code
     with pytest.raises(RuntimeError if isinstance(error, UnpicklableError) else type(error)) as raised:
-        Ranks(0, 2).together(lambda: "done")
+        Ranks(0, 2).on_all(lambda: "done")
     assert str(error) in str(raised.value)
     notes = "".join(getattr(raised.value, "__notes__", []))
     assert ("in process 1:" in notes) == (not isinstance(error, LokiError | UnpicklableError))
@@ -89,13 +89,13 @@ def test_results(messages: Messages) -> None:
     assert Ranks(0, 2).on_main(lambda: "of the main") == "of the main"
     assert Ranks(1, 2).on_main(lambda: "of another") == "of the main"
     messages.sent = []
-    assert [Ranks(rank, 2).together(lambda: "own") for rank in (1, 0)] == ["own", "own"]
+    assert [Ranks(rank, 2).on_all(lambda: "own") for rank in (1, 0)] == ["own", "own"]
 
 
 def test_one_process_alone_sends_nothing() -> None:
     alone = Ranks(0, 1)
-    assert (alone.on_main(lambda: 1), alone.together(lambda: 2)) == (1, 2)
-    for call in (alone.on_main, alone.together):
+    assert (alone.on_main(lambda: 1), alone.on_all(lambda: 2)) == (1, 2)
+    for call in (alone.on_main, alone.on_all):
         with pytest.raises(OSError, match="any"):
             call(failing(OSError("any")))
 

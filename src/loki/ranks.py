@@ -79,7 +79,7 @@ class Ranks:
             self.raise_once(failed)
         return result  # type: ignore[return-value]
 
-    def together(self, function: Callable[[], Result]) -> Result:
+    def on_all(self, function: Callable[[], Result]) -> Result:
         """Call `function` in every process and return this process's result, unless it failed in one.
 
         Raises:

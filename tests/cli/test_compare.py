@@ -80,8 +80,8 @@ def test_evaluate_and_compare_with_it(shell: Shell, llama_dir: Path, damaged: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--max-drop", "much"], "'much' is no percentage"),
-        (["--max-drop=-1"], "'-1' is no percentage"),
+        (["--max-drop", "much"], "--max-drop 'much'"),
+        (["--max-drop=-1"], "--max-drop '-1'"),
         (["--tasks", "a,b,a"], "names a twice"),
         (["--suite", "papers"], "'papers' is not known"),
         (["--limit", "3"], "name some with --tasks"),

@@ -11,7 +11,7 @@ from loki import LoKIConfig, create_loki_model
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting import sharding
-from loki.implanting.sharding import is_sharded, rows_are_kept_apart, shard_like, whole
+from loki.implanting.sharding import full_tensor, is_sharded, rows_are_kept_apart, shard_like
 from tests.tiny_models import tiny_model
 
 POSITIONS = [[1], [], [2]]
@@ -31,6 +31,6 @@ def test_a_whole_tensor_stays_what_it_is() -> None:
     tensor = torch.ones(2, 3, requires_grad=True)
     assert not is_sharded(tensor)
     assert not rows_are_kept_apart(tensor)
-    assert torch.equal(whole(tensor), tensor)
-    assert not whole(tensor).requires_grad
+    assert torch.equal(full_tensor(tensor), tensor)
+    assert not full_tensor(tensor).requires_grad
     assert shard_like(tensor, torch.zeros(2, 3)) is tensor

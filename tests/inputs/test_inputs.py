@@ -1,4 +1,4 @@
-"""The door: what cannot be read is refused in one line that says what and why."""
+"""What cannot be read is refused in one line that says what and why."""
 
 import json
 import os

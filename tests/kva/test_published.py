@@ -45,8 +45,8 @@ def test_label_defaults_to_the_argmax_and_padding_is_left_out(llama_dir: Path) -
     [
         ([PROMPT, PROMPT], None, -1, "one prompt at a time"),
         ([PROMPT], [[1, 1]], -1, "attention_mask has 2 positions"),
-        ([PROMPT], [[1] * 6 + [0]], -1, "is no token"),
-        ([PROMPT], None, 7, "is no token"),
+        ([PROMPT], [[1] * 6 + [0]], -1, "target_token_idx"),
+        ([PROMPT], None, 7, "target_token_idx"),
     ],
 )
 def test_bad_arguments_are_refused(llama_dir: Path, ids, mask, index: int, message: str) -> None:

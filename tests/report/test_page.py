@@ -119,7 +119,7 @@ def test_bad_input(run_directory: Path, tmp_path: Path) -> None:
     with pytest.raises(LokiError, match="does not exist"):
         write_report(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LokiError, match="is no run directory"):
+    with pytest.raises(LokiError, match="run directory"):
         write_report(tmp_path / "empty")
     write_report(run_directory)
     with pytest.raises(LokiError, match="exists already"):

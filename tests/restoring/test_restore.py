@@ -129,7 +129,7 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
         restore_loki_model(tmp_path / "absent", output)
     with pytest.raises(LokiError, match="missing or empty"):
         restore_loki_model(tmp_path / "empty", output)
-    with pytest.raises(LokiError, match="no LoKI model"):
+    with pytest.raises(LokiError, match="not a LoKI model"):
         restore_loki_model(llama_dir, output)
     with pytest.raises(LokiError, match="fingerprint"):
         restore_loki_model(checkpoint, output, base_model=qwen2_dir)

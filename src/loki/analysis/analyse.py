@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from loki.analysis.assemble import assemble
 from loki.analysis.batch_computer import BatchComputer
-from loki.analysis.captum_check import drawn
+from loki.analysis.captum_check import random_choice
 from loki.analysis.job import Job, begin, prepare
 from loki.analysis.options import AnalysisOptions
 from loki.analysis.runner import run
@@ -104,7 +104,7 @@ def analyse(
         missing = ranks.on_main(lambda: _missing(full, output, append, overwrite, stopping))
         if not missing:
             ranks.on_main(work.remove)
-            ranks.together(lambda: _check_file(full, output, ranks))
+            ranks.on_all(lambda: _check_file(full, output, ranks))
             return _summary(output, 0)
         existing = output if append and output.exists() else None
         job = full if len(missing) == len(full.samples) else full.with_samples([full.samples[i] for i in missing])
@@ -184,7 +184,9 @@ def _check_file(job: Job, output: Path, ranks: Ranks) -> None:
     samples = {sample.id: sample for sample in job.samples}
     with ScoresReader(output) as reader, BatchComputer(job, []) as computer:
         ids, targets = reader.records.sample_ids, reader.records.target_token_ids
-        rows = drawn([row for row, name in enumerate(ids) if name in samples], job.options.check, job.options.seed)
+        rows = random_choice(
+            [row for row, name in enumerate(ids) if name in samples], job.options.check, job.options.seed
+        )
         for row in rows[ranks.index :: ranks.count]:
             computer.check(samples[ids[row]], int(targets[row]), reader.scores(row, row + 1)[0])
 

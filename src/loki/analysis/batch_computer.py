@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from loki.analysis.batches import Batch
-from loki.analysis.captum_check import check_sample, drawn
+from loki.analysis.captum_check import check_sample, random_choice
 from loki.analysis.job import Job
 from loki.analysis.work_folder import BatchResults, WorkFolder
 from loki.artefacts.scores import check_finite
@@ -39,7 +39,7 @@ class BatchComputer:
         self._batches = batches
         self._model: PreTrainedModel | None = None
         self._memory_budget = job.options.memory_budget
-        self._to_check = set(drawn(range(len(job.samples)), job.options.check, job.options.seed))
+        self._to_check = set(random_choice(range(len(job.samples)), job.options.check, job.options.seed))
         self._engines: dict[str, Attributor] = {}
         self._entered = ExitStack()
 

@@ -14,7 +14,7 @@ CHECK_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.1}
 """Largest accepted relative error of a sample's whole `[L, D]` scores against Captum, by the type computed in."""
 
 
-def drawn(candidates: Sequence[int], count: int, seed: int) -> list[int]:
+def random_choice(candidates: Sequence[int], count: int, seed: int) -> list[int]:
     """`count` of the candidates (all, if there are fewer), the same ones for the same seed."""
     size = min(count, len(candidates))
     return [int(index) for index in np.random.default_rng(seed).choice(candidates, size=size, replace=False)]

@@ -84,11 +84,11 @@ def run(
     with BatchComputer(job, batches) as computer:
         if len(done) < len(batches) or job.options.check:
             computer.settle_memory_budget(work, ranks)
-        ranks.together(lambda: computer.check_done(sorted(done)[ranks.index :: ranks.count], work))
+        ranks.on_all(lambda: computer.check_done(sorted(done)[ranks.index :: ranks.count], work))
         start = 0
         for checkpoint, end in enumerate(checkpoints(batches, order) if rule else [len(order)]):
             todo = [number for number in order[start:end] if number not in done]
-            ranks.together(partial(compute, computer, todo))
+            ranks.on_all(partial(compute, computer, todo))
             if rule and log and ranks.on_main(partial(_stable, rule, log, checkpoint)):
                 return Outcome(set(order[:end]), completeness)
             start = end

@@ -31,7 +31,7 @@ def scores_dataset(file: h5py.File, origin: str) -> h5py.Dataset:
         )
     if 0 in dataset.shape[1:]:
         raise LokiError(f"{origin} holds scores for {dataset.shape[1]} layers of {dataset.shape[2]} rows: {_DAMAGED}")
-    _require_whole(dataset, "dataset", origin)
+    _require_complete(dataset, "dataset", origin)
     return dataset
 
 
@@ -54,7 +54,7 @@ def sample_column(file: h5py.File, name: str, count: int, *, text: bool, origin:
         raise LokiError(f"{origin}: {name} does not hold {'texts' if text else 'numbers'}: {_DAMAGED}")
     if column.shape != (count,):
         raise LokiError(f"{origin}: {name} has the shape {column.shape} for {count} samples: {_DAMAGED}")
-    _require_whole(column, name, origin)
+    _require_complete(column, name, origin)
     return column
 
 
@@ -71,7 +71,7 @@ def _stored_here(file: h5py.File, name: str, origin: str) -> h5py.Dataset | None
     return found
 
 
-def _require_whole(dataset: h5py.Dataset, name: str, origin: str) -> None:
+def _require_complete(dataset: h5py.Dataset, name: str, origin: str) -> None:
     """Check that what a dataset declares is stored: what is not would be read as zeros, however much it is."""
     if dataset.shape is None:
         raise LokiError(f"{origin}: {name} is empty: {_DAMAGED}")

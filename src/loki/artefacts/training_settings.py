@@ -105,8 +105,8 @@ class TrainingSettings:
         for name in ("save_steps", "eval_steps", "early_stopping"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
         if self.keeps_best and self.eval_steps is not None:
-            together = self.save_steps is not None and self.save_steps % self.eval_steps == 0
-            self._require("save_steps", together, f"a multiple of --eval-steps {self.eval_steps}, to keep the best")
+            fits = self.save_steps is not None and self.save_steps % self.eval_steps == 0
+            self._require("save_steps", fits, f"a multiple of --eval-steps {self.eval_steps}, to keep the best")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:

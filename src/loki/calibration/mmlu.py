@@ -166,7 +166,7 @@ def _question(row: Mapping[str, Any], subject: str) -> tuple[str, list[str], str
 
 
 def _check_answer(answer: Any, choices: list[str]) -> None:
-    """Refuse an answer that is no letter, index or text of a choice: columns are mixed up then."""
+    """Refuse an answer that is neither letter, index nor text of a choice: columns are mixed up then."""
     if answer is None:
         return
     known = {*ascii_uppercase[: len(choices)], *map(str, range(len(choices) + 1)), *map(str, choices)}

@@ -1,4 +1,4 @@
-"""The one door to calibration data: a name or a path becomes a `CalibrationSet`."""
+"""Loading calibration data: a name or a path becomes a `CalibrationSet`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,12 +11,12 @@ def parse_bytes(text: str) -> int:
     """A number of bytes: `8GiB`, `500MB`, `1000000`.
 
     Raises:
-        LokiError: if `text` is no positive size.
+        LokiError: if `text` is not a positive size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *(|[kmg]i?)b?", text.strip().lower())
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not size:
-        raise LokiError(f"{text!r} is no size in bytes: write 8GiB, 500MB or 1000000")
+        raise LokiError(f"{text!r} is not a size in bytes: write 8GiB, 500MB or 1000000")
     return size
 
 
@@ -29,7 +29,7 @@ def parse_quotas(text: str) -> list[float]:
     try:
         quotas = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise LokiError(f"{text!r} are no quotas: write percentages separated by commas, as in 5,10,20,30") from error
+        raise LokiError(f"{text!r} are not quotas: write percentages separated by commas, as in 5,10,20,30") from error
     if len(set(quotas)) < len(quotas):
         raise LokiError(f"{text!r} names a quota twice: write each once")
     return quotas
@@ -46,7 +46,7 @@ def parse_batch_size(text: str) -> int | str:
     try:
         return int(text)
     except ValueError as error:
-        raise LokiError(f"batch size {text!r} is no number: write a number, or auto") from error
+        raise LokiError(f"batch size {text!r} is not a number: write a number, or auto") from error
 
 
 def parse_numbers(text: str) -> list[float]:
@@ -58,7 +58,7 @@ def parse_numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise LokiError(f"{text!r} are no numbers: write them separated by commas, as in 0.5,0.7,1") from error
+        raise LokiError(f"{text!r} are not numbers: write them separated by commas, as in 0.5,0.7,1") from error
 
 
 def parse_percent(text: str, option: str) -> float:
@@ -72,5 +72,5 @@ def parse_percent(text: str, option: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise LokiError(f"{option} {text!r} is no percentage: write 1% or 0.5%")
+        raise LokiError(f"{option} {text!r} is not a percentage: write 1% or 0.5%")
     return value

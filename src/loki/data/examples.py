@@ -1,4 +1,4 @@
-"""The door to training data: sources become records that are checked, whatever their format, but not tokenised yet."""
+"""Loading training data: sources of any format become records that are checked, but not tokenised yet."""
 
 import hashlib
 import json

@@ -136,7 +136,7 @@ def _training_data(
 def _fitted(example: Example, max_length: int, dropped: Counter[str]) -> list[Example]:
     """The example if some of its answer is within reach, in pieces where loss is taken on all of it."""
     ids, trained = example.input_ids, example.trained
-    if example.whole and len(ids) > max_length > 1:
+    if example.splittable and len(ids) > max_length > 1:
         # Neighbours share a token, so that every token but the first is predicted once.
         starts = range(0, len(ids) - 1, max_length - 1)
         return [

@@ -102,7 +102,7 @@ def check(schema: TypeAdapter[Any], value: Any, name: str) -> None:
 
 
 def _place(name: str, value: Any, location: tuple[int | str, ...]) -> str:
-    """The path to a value. Pydantic's own also names the alternatives that it tried; they are no fields."""
+    """The path to a value. Pydantic's own also names the alternatives that it tried; they are not fields."""
     for index, key in enumerate(location):
         if isinstance(key, int) and isinstance(value, list):
             name, value = f"{name}[{key}]", value[key] if key < len(value) else None

@@ -46,7 +46,7 @@ class Source:
         try:
             weight = float(named[2])
         except ValueError as error:
-            raise LokiError(f"--data {text}: {named[2]} is no weight: write a number, as in a.jsonl:0.7") from error
+            raise LokiError(f"--data {text}: {named[2]} is not a weight: write a number, as in a.jsonl:0.7") from error
         return cls(named[1], weight, split, subset)
 
     @property

@@ -27,19 +27,19 @@ class Example:
         trained: of each, 1 if loss is taken on it, else 0.
         origin: where its record stands.
         source: index of its source.
-        whole: whether loss is taken on all of it, so that it may be split instead of cut.
+        splittable: whether loss is taken on all of it, so that it may be split instead of cut.
     """
 
     input_ids: list[int]
     trained: list[int]
     origin: str
     source: int
-    whole: bool = False
+    splittable: bool = False
 
 
 @dataclass(frozen=True)
 class _Rendered:
-    """A text, its first part that is no answer, and where it comes from."""
+    """A text, the part of it before the answer, and where it comes from."""
 
     text: str
     prompt: str
@@ -189,4 +189,4 @@ def _example(
         notes["examples that began with two beginning-of-sequence tokens, of which one was taken out"] += 1
         ids, begin = ids[1:], max(begin - 1, 0)
     trained = [0] * begin + [1] * (len(ids) - begin)
-    return Example(ids, trained, item.origin, item.source, whole=not item.prompt)
+    return Example(ids, trained, item.origin, item.source, splittable=not item.prompt)

@@ -24,7 +24,7 @@ from loki.metrics.text import text_loss
 from loki.models.architectures import down_projections
 from loki.selection.accumulators import RowCounter
 from loki.selection.quota import rows_for_quota
-from loki.selection.random_rows import draw
+from loki.selection.random_rows import by_chance
 from loki.selection.strategy import By, Counting, Inputs, Request, Scope
 
 ORDERS = {
@@ -205,7 +205,7 @@ def _selections(scores: Path, options: AblationOptions) -> Iterator[tuple[str, i
         for seed in options.seeds:
             rows = rows_for_quota(quota, hidden)
             request = Request(rows, Scope.LAYER, layers, hidden, Inputs(scores=scores), seed=seed)
-            yield RANDOM, seed, quota, draw(request)
+            yield RANDOM, seed, quota, by_chance(request)
 
 
 def _task_scores(

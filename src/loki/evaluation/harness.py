@@ -54,7 +54,7 @@ class Harness:
         if find_spec("lm_eval") is None:
             raise LokiError(f"--tasks needs lm-evaluation-harness, which is not installed: {INSTALL}")
         if options.include_path is not None and not options.include_path.is_dir():
-            raise LokiError(f"--include-path {options.include_path} is no folder: name the one with the tasks' YAML")
+            raise LokiError(f"--include-path {options.include_path} is not a folder: name the one with the tasks' YAML")
         if options.limit is not None and options.limit < 1:
             raise LokiError(f"--limit {options.limit} leaves no item: give 1 or more")
         from lm_eval.tasks import TaskManager

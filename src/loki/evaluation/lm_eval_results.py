@@ -148,4 +148,4 @@ def _samples_beside(file: Path, task: str) -> list[dict[str, Any]] | None:
         with path.open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:
-        raise LokiError(f"{path} is no JSONL ({error}): copy it again") from error
+        raise LokiError(f"{path} is not JSON Lines ({error}): copy it again") from error

@@ -107,4 +107,4 @@ def _adapter_config(directory: Path) -> Any:
     try:
         return PeftConfig.from_pretrained(str(directory))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise LokiError(f"{directory / CONFIG_NAME} is no configuration of an adapter ({one_line(error)})") from error
+        raise LokiError(f"{directory / CONFIG_NAME} is not an adapter's configuration ({one_line(error)})") from error

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from loki.artefacts.positions import check_positions, check_positions_fit
 from loki.errors import LokiError
-from loki.implanting.sharding import ACTIVE, rows_are_kept_apart, shard_like, whole
+from loki.implanting.sharding import ACTIVE, full_tensor, rows_are_kept_apart, shard_like
 
 
 class LoKILinear(nn.Module):
@@ -35,7 +35,7 @@ class LoKILinear(nn.Module):
         active_bias: `[k]`, trainable, or None.
 
     Raises:
-        LokiError: if an index of `target_pos` is no row, or is there twice.
+        LokiError: if an index of `target_pos` is not a row, or is there twice.
     """
 
     rows: torch.Tensor
@@ -161,7 +161,7 @@ class LoKILinear(nn.Module):
         for name in ("weight", "bias"):
             loaded = state_dict.get(prefix + name)
             if loaded is not None and prefix + ACTIVE + name not in state_dict:
-                active = whole(loaded)[self.rows.to(loaded.device)]
+                active = full_tensor(loaded)[self.rows.to(loaded.device)]
                 state_dict[prefix + ACTIVE + name] = shard_like(active, getattr(self, ACTIVE + name))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -23,14 +23,14 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with the parts of all processes, detached. Where it is sharded, every process must call this."""
     detached = tensor.detach()
     return detached.full_tensor() if isinstance(detached, DTensor) else detached
 
 
 def shard_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
-    """`tensor`, of which every process has the whole, sharded as `pattern` is; itself where that is not sharded."""
+    """`tensor`, of which every process has all of it, sharded as `pattern` is; itself where that is not sharded."""
     if not isinstance(pattern, DTensor):
         return tensor
     # Without a source rank nothing is sent.

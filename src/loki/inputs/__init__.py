@@ -1,4 +1,4 @@
-"""The door for all that comes from outside: what may be read at all, what it must look like, and what went wrong.
+"""Reading what comes from outside: what may be read at all, what it must look like, and what went wrong.
 
 - `reading` turns whatever a library raises while it reads a user's file into one line;
 - `require_file` says what is at a path before anything waits on a pipe, or reads a device or a pointer of Git LFS;

@@ -1,4 +1,4 @@
-"""Reading JSON and JSON Lines files within bounds: of size, of depth, and nothing that is no text."""
+"""Reading JSON and JSON Lines files within bounds: of size, of depth, and without half surrogate pairs."""
 
 import json
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def read_json_lines(path: Path, *, what: str) -> Iterator[tuple[str, dict[str, A
         what: its role, for error messages.
 
     Raises:
-        LokiError: for what `read_text` refuses; names the line (or the record of an array) that is no JSON object.
+        LokiError: for what `read_text` refuses; names the line (or the record of an array) that is not a JSON object.
     """
     text = read_text(path, what=what)
     if text.lstrip()[:1] == "[" and (array := _array(text, path, what)) is not None:

@@ -54,7 +54,7 @@ def check_unicode(value: Any) -> None:
                 item.encode()
             except UnicodeEncodeError as error:
                 around = ascii(item[max(0, error.start - 10) : error.end + 10])
-                raise LokiError(f"holds half a surrogate pair, which is no text: {around}") from error
+                raise LokiError(f"holds half a surrogate pair, which is not text: {around}") from error
         elif isinstance(item, dict):
             stack += [*item.keys(), *item.values()]
         elif isinstance(item, list):
@@ -77,4 +77,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

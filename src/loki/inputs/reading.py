@@ -34,7 +34,7 @@ def reading(
         yield
     except (LokiError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # a panic of a library written in Rust is no Exception
+    except BaseException as error:  # a panic of a library written in Rust is not an Exception
         if isinstance(error, OSError) and error.errno in _FULL:
             raise
         if out_of_memory(error) and not isinstance(error, MemoryError):

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Strict(BaseModel):
-    """Base of schemas: no value is converted (a text is no number), and fields that are not declared are kept."""
+    """Base of schemas: no value is converted (a text is not a number), and fields that are not declared are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
 

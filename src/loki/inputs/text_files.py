@@ -19,7 +19,7 @@ def read_text(path: Path, *, what: str) -> str:
         what: its role, for error messages ("training data").
 
     Raises:
-        LokiError: if it does not exist, is no file (see `require_file`), no text, or a damaged gzip file.
+        LokiError: if it does not exist, is not a file (see `require_file`), not text, or a damaged gzip file.
     """
     require_file(path, what)
     content = path.read_bytes()

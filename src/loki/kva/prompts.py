@@ -93,7 +93,7 @@ def without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> list[li
         attention_mask: of the same shape, 0 on padding; None means that nothing is padded.
 
     Raises:
-        LokiError: if the tensor is no such batch of token ids, or the mask has another shape.
+        LokiError: if the tensor is not such a batch of token ids, or the mask has another shape.
     """
     if input_ids.dim() not in (1, 2) or input_ids.is_floating_point():
         raise LokiError(

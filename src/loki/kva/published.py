@@ -65,5 +65,5 @@ def _unpadded(input_ids: Tensor, attention_mask: Tensor | None, position: int) -
         raise LokiError(f"attention_mask has {len(real)} positions, input_ids has {len(ids)}: give them equal shapes")
     index = position + len(ids) if position < 0 else position
     if not 0 <= index < len(ids) or not real[index]:
-        raise LokiError(f"target_token_idx is {position}, which is no token of this prompt of {len(ids)} positions")
+        raise LokiError(f"target_token_idx is {position}, which is not a token of this prompt of {len(ids)} positions")
     return [token for token, kept in zip(ids, real, strict=True) if kept], sum(map(bool, real[: index + 1])) - 1

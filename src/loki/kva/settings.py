@@ -23,7 +23,7 @@ class Definition(Choice):
 
     `captum` interpolates the MLP output at all positions, from its value on a sequence of token id 0 (Captum's
     `LayerIntegratedGradients`, as published). `paper` interpolates it at the last position only, from zero
-    (arXiv 2505.22120, eq. 4-5). `sensitivity` is no attribution: it sums the squared gradient of the text's
+    (arXiv 2505.22120, eq. 4-5). `sensitivity` is not an attribution: it sums the squared gradient of the text's
     log-probability over all positions, which is what a small change of the row costs (`loki.kva.sensitivity`).
     """
 

@@ -49,7 +49,7 @@ class Checkpoint:
         """
         missing = next((name for name in names if name not in self._shards), None)
         if missing is not None:
-            raise LokiError(f"{self.directory} has no tensor {missing}: it is no checkpoint of this model")
+            raise LokiError(f"{self.directory} has no tensor {missing}: it is not a checkpoint of this model")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it.

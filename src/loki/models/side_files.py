@@ -1,10 +1,10 @@
-"""What is no weight in a model directory: tokenizer, chat templates, licence and so on, which go along with a model."""
+"""The files of a model directory beside its weights: tokenizer, chat templates, licence and so on."""
 
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-# What is no weight but is written anew, or belongs to a training rather than to the model.
+# Not copied: what is written anew, or belongs to a training rather than to the model.
 _OWN_FILES = (
     "config.json",
     "modeling_loki.py",

@@ -79,12 +79,12 @@ def read_run(path: Path, base: ModelDirectory | None = None) -> RunContents:
         base: its base model, where that has been looked up already.
 
     Raises:
-        LokiError: if `path` is no directory, or no run began there.
+        LokiError: if `path` is not a directory, or no run began there.
     """
     if not path.is_dir():
         raise LokiError(f"run directory {path} does not exist: check the path")
     if not any((path / name).is_file() for name in (RUN, DEMO, "scores.h5", "positions.json")):
-        raise LokiError(f"{path} is no run directory: name the --output of `loki run` or `loki demo`")
+        raise LokiError(f"{path} is not a run directory: name the --output of `loki run` or `loki demo`")
     run = RunContents(path)
 
     def take(name: str, advice: str, work: Callable[[Path], None]) -> None:

@@ -80,7 +80,7 @@ def restore_loki_model(
     source = _checkpoint(Path(model_path))
     config = load_config(source)
     if not isinstance(config, LoKIConfigMixin):
-        raise LokiError(f"{source} is no LoKI model ({config.model_type}): it needs no restoring")
+        raise LokiError(f"{source} is not a LoKI model ({config.model_type}): it needs no restoring")
     origin = f"target_pos in the configuration of {source}"
     positions = check_positions(config.target_pos, origin=origin)
     if target_pos_path is not None and read_positions(Path(target_pos_path)) != positions:
@@ -142,7 +142,7 @@ def _checkpoint(path: Path) -> Path:
     if not (path / "config.json").is_file():
         last = get_last_checkpoint(str(path))
         hint = f"; did you mean {last}?" if last else ""
-        raise LokiError(f"checkpoint {path} has no config.json: it is no model directory{hint}")
+        raise LokiError(f"checkpoint {path} has no config.json: it is not a model directory{hint}")
     Checkpoint(path)
     return path
 

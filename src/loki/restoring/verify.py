@@ -178,7 +178,7 @@ def _alone(name: str, before: _Model, after: _Model) -> str:
 
 
 def _compare(before: torch.Tensor, after: torch.Tensor, allowed: list[int]) -> tuple[int, str]:
-    """Number of allowed rows that differ, and in words what else does, or what is no number."""
+    """Number of allowed rows that differ, and in words what else does, or that a row is not finite."""
     if before.shape != after.shape:
         return 0, f"shape {list(before.shape)} became {list(after.shape)}"
     if before.dtype != after.dtype:

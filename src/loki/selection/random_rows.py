@@ -7,7 +7,7 @@ from loki.selection.ranking import check_rows_left, excluded_rows
 from loki.selection.strategy import Request
 
 
-def draw(request: Request) -> Positions:
+def by_chance(request: Request) -> Positions:
     """As many rows of every layer as the request says, drawn evenly and without replacement.
 
     Raises:

@@ -15,9 +15,9 @@ from loki.selection.strategy import By, Counting, Input, Request, Scope, Strateg
 
 
 def _random(request: Request) -> Positions:
-    from loki.selection.random_rows import draw
+    from loki.selection.random_rows import by_chance
 
-    return draw(request)
+    return by_chance(request)
 
 
 def _magnitude(request: Request) -> Positions:

@@ -56,5 +56,5 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_interpreter()
     with pytest.raises(LokiError, match=r"absent .*there"):
         find_interpreter(tmp_path / "absent")
-    with pytest.raises(LokiError, match="no Python that works"):
+    with pytest.raises(LokiError, match=r"does not run .*--llamafactory-python"):
         find_interpreter(make_python(tmp_path / "python", code=1))

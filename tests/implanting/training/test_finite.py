@@ -1,4 +1,4 @@
-"""A gradient or a row that is no number stops training before anything is saved."""
+"""A gradient or a row that is NaN or infinite stops training before anything is saved."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ def find_interpreter(given: Path | None = None, *, deepspeed: bool = False) -> P
     needed = ["llamafactory", "loki", *(["deepspeed"] if deepspeed else [])]
     probed = subprocess.run([python, "-c", _PROBE, *needed], capture_output=True, text=True)
     if probed.returncode:
-        raise LokiError(f"{python} is no Python that works: name another with --llamafactory-python")
+        raise LokiError(f"{python} does not run as Python: name another with --llamafactory-python")
     if missing := probed.stdout.split():
         raise LokiError(
             f"{python} has no {', '.join(missing)}: run `make llamafactory`"

@@ -100,4 +100,4 @@ def _error(run: RunDirectory) -> str:
         return run.error.read_text(encoding="utf-8")
     printed = [line.strip() for line in run.log.read_text(encoding="utf-8", errors="replace").splitlines()]
     last = next((line for line in reversed(printed) if line), "it printed nothing")
-    return f"LlamaFactory stopped without a word of its own; the last it printed: {last[:200]}"
+    return f"LlamaFactory stopped without an error message; its last line was: {last[:200]}"

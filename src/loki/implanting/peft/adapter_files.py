@@ -82,7 +82,7 @@ def read_adapter(path: Path) -> SavedAdapter:
     """Read a LoKI adapter directory.
 
     Raises:
-        LokiError: if it is no LoKI adapter, a file is missing or damaged, or weights and positions do not agree.
+        LokiError: if it is not a LoKI adapter, a file is missing or damaged, or weights and positions do not agree.
     """
     file = path / CONFIG_NAME
     raw = read_json(file, what="adapter configuration")
@@ -135,7 +135,7 @@ def _layers(path: Path, config: LoKIConfig, tensors: dict[str, torch.Tensor]) ->
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise LokiError(f"adapter {path} holds {key}, which is no LoKI weight: save or fetch it again")
+            raise LokiError(f"adapter {path} holds {key}, which is not a LoKI weight: save or fetch it again")
         by_module.setdefault(match["module"].removeprefix(KEY_PREFIX), {})[match["kind"]] = tensor
     # Layer numbers are the only numbers that differ between the names.
     modules = sorted(by_module, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])

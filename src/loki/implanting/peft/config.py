@@ -40,8 +40,8 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         task_type: CAUSAL_LM or None; other tasks add a head, of which nothing would be trained or saved.
 
     Raises:
-        LokiError: if the task is another one, the positions are missing or malformed, the rank is no positive number,
-            or `protect` is no share or stands beside a rank.
+        LokiError: if the task is another one, the positions are missing or malformed, the rank is not a positive
+            number, or `protect` is not a share or is given with a rank.
     """
 
     task_type: TaskType | str | None = field(default=TaskType.CAUSAL_LM)

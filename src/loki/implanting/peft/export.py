@@ -28,7 +28,7 @@ def export_lora(adapter: Path, output: Path, *, full_rows: bool = False, overwri
         The rank of the LoRA adapter.
 
     Raises:
-        LokiError: if `adapter` is no LoKI adapter, has no rank and `full_rows` is False, or `output` exists.
+        LokiError: if `adapter` is not a LoKI adapter, has no rank and `full_rows` is False, or `output` exists.
     """
     protect_inputs(output, adapter)
     saved = read_adapter(adapter)

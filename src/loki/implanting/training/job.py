@@ -114,7 +114,7 @@ def run_job(
         console.print(line, soft_wrap=True, markup=False)
 
     check_held_out(settings, job.eval_data)
-    material = ranks.together(
+    material = ranks.on_all(
         lambda: read_material(
             job.model,
             job.data,
@@ -126,7 +126,7 @@ def run_job(
             foreign_template=backend.foreign_template,
         )
     )
-    ranks.together(lambda: backend.check(job, material))
+    ranks.on_all(lambda: backend.check(job, material))
     digests = {name: part.digest for name, part in material.records.items()}
     record = training_record(job.model, settings, digests["train"], digests.get("held_out"), job.positions)
     record = {"backend": backend.name, **record, "chat_template": job.data_settings.chat_template, **backend.record()}
@@ -137,10 +137,10 @@ def run_job(
     )
     study = Study(job, material, progress)
     # Nothing can be tried where no process holds the whole model, or where the back end makes the examples.
-    whole = bool(material.tokenised) and not backend.sharded
-    search = (lambda: kept_search(job.output, record, study.search)) if whole else None
+    can_try = bool(material.tokenised) and not backend.sharded
+    search = (lambda: kept_search(job.output, record, study.search)) if can_try else None
     plan = ranks.on_main(lambda: plan_training(settings, material, processes=backend.processes, search=search))
-    before = ranks.on_main(study.before) if whole else None
+    before = ranks.on_main(study.before) if can_try else None
     study.close()
     say(f"{material.summary}")
     if plan.search:

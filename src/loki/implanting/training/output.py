@@ -193,13 +193,13 @@ def prepare_output(
         raise LokiError(f"{output} holds a training with other settings ({different}): pass --overwrite")
     write_record(output, RECORD, record)
     for checkpoint in output.glob("checkpoint-*"):
-        if not _whole(checkpoint, rows_kept_beside=rows_kept_beside):
+        if not _is_complete(checkpoint, rows_kept_beside=rows_kept_beside):
             shutil.rmtree(checkpoint)  # interrupted while it was written
     last = get_last_checkpoint(str(output))
     return Path(last) if last else None
 
 
-def _whole(checkpoint: Path, *, rows_kept_beside: bool) -> bool:
+def _is_complete(checkpoint: Path, *, rows_kept_beside: bool) -> bool:
     """Whether everything that resuming reads was written: the trainer's state comes last but for the rows."""
     try:
         read_json(checkpoint / STATE, what="state of the trainer")

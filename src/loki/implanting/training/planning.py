@@ -63,8 +63,8 @@ def plan_training(
     found = search()
     open_end = settings.epochs is None and settings.max_steps == -1
     if open_end:
-        together = settings.batch_size * settings.gradient_accumulation * processes
-        steps = math.ceil(len(material.examples.dataset) / together)
+        per_step = settings.batch_size * settings.gradient_accumulation * processes
+        steps = math.ceil(len(material.examples.dataset) / per_step)
         settings = replace(settings, epochs=float(max(DEFAULT_EPOCHS, math.ceil(LEAST_STEPS / steps))))
         if material.held_out is not None and not settings.keeps_best and not settings.eval_steps:
             settings = replace(settings, early_stopping=_PATIENCE)

@@ -42,7 +42,7 @@ class Trial:
     Attributes:
         learning_rate: constant after a short warm-up.
         steps: optimiser steps taken.
-        loss: on the examples that it was trained on; infinite where it is no number.
+        loss: on the examples that it was trained on; infinite where it is NaN.
         held_out_loss: on examples that it was not, None where there are none.
     """
 
@@ -122,7 +122,7 @@ def search_rate(
         progress: where to show how far it has come.
 
     Raises:
-        LokiError: if the loss is no number with any rate.
+        LokiError: if the loss is NaN or infinite with every rate.
     """
     started = time.monotonic()
     trained, held_out = _parts(examples, held_out, settings.seed)
@@ -165,7 +165,9 @@ def search_rate(
             progress.remove_task(task)
     best = min(finalists, key=judged)
     if not math.isfinite(best.loss):
-        raise LokiError("the loss is no number with any learning rate that was tried: check the model and the data")
+        raise LokiError(
+            "the loss is NaN or infinite with every learning rate that was tried: check the model and the data"
+        )
     enough = start - _NEARLY * (start - judged(best))
     equal = [trial for trial in finalists if judged(trial) <= max(enough, judged(best))]
     chosen = min(equal, key=lambda trial: judged(trial) if trial.held_out_loss is None else trial.held_out_loss)
@@ -271,7 +273,7 @@ class _Tryout:
             parameter.grad = None
 
     def _step(self, optimizer: torch.optim.Optimizer, examples: Sequence[Encoded], rate: float) -> bool:
-        """One optimiser step; False where the loss is no number."""
+        """One optimiser step; False where the loss is NaN or infinite."""
         device = self._model.device
         batch = collate(examples, device)
         wide = device.type == "cuda" and self._model.dtype == torch.float32 and torch.cuda.is_bf16_supported()

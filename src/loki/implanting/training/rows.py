@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from loki.errors import LokiError
 from loki.files import atomic_file
-from loki.implanting.sharding import is_sharded, refuse_zero_3, whole
+from loki.implanting.sharding import full_tensor, is_sharded, refuse_zero_3
 from loki.implanting.splitting import active_parameters, check_trainable, exact_rows, loki_linears
 
 ROWS_FILE = "active_rows.safetensors"
@@ -87,7 +87,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop before a step along a gradient that is no number.
+        """Stop before a step along a gradient that is NaN or infinite.
 
         Raises:
             LokiError: if it is NaN or infinite.
@@ -97,7 +97,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
             check_gradients(kwargs["model"], state.global_step + 1)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop at a loss that is no number."""
+        """Stop at a loss that is NaN or infinite."""
         del args, control
         check_logged(kwargs.get("logs") or {}, state.global_step)
 
@@ -116,7 +116,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
         changed = self.vanished = 0
         unknown = False
         for name, parameter in active_parameters(model).items():
-            after, before = whole(parameter), self._before[name]
+            after, before = full_tensor(parameter), self._before[name]
             if before.is_meta:
                 unknown = True
             elif not name.endswith("active_bias"):
@@ -140,7 +140,9 @@ def check_gradients(model: torch.nn.Module, step: int) -> None:
     Raises:
         LokiError: if one is NaN or infinite.
     """
-    gradients = [whole(parameter.grad) for parameter in active_parameters(model).values() if parameter.grad is not None]
+    gradients = [
+        full_tensor(parameter.grad) for parameter in active_parameters(model).values() if parameter.grad is not None
+    ]
     if gradients and not torch.stack([gradient.float().sum() for gradient in gradients]).isfinite().all():
         raise LokiError(
             f"the gradient is NaN or infinite at step {step}, so nothing is saved of it: lower the learning rate, or "
@@ -156,7 +158,7 @@ def check_finite(model: torch.nn.Module) -> None:
     """
     for name, parameter in active_parameters(model).items():
         held = parameter.detach()
-        if not held.is_meta and not whole(held).isfinite().all():
+        if not held.is_meta and not full_tensor(held).isfinite().all():
             raise LokiError(
                 f"{name} became NaN or infinite, so nothing is saved: lower the learning rate; earlier checkpoints are "
                 "intact"
@@ -164,7 +166,7 @@ def check_finite(model: torch.nn.Module) -> None:
 
 
 def check_logged(logs: dict[str, Any], step: int) -> None:
-    """Check what a trainer logged: some trainers hide a loss that is no number, but not its gradient's norm.
+    """Check what a trainer logged: some trainers hide a loss that is NaN or infinite, but not its gradient's norm.
 
     Raises:
         LokiError: if loss or norm are NaN or infinite.

@@ -146,8 +146,8 @@ class TRL:
         """Train, in every process of the run; the main one writes."""
         ranks = Ranks.current()
         material, plan, resume_from = prepared.material, prepared.plan, prepared.resume_from
-        model = ranks.together(lambda: _load(material))
-        levers = ranks.together(
+        model = ranks.on_all(lambda: _load(material))
+        levers = ranks.on_all(
             lambda: self.levers.prepare(model, material.config, material.tokenizer, console)  # while it is the base
         )
         rows = SelectedRows(model, resume_from)
@@ -179,7 +179,7 @@ class TRL:
             raise RankError(memory_advice(error) + resume_advice(job.output)) from error
         except LokiError as error:  # of a callback, which every process called
             ranks.raise_once(error)
-        changed = 0 if levers.nothing_trained else ranks.together(lambda: rows.changed_rows(model))
+        changed = 0 if levers.nothing_trained else ranks.on_all(lambda: rows.changed_rows(model))
         if rows.vanished:
             console.print(
                 f"{rows.vanished} more rows changed by less than their type can hold, and are saved unchanged: train "

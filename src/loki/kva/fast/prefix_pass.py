@@ -35,7 +35,7 @@ class PrefixCache:
     values: dict[int, Tensor] = field(default_factory=dict)
 
 
-class _LastLayerDone(Exception):  # noqa: N818 - it ends a pass, it is no error
+class _LastLayerDone(Exception):  # noqa: N818 - it ends a pass, it is not an error
     """The last layer's keys and values are kept, nothing else of that layer is needed."""
 
 
