@@ -19,7 +19,7 @@ def create(folder: Path) -> None:
 
 
 def train(folder: Path) -> None:
-    from loki.implanting.training.settings import TrainingSettings
+    from loki.artefacts.training_settings import TrainingSettings
     from loki.implanting.training.trainer import train
 
     data = folder / "data.jsonl"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loki.analysis.moments import MomentsSettings, blocks_of, measure_moments
+from loki.analysis.moments import blocks_of, measure_moments
+from loki.analysis.options import MomentsSettings
 from loki.artefacts.moments import FORMAT, VERSION, Moments
 from loki.errors import LokiError
 from loki.models.architectures import down_projections

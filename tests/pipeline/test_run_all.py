@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError
-from loki.implanting.training.settings import TrainingSettings
 from loki.pipeline import RunSettings, read_config, run
 from loki.pipeline.dry_run import estimate
 from loki.selection.strategies import SelectionSettings

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from loki import create_loki_model, restore_loki_model
 from loki.artefacts.positions import write_positions
+from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.models.checkpoint import INDEX_NAME
 from loki.restoring.verify import verify

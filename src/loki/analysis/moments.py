@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from loki.analysis.options import MomentsSettings
 from loki.artefacts.moments import MomentsOrigin, write_moments
 from loki.artefacts.run_records import changes
 from loki.calibration.texts import load_token_ids
@@ -24,42 +25,6 @@ from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.architectures import down_projections, text_config
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.ranks import pick_device
-
-
-@dataclass(frozen=True)
-class MomentsSettings:
-    """How second moments are measured.
-
-    Attributes:
-        max_length: tokens per text; longer ones are split.
-        max_tokens: stop taking texts when they have so many tokens; None takes all.
-        samples_per_subject: draw so many texts of every subject; None takes all.
-        seed: of that draw, and of the order in which texts are taken.
-        block_size: the widest block of inputs whose second moment is kept whole (`loki.artefacts.moments`).
-        batch_size: texts per forward pass.
-        save_every: batches between saved intermediate sums.
-        dtype: type the model computes in, `auto` as it was saved.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        LokiError: if a value is out of range.
-    """
-
-    max_length: int = 512
-    max_tokens: int | None = None
-    samples_per_subject: int | None = None
-    seed: int = 0
-    block_size: int = 2048
-    batch_size: int = 8
-    save_every: int = 50
-    dtype: str = "auto"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("max_length", "max_tokens", "samples_per_subject", "block_size", "batch_size", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LokiError(f"--{name.replace('_', '-')} {value} is out of range: it must be above 0")
 
 
 def measure_moments(

@@ -1,4 +1,4 @@
-"""How an analysis is run; what is attributed stands in `loki.kva.settings`. The only place of these defaults."""
+"""How analyses are run; what is attributed stands in `loki.kva.settings`. The only place of these defaults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,3 +45,39 @@ class AnalysisOptions:
             raise LokiError(f"batch size {self.batch_size} makes no sense: give a positive number, or auto")
         if self.check < 0:
             raise LokiError(f"cannot check {self.check} samples: give a number of samples, or 0 for none")
+
+
+@dataclass(frozen=True)
+class MomentsSettings:
+    """How second moments are measured.
+
+    Attributes:
+        max_length: tokens per text; longer ones are split.
+        max_tokens: take texts until they have so many tokens. Default: all.
+        samples_per_subject: draw so many texts of every subject. Default: all.
+        seed: seed of the draw of texts, and of their order.
+        block_size: inputs whose second moment is kept whole; wider layers are cut into blocks.
+        batch_size: texts per forward pass.
+        save_every: batches between saved intermediate sums.
+        dtype: type to compute in: `auto` (as saved), float32, bfloat16 or float16.
+        device: where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        LokiError: if a value is out of range.
+    """
+
+    max_length: int = 512
+    max_tokens: int | None = None
+    samples_per_subject: int | None = None
+    seed: int = 0
+    block_size: int = 2048
+    batch_size: int = 8
+    save_every: int = 50
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_tokens", "samples_per_subject", "block_size", "batch_size", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LokiError(f"--{name.replace('_', '-')} {value} is out of range: it must be above 0")

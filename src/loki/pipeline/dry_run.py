@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loki.analysis.analyse import analyse
+from loki.artefacts.training_settings import DEFAULT_EPOCHS, Rate
 from loki.calibration.sources import load_calibration
 from loki.data.fitting import length_within
 from loki.data.preparing import prepare_training_data
@@ -16,7 +17,6 @@ from loki.implanting.splitting import active_parameters, split_rows
 from loki.implanting.training.encoded import Encoded
 from loki.implanting.training.planning import LEAST_STEPS
 from loki.implanting.training.rate_search import seconds_per_step
-from loki.implanting.training.settings import DEFAULT_EPOCHS, Rate
 from loki.models.architectures import max_positions
 from loki.models.loading import load_model
 from loki.models.model_directory import ModelDirectory

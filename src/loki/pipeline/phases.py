@@ -12,7 +12,8 @@ from rich.progress import Progress
 from transformers import TrainerCallback
 
 from loki.analysis.analyse import analyse
-from loki.analysis.moments import MomentsSettings, measure_moments
+from loki.analysis.moments import measure_moments
+from loki.analysis.options import MomentsSettings
 from loki.artefacts.positions import read_positions, write_positions
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.output import TrainingResult, finished_training

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from loki.analysis.options import AnalysisOptions
+from loki.artefacts.training_settings import TrainingSettings, check_held_out
 from loki.calibration.sources import load_calibration
 from loki.data.preparing import prepare_training_data
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, one_line
 from loki.implanting.directions import check_protect
-from loki.implanting.training.settings import TrainingSettings, check_held_out
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions
 from loki.models.model_directory import ModelDirectory

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2, configuration
-from loki.implanting.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings()
 

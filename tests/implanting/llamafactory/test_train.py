@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from loki import create_loki_model, restore_loki_model
 from loki.artefacts.positions import write_positions
+from loki.artefacts.training_settings import Rate, TrainingSettings, published_learning_rate
 from loki.errors import LokiError
 from loki.implanting.llamafactory import train as training
 from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
 from loki.implanting.training.rows import ROWS_FILE
-from loki.implanting.training.settings import Rate, TrainingSettings, published_learning_rate
 from loki.models.loading import load_config
 from loki.restoring.verify import verify
 from tests.implanting.llamafactory.files import POSITIONS, write_chats

@@ -10,9 +10,9 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from loki.artefacts.positions import write_positions
+from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.errors import LokiError
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.restoring.restore import restore_loki_model
 from tests.data.loading import write_records

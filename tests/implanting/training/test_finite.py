@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from loki.artefacts.positions import write_positions
+from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError
 from loki.implanting.create import create_loki_model
 from loki.implanting.splitting import active_parameters
 from loki.implanting.training.rows import SelectedRows, check_finite, check_gradients
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.models.loading import load_model
 from tests.tiny_models import save_tiny_model

@@ -11,13 +11,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.implanting.splitting import active_parameters, split_rows
 from loki.implanting.training import rate_search
 from loki.implanting.training.encoded import IGNORED_LABEL, Encoded, collate, sample
 from loki.implanting.training.learned import Learned, Measured, Snapshot, measure
 from loki.implanting.training.planning import LEAST_STEPS
 from loki.implanting.training.rate_search import RateSearch, Trial, search_rate
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from tests.tiny_models import tiny_model
 from tests.tolerances import RELATIVE_ERROR

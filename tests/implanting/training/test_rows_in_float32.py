@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from loki.artefacts.positions import write_positions
+from loki.artefacts.training_settings import TrainingSettings
 from loki.implanting.splitting import active_parameters, split_rows
 from loki.implanting.training.rows import ROWS_FILE, SelectedRows
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from tests.implanting.training.conftest import POSITIONS
 from tests.tiny_models import save_tiny_model, tiny_model

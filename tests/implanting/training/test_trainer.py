@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl
 
 from loki import create_loki_model
 from loki.artefacts.positions import write_positions
+from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError
 from loki.implanting.training.output import LOSS_PLOT, RECORD, mean_loss
 from loki.implanting.training.rows import ROWS_FILE, SelectedRows
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.trainer import train
 from loki.restoring.verify import verify
 from tests.implanting.training.conftest import POSITIONS

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from loki.implanting.training.settings import DEFAULT_EPOCHS, TrainingSettings
+from loki.artefacts.training_settings import DEFAULT_EPOCHS, TrainingSettings
 
 # The same as distributed_config/deepspeed_zero2.json.
 # ZeRO-2 shards gradients and optimiser state. ZeRO-3 would shard the weights that LoKI splits into rows.

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError
@@ -22,7 +23,6 @@ from loki.implanting.training.job import Prepared, run_job
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import TrainingResult
 from loki.implanting.training.rows import NOTHING_CHANGED
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.study import Job
 from loki.models.checkpoint import Checkpoint
 from loki.models.model_directory import ModelDirectory

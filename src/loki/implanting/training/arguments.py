@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from trl import SFTConfig
 
-from loki.implanting.training.settings import DEFAULT_EPOCHS, TrainingSettings
+from loki.artefacts.training_settings import DEFAULT_EPOCHS, TrainingSettings
 
 # Transformers 5.24 renamed it, and deprecated the old name.
 _CHECKPOINTING = next(

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.artefacts.training_settings import check_held_out
 from loki.data.preparing import save_chat_template
 from loki.implanting.training.material import Material, read_material
 from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
 from loki.implanting.training.planning import Plan, kept_search, plan_training
-from loki.implanting.training.settings import check_held_out
 from loki.implanting.training.study import Job, Study
 from loki.ranks import Ranks
 

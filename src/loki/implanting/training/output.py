@@ -14,11 +14,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from loki.artefacts.positions import read_positions
 from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
+from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing
 from loki.implanting.training.learned import Learned
 from loki.implanting.training.rows import ROWS_FILE
-from loki.implanting.training.settings import TrainingSettings
 from loki.inputs import read_json
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ import torch
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError
 from loki.files import atomic_file
 from loki.implanting.splitting import active_parameters
 from loki.implanting.training.encoded import Encoded, collate, sample
 from loki.implanting.training.learned import measure
-from loki.implanting.training.settings import TrainingSettings
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 _FACTOR = 10**0.5  # to the next rate, where the best is the first or the last

@@ -8,13 +8,13 @@ import torch
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data, local_paths
 from loki.implanting.modeling import loki_classes
 from loki.implanting.training.learned import Learned, Snapshot, shown, snapshot, text_of
 from loki.implanting.training.material import Material
 from loki.implanting.training.rate_search import RateSearch, search_rate
-from loki.implanting.training.settings import TrainingSettings
 from loki.models.architectures import base_model_type
 from loki.models.loading import load_weights
 from loki.ranks import pick_device

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, RankError, out_of_memory
@@ -35,7 +36,6 @@ from loki.implanting.training.levers import Levers
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import STATE, TrainingResult, memory_advice, resume_advice
 from loki.implanting.training.rows import SelectedRows
-from loki.implanting.training.settings import TrainingSettings
 from loki.implanting.training.study import Job
 from loki.models.architectures import base_model_type
 from loki.models.loading import load_weights

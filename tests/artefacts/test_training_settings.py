@@ -2,8 +2,8 @@
 
 import pytest
 
+from loki.artefacts.training_settings import Rate, TrainingSettings, published_learning_rate
 from loki.errors import LokiError
-from loki.implanting.training.settings import Rate, TrainingSettings, published_learning_rate
 
 
 @pytest.mark.parametrize(
