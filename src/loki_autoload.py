@@ -1,10 +1,12 @@
 """Doing something right after a module is imported, whoever imports it.
 
-Plain `llamafactory-cli` meets LoKI adapters without ever importing LoKI. PyTorch calls `watch_llamafactory` at the end
-of `import torch`, through its entry point group `torch.backends` (set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to switch that
-off). It only watches for one import: that of LlamaFactory's module which loads adapters. LoKI itself is imported once
-an adapter is loaded there. No other program notices anything. Where LoKI is imported beside LlamaFactory, for whatever
-reason, `loki/__init__.py` asks for the same watch, and LlamaFactory is changed at once.
+Plain `llamafactory-cli` meets LoKI adapters, and plain `lm_eval` LoKI models and adapters, without ever importing LoKI.
+PyTorch calls `watch_llamafactory` and `watch_lm_eval` at the end of `import torch`, through its entry point group
+`torch.backends` (set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to switch that off). They only watch for two imports: that of
+LlamaFactory's module which loads adapters, and that of lm-evaluation-harness' which loads models. LoKI itself is
+imported once an adapter is loaded in the one, and with the other. No other program notices anything. Where LoKI is
+imported beside LlamaFactory, for whatever reason, `loki/__init__.py` asks for the same watch, and LlamaFactory is
+changed at once.
 
 A module outside the package `loki`, because importing that changes what Transformers and PEFT know.
 """
@@ -12,6 +14,7 @@ A module outside the package `loki`, because importing that changes what Transfo
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -19,6 +22,7 @@ from typing import Any
 
 ADAPTER_MODULE = "llamafactory.model.adapter"
 LORA_SETUP = "_setup_lora_tuning"
+MODELS_OF_LM_EVAL = "lm_eval.models.huggingface"
 
 
 class Watch(MetaPathFinder):
@@ -29,7 +33,7 @@ class Watch(MetaPathFinder):
         action: called with it, once.
     """
 
-    def __init__(self, module: str, action: Callable[[ModuleType], None]) -> None:
+    def __init__(self, module: str, action: Callable[[ModuleType], object]) -> None:
         self.module = module
         self._action = action
 
@@ -55,7 +59,7 @@ class Watch(MetaPathFinder):
         return spec
 
 
-def after_import(module: str, action: Callable[[ModuleType], None]) -> None:
+def after_import(module: str, action: Callable[[ModuleType], object]) -> None:
     """Call `action` with the module named `module`: now if it is imported already, else right after its import.
 
     A module that is watched already is not watched twice.
@@ -70,6 +74,11 @@ def watch_llamafactory() -> None:
     """Watch for the import of LlamaFactory's adapter module; a second call changes nothing."""
     if ADAPTER_MODULE not in sys.modules:
         after_import(ADAPTER_MODULE, _prepare)
+
+
+def watch_lm_eval() -> None:
+    """Import LoKI with the module of lm-evaluation-harness that loads models, so that it knows LoKI's."""
+    after_import(MODELS_OF_LM_EVAL, lambda _: import_module("loki"))
 
 
 def _prepare(module: ModuleType) -> None:

@@ -115,4 +115,7 @@ def test_it_costs_one_small_module_and_touches_nothing_else(tmp_path: Path) -> N
 
 def test_it_is_declared_as_pytorch_finds_it() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"]["torch.backends"] == {"loki": "loki_autoload:watch_llamafactory"}
+    assert project["entry-points"]["torch.backends"] == {
+        "loki": "loki_autoload:watch_llamafactory",
+        "loki_lm_eval": "loki_autoload:watch_lm_eval",
+    }

@@ -57,12 +57,10 @@ class Harness:
             raise LokiError(f"--include-path {options.include_path} is not a folder: name the one with the tasks' YAML")
         if options.limit is not None and options.limit < 1:
             raise LokiError(f"--limit {options.limit} leaves no item: give 1 or more")
-        from lm_eval.tasks import TaskManager
-
         _quieten()
         self.options = options
         self.evaluated = 0
-        self._manager = TaskManager(include_path=str(options.include_path) if options.include_path else None)
+        self._manager = _task_manager(options)
         known = set(self._manager.all_tasks)
         if unknown := next((task for task in options.tasks if task not in known), None):
             raise LokiError(
@@ -133,6 +131,18 @@ class Harness:
         settings = (self.options.limit, self.options.fewshot, self.options.apply_chat_template)
         digest.update(f"{task} {settings}".encode())
         return digest.hexdigest()[:16]
+
+
+def _task_manager(options: TaskOptions) -> Any:
+    """The harness' index of tasks; its own thousands of files are read only where the user's folder lacks a task."""
+    from lm_eval.tasks import TaskManager
+
+    if options.include_path is None:
+        return TaskManager()
+    folder = str(options.include_path)
+    own = TaskManager(include_path=folder, include_defaults=False)
+    # A group may name the harness' own tasks.
+    return own if set(options.tasks) <= set(own.all_subtasks) else TaskManager(include_path=folder)
 
 
 def _local_files(text: str) -> list[Path]:
