@@ -1,4 +1,6 @@
 import json
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,14 @@ def test_bad_options(shell: Shell, llama_dir: Path, words: list[str], message: s
     outcome = shell("compare", llama_dir, llama_dir, *words)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(
+    shell: Shell, llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
+    outcome = shell("compare", llama_dir, llama_dir, "--tasks", "piqa")
+    assert outcome.code == 2
+    extra = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    [requirement] = extra["optional-dependencies"]["eval"]
+    assert f"pip install '{requirement}'" in " ".join(outcome.err.split())

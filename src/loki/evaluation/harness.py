@@ -16,7 +16,7 @@ from loki.evaluation.lm_eval_results import PAPER_SUITE, Results
 from loki.evaluation.options import TaskOptions
 from loki.files import sha256_of_file, write_json
 
-INSTALL = "pip install 'loki-llm[eval]'"
+INSTALL = "pip install 'lm-eval>=0.4.10'"  # the extra `eval`; LoKI itself is on no registry
 SUITES = {"paper": PAPER_SUITE}
 
 
@@ -52,7 +52,7 @@ class Harness:
 
     def __init__(self, options: TaskOptions) -> None:
         if find_spec("lm_eval") is None:
-            raise LokiError(f"--tasks needs lm-evaluation-harness, which is not installed: {INSTALL}")
+            raise LokiError(f"--tasks needs lm-evaluation-harness, which is not installed: run {INSTALL}")
         if options.include_path is not None and not options.include_path.is_dir():
             raise LokiError(f"--include-path {options.include_path} is not a folder: name the one with the tasks' YAML")
         if options.limit is not None and options.limit < 1:
