@@ -22,6 +22,13 @@ class Scheduler(StrEnum):
     INVERSE_SQRT = "inverse_sqrt"
 
 
+class Loss(StrEnum):
+    """How the tokens of an answer count."""
+
+    NLL = "nll"  # all the same: cross-entropy
+    DFT = "dft"  # times their probability: Dynamic Fine-Tuning, arXiv 2508.05629
+
+
 class Rate(StrEnum):
     """Learning rates that are not given as a number."""
 
@@ -55,6 +62,8 @@ class TrainingSettings:
         warmup: fraction of the steps over which the learning rate rises.
         scheduler: how it falls afterwards, a schedule of Transformers.
         weight_decay: of AdamW, on the active rows alone.
+        loss: nll, or dft: each token's loss times its probability, so that what the model holds for impossible pulls
+            less (Dynamic Fine-Tuning, arXiv 2508.05629); a learning rate that is found by trying is found with nll.
         gradient_checkpointing: compute activations twice to save memory.
         save_steps: optimiser steps between checkpoints; None saves after every epoch.
         eval_steps: optimiser steps between evaluations on held-out data; None evaluates with every checkpoint.
@@ -79,6 +88,7 @@ class TrainingSettings:
     warmup: float = 0.1
     scheduler: Scheduler = Scheduler.COSINE
     weight_decay: float = 0.0
+    loss: Loss = Loss.NLL
     gradient_checkpointing: bool = False
     save_steps: int | None = None
     eval_steps: int | None = None
@@ -97,7 +107,7 @@ class TrainingSettings:
         self._require("warmup", 0 <= self.warmup < 1, "from 0 to below 1, a fraction of the steps")
         self._require("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above")
         self._require("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
-        for name, kind in (("scheduler", Scheduler), ("report_to", Report)):
+        for name, kind in (("scheduler", Scheduler), ("loss", Loss), ("report_to", Report)):
             if getattr(self, name) not in list(kind):
                 option = name.replace("_", "-")
                 raise LokiError(f"--{option} {getattr(self, name)} is not known: use {', '.join(kind)}")

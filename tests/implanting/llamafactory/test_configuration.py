@@ -38,6 +38,7 @@ def configure(settings: TrainingSettings = SETTINGS, **changes: Any) -> dict[str
         ("warmup", 0.3, "warmup_steps", 0.3),
         ("scheduler", "linear", "lr_scheduler_type", "linear"),
         ("weight_decay", 0.1, "weight_decay", 0.1),
+        ("loss", "dft", "use_dft_loss", True),
         ("gradient_checkpointing", True, "disable_gradient_checkpointing", False),
         ("save_steps", 5, "save_steps", 5),
         ("load_best", True, "load_best_model_at_end", True),

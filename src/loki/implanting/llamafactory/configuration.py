@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from loki.artefacts.training_settings import DEFAULT_EPOCHS, TrainingSettings
+from loki.artefacts.training_settings import DEFAULT_EPOCHS, Loss, TrainingSettings
 
 # The same as distributed_config/deepspeed_zero2.json.
 # ZeRO-2 shards gradients and optimiser state. ZeRO-3 would shard the weights that LoKI splits into rows.
@@ -86,6 +86,7 @@ def configuration(
         "lr_scheduler_type": str(settings.scheduler),
         "warmup_steps": settings.warmup,  # below 1: a fraction of the steps
         "weight_decay": settings.weight_decay,
+        "use_dft_loss": settings.loss is Loss.DFT,
         "disable_gradient_checkpointing": not settings.gradient_checkpointing,
         "use_reentrant_gc": False,
         "seed": settings.seed,

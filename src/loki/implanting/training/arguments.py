@@ -59,6 +59,7 @@ def sft_arguments(
         warmup_steps=settings.warmup,  # below 1: a fraction of the steps
         lr_scheduler_type=settings.scheduler,
         weight_decay=settings.weight_decay,
+        loss_type=str(settings.loss),
         save_strategy=strategy,
         save_steps=settings.save_steps or 500,
         save_total_limit=2,
