@@ -57,6 +57,13 @@ def train(
             "--max-damage", help="With --keep: stop, and go back, where KL per token on that text exceeds so many nats."
         ),
     ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option("--replay", help="General examples to mix in, in any form of training data.", metavar="DATA"),
+    ] = None,
+    replay_fraction: Annotated[
+        float, typer.Option("--replay-fraction", help="With --replay: their share among all examples.")
+    ] = 0.01,
     *,
     data_settings: DataSettings,
     settings: TrainingSettings,
@@ -98,6 +105,10 @@ def train(
         raise LokiError("--template, --processes and --deepspeed need --backend llamafactory")
     if backend is Backend.LLAMAFACTORY and (keep is not None or max_damage is not None):
         raise LokiError("--keep and --max-damage change the loss of a step, which LlamaFactory computes: use TRL")
+    if backend is Backend.LLAMAFACTORY and replay is not None:
+        raise LokiError(
+            "--replay needs --backend trl; or mix by weight: --data new.jsonl:0.99 --data general.jsonl:0.01"
+        )
     if started_alone():
         error_console.print("one process was started: on CPUs, accelerate launch starts several with --multi_gpu")
     quiet_libraries()
@@ -111,7 +122,13 @@ def train(
                 settings,
                 positions=positions,
                 eval_data=eval_data,
-                levers=Levers(keep=keep, keep_weight=keep_weight, max_damage=max_damage),
+                levers=Levers(
+                    keep=keep,
+                    keep_weight=keep_weight,
+                    max_damage=max_damage,
+                    replay=replay,
+                    replay_fraction=replay_fraction,
+                ),
                 data_settings=data_settings,
                 overwrite=overwrite,
                 console=console,

@@ -10,11 +10,13 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallb
 
 from loki.calibration.texts import load_token_ids
 from loki.data.fitting import length_within
+from loki.data.sources import Data, local_paths
 from loki.errors import LokiError
 from loki.files import sha256_of_file
 from loki.implanting.base_rows import remember_base
 from loki.implanting.training.damage import DamageBudget, check_budget
 from loki.implanting.training.keep import NEW, KeepTerm
+from loki.implanting.training.replay import Replay, check_fraction
 from loki.models.architectures import text_config
 
 
@@ -32,6 +34,8 @@ class Levers:
             to where it was below; 0 trains nothing. None sets no limit.
         damage_every: optimiser steps between two looks at the damage.
         damage_windows: windows that it is looked at on.
+        replay: general examples to mix into the training data, in any of its forms; None mixes in nothing.
+        replay_fraction: their share among all examples.
 
     Raises:
         LokiError: if a value is out of range, or one needs `keep` and there is none.
@@ -44,12 +48,15 @@ class Levers:
     max_damage: float | None = None
     damage_every: int = 10
     damage_windows: int = 16
+    replay: Data | None = None
+    replay_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("keep_batch", "damage_every", "damage_windows"):
             if getattr(self, name) < 1:
                 raise LokiError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range: it must be above 0")
         KeepTerm(None, self.keep_weight, self.keep_batch)  # checks the weight
+        check_fraction(self.replay_fraction)
         if self.max_damage is not None:
             check_budget(self.max_damage)
             if self.keep in (None, NEW):
@@ -59,16 +66,31 @@ class Levers:
                 )
 
     @property
-    def needed(self) -> bool:
-        """Whether there is anything to do."""
+    def keeps(self) -> bool:
+        """Whether the base has to be remembered."""
         return self.keep is not None
 
-    def record(self) -> dict[str, Any]:
-        """What decides a training's result, as JSON values; empty without levers."""
-        if not self.needed:
-            return {}
-        digest = sha256_of_file(Path(str(self.keep))) if Path(str(self.keep)).is_file() else self.keep
-        return {**asdict(self), "keep": digest}
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and directories that are read."""
+        kept = [Path(self.keep)] if self.keep not in (None, NEW) and Path(str(self.keep)).exists() else []
+        return kept + (local_paths(self.replay) if self.replay else [])
+
+    def record(self, replay: Replay | None) -> dict[str, Any]:
+        """What decides a training's result, as JSON values; empty without levers.
+
+        Args:
+            replay: what was read of `replay`.
+        """
+        values = asdict(self)
+        replayed = {"replay_fraction": values.pop("replay_fraction"), "replay": values.pop("replay")}
+        found: dict[str, Any] = {}
+        if self.keeps:
+            found |= values
+            found["keep"] = sha256_of_file(Path(str(self.keep))) if Path(str(self.keep)).is_file() else self.keep
+        if replay:
+            found |= {**replayed, "replay": replay.general.digest}
+        return found
 
     def prepare(
         self, model: nn.Module, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, console: Console
@@ -78,7 +100,7 @@ class Levers:
         Raises:
             LokiError: if the text cannot be read, or FSDP is on.
         """
-        if not self.needed:
+        if not self.keeps:
             return PreparedLevers(None, None)
         remember_base(model)
         windows = None

@@ -25,6 +25,7 @@ from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, RankError, out_of_memory
+from loki.files import protect_inputs
 from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
@@ -35,6 +36,7 @@ from loki.implanting.training.learned import measure
 from loki.implanting.training.levers import Levers
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import STATE, TrainingResult, memory_advice, resume_advice
+from loki.implanting.training.replay import Replay, read_replay
 from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.study import Job
 from loki.models.architectures import base_model_type
@@ -111,6 +113,7 @@ class TRL:
 
     def __post_init__(self) -> None:
         self._sharding = sharding_of_this_run()
+        self._replay: Replay | None = None
 
     @property
     def rows_kept_beside(self) -> bool:
@@ -129,14 +132,18 @@ class TRL:
 
     def record(self) -> dict[str, Any]:
         """What decides the result beside the job's settings."""
-        return {"processes": self.processes, "sharding": self._sharding, **self.levers.record()}
+        return {"processes": self.processes, "sharding": self._sharding, **self.levers.record(self._replay)}
 
     def check(self, job: Job, material: Material) -> None:
-        """Refuse DeepSpeed ZeRO-3, whose settings are known once arguments were made.
+        """Read what is replayed, and refuse DeepSpeed ZeRO-3, whose settings are known once arguments were made.
 
         Raises:
-            LokiError: if it is on.
+            LokiError: if it is on, or the levers' data cannot be used or lies in the output.
         """
+        protect_inputs(job.output, *self.levers.inputs)
+        if self.levers.replay:
+            fraction, seed = self.levers.replay_fraction, job.settings.seed
+            self._replay = read_replay(self.levers.replay, fraction, material, seed=seed)
         # Held while it is asked: Transformers keeps no more than a weak reference to DeepSpeed's settings.
         arguments = _arguments(job.settings, job.output, material, learning_rate=1.0)
         refuse_zero_3()
@@ -150,12 +157,17 @@ class TRL:
         levers = ranks.on_all(
             lambda: self.levers.prepare(model, material.config, material.tokenizer, console)  # while it is the base
         )
+        examples = material.examples.dataset
+        if self._replay:
+            added = self._replay.added(len(examples))
+            console.print(f"{added} general examples are mixed in", highlight=False)
+            examples = self._replay.mixed(examples)
         rows = SelectedRows(model, resume_from)
         patience = plan.settings.early_stopping
         trainer = KeepTrainer(
             model=model,
             args=_arguments(plan.settings, job.output, material, plan.learning_rate),
-            train_dataset=material.examples.dataset,
+            train_dataset=examples,
             eval_dataset=material.held_out.dataset if material.held_out else None,
             processing_class=material.tokenizer,
             callbacks=[
