@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from loki import LoKIConfig
 from loki.models.loading import load_model
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -34,6 +35,18 @@ def save_lora(base: Path, target: Path, size: float = 0.02) -> Path:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, size)
+    model.save_pretrained(target)
+    return target
+
+
+def save_loki_adapter(base: Path, target: Path) -> Path:
+    """A LoKI adapter of `base` that changes something."""
+    model = get_peft_model(load_model(base), LoKIConfig(positions=[[0, 1, 2, 3], [4, 5], [6]]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
     model.save_pretrained(target)
     return target
 

@@ -17,11 +17,13 @@ from loki.evaluation.verdict import Limits, Outcome
 from loki.implanting.create import create_loki_model
 from loki.metrics.text import text_divergence
 from loki.models.loading import load_model, load_tokenizer
+from loki.report.comparison import verified_text
 from tests.evaluation.models import (
     MARKS_AFTER,
     MARKS_BEFORE,
     harness_results,
     save_changed,
+    save_loki_adapter,
     save_lora,
     save_with_another_tokenizer,
 )
@@ -82,6 +84,20 @@ def test_a_loki_model_says_whether_nothing_else_differs(llama_dir: Path, tmp_pat
     assert elsewhere is not None
     assert [difference.tensor for difference in elsewhere.differences] == [DOWN]
     assert compared(llama_dir, save_changed(llama_dir, tmp_path / "c", DOWN, 0.001)).verified is None
+
+
+def test_a_loki_adapter_is_verified_by_what_it_stands_on(llama_dir: Path, tmp_path: Path) -> None:
+    adapter = save_loki_adapter(llama_dir, tmp_path / "adapter")
+    found = compared(llama_dir, adapter)
+    assert verified_text(found) == "yes: LoKI adapter of 7 rows"
+    other = save_changed(llama_dir, tmp_path / "other", "model.embed_tokens.weight", 0.001)
+    assert verified_text(compared(other, adapter)) == "NO: 1 tensors differ elsewhere"
+
+
+def test_rows_say_nothing_of_another_adapter(llama_dir: Path, tmp_path: Path) -> None:
+    lora = save_lora(llama_dir, tmp_path / "lora")
+    [found] = compare(str(llama_dir), [str(lora)], MeasureOptions(), Limits(), positions=[[0], [1], [2]])
+    assert verified_text(found) == "rows not known"
 
 
 def test_other_tokenizers_are_compared_by_bytes(llama_dir: Path, tmp_path: Path) -> None:

@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
 
-from loki import LoKIConfig
 from loki.errors import LokiError
 from loki.evaluation.compare import Comparison, compare
 from loki.evaluation.harness import Harness, TaskOptions
@@ -24,7 +22,7 @@ from loki.evaluation.verdict import Limits
 from loki.implanting.create import create_loki_model
 from loki.models.loading import load_model, load_tokenizer
 from tests.evaluation.harness_tasks import ANSWERS, QUESTIONS, QUIZ, TASKS, WORDS, write_tasks
-from tests.evaluation.models import save_changed
+from tests.evaluation.models import save_changed, save_loki_adapter
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 lm_eval_tasks = pytest.importorskip("lm_eval.tasks", reason="the extra `eval` is not installed")
@@ -162,18 +160,6 @@ def test_the_harness_itself_evaluates_what_loki_makes(folder: Path, tmp_path: Pa
         loaded = load(find_subject(directory), options)
         ours = Harness(options.tasks).run(loaded.fingerprint, loaded.model, loaded.tokenizer)["samples"][WORDS]
         assert (likelihoods(ours) == pytest.approx(theirs, rel=1e-4)) is same
-
-
-def save_loki_adapter(base: Path, target: Path) -> Path:
-    """A LoKI adapter of `base` that changes something."""
-    model = get_peft_model(load_model(base), LoKIConfig(positions=[[0, 1, 2, 3], [4, 5], [6]]))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter))
-    model.save_pretrained(target)
-    return target
 
 
 def likelihoods(samples: list[dict[str, Any]]) -> dict[str, float]:

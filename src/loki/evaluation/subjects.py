@@ -96,8 +96,8 @@ def find_subject(name: AnyModel, *, positions: Positions | None = None) -> Subje
     base = config.base_model_name_or_path
     if not base:
         raise LokiError(f"adapter {directory} names no base model: set base_model_name_or_path in its {CONFIG_NAME}")
-    own = getattr(config, "row_lists", None)
-    return Subject(str(name), ModelDirectory(base), directory, own if own is not None else positions)
+    # An adapter of another method changes more than rows, whatever rows the user names.
+    return Subject(str(name), ModelDirectory(base), directory, getattr(config, "row_lists", None))
 
 
 def _adapter_config(directory: Path) -> Any:

@@ -84,13 +84,13 @@ def verified_text(comparison: Comparison) -> str:
     """Whether nothing but the selected rows differs, in words."""
     if comparison.identical:
         return "same model"
-    if comparison.adapter_rows is not None:
-        return f"LoKI adapter of {comparison.adapter_rows} rows"
     report = comparison.verified
     if report is None:
-        return "rows not known"
+        return "rows not known" if comparison.adapter_rows is None else "needs both models"
     if report.differences:
         return f"NO: {len(report.differences)} tensors differ elsewhere"
+    if comparison.adapter_rows is not None:
+        return f"yes: LoKI adapter of {comparison.adapter_rows} rows"
     return f"yes: {report.changed_rows} of {report.selected_rows} rows changed"
 
 
