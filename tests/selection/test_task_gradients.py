@@ -68,6 +68,19 @@ def test_equal_to_plain_autograd(llama_dir: Path, task: Path, tmp_path: Path) ->
     assert_close(found, expected)
 
 
+def test_squares_of_half_precision_are_taken_in_float32(llama_dir: Path) -> None:
+    model = ModelDirectory(llama_dir).load(dtype=torch.float16)
+    batch = [Example([1, 2, 3, 4], [-100, -100, 3, 4])]
+    (found,) = row_gradients(model, [batch])
+    model.requires_grad_(True)
+    logits = model(input_ids=torch.tensor([batch[0].ids])).logits[0].float()
+    functional.cross_entropy(logits[1:3], torch.tensor([3, 4])).backward()
+    gradients = [projection.weight.grad for projection in down_projections(model).values()]
+    expected = torch.stack([gradient.double().square().sum(dim=1) for gradient in gradients if gradient is not None])
+    assert found.dtype == torch.float32
+    assert_close(found, expected)
+
+
 def test_the_model_is_left_as_it_was(llama_dir: Path, task: Path) -> None:
     model = ModelDirectory(llama_dir).load()
     model.get_input_embeddings().weight.requires_grad_(False)

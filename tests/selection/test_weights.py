@@ -12,6 +12,7 @@ from loki.models.checkpoint import fingerprint
 from loki.selection.select import select
 from loki.selection.strategies import SelectionSettings
 from loki.selection.strategy import Inputs
+from tests.tiny_models import save_tiny_model
 
 LAYERS, HIDDEN, WIDTH = 3, 32, 48
 
@@ -39,6 +40,15 @@ def lowest(scores: list[torch.Tensor], count: int) -> list[list[int]]:
 def test_magnitude(llama_dir: Path) -> None:
     norms = [weight.square().sum(dim=1).sqrt() for weight in weights_of(llama_dir)]
     assert select(Inputs(model=llama_dir), 25, SelectionSettings("magnitude")) == lowest(norms, 8)
+
+
+def test_half_precision_makes_no_ties(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
+    norms = [weight.square().sum(dim=1) for weight in weights_of(model)]
+    assert all(len(norm.bfloat16().unique()) < HIDDEN for norm in norms)
+    for quota in (25, 50, 75):
+        expected = lowest(norms, HIDDEN * quota // 100)
+        assert select(Inputs(model=model), quota, SelectionSettings("magnitude")) == expected
 
 
 def test_wanda(llama_dir: Path, tmp_path: Path) -> None:

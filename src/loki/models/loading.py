@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ def load_model(
     loaded = load_weights(
         auto_class(config),
         path,
-        config=deepcopy(config),  # loading notes things in it
+        config=config,  # Transformers copies it before it notes things there
         dtype=torch_dtype,
         device_map=device_map,
         trust_remote_code=trust_remote_code,
