@@ -49,6 +49,7 @@ def llamafactory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_loki_is_imported_when_an_adapter_is_loaded(llamafactory: Path) -> None:
     setup = "from torch import nn; adapter._setup_lora_tuning(nn.Linear(1, 1), True, True)"
     finished = run(llamafactory, PROGRAM + setup)

@@ -11,6 +11,8 @@ from loki.demo.compare import Method, methods_to_compare
 from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES
 from tests.cli.running import Shell
 
+pytestmark = pytest.mark.slow  # all of it needs a whole demo
+
 
 def test_shows_the_tables_and_says_where_everything_is(shell: Shell, tmp_path: Path) -> None:
     run_directory = tmp_path / "run"

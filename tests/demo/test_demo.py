@@ -13,6 +13,8 @@ from loki.metrics.accuracy import accuracy_by_family
 from loki.models.loading import load_model, load_tokenizer
 from loki.restoring.verify import verify
 
+pytestmark = pytest.mark.slow  # all of it needs a whole demo
+
 PHASES = ["prepare", "analyse", "select", "create", "train", "restore", "verify", "measure"]
 
 

@@ -73,6 +73,7 @@ print(trainable)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "olmo2"])
 def test_loads_with_remote_code_and_no_import(family: str, tmp_path: Path) -> None:
     _, made = make_directory(tmp_path, family)
@@ -83,6 +84,7 @@ def test_loads_with_remote_code_and_no_import(family: str, tmp_path: Path) -> No
     assert trained == 5 * 48 if family == "llama" else trained > 0
 
 
+@pytest.mark.slow
 def test_without_trust_or_import_it_is_an_error_not_a_full_fine_tune(tmp_path: Path) -> None:
     _, made = make_directory(tmp_path, "llama")
     code = (

@@ -46,7 +46,7 @@ def trained(folder: Path, base: Path, dtype: torch.dtype | None = None) -> Path:
     return folder / "trained"
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("qwen2", marks=pytest.mark.slow)])
 def test_plain_transformers_loads_it_without_loki(family: str, tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", family)
     checkpoint = trained(tmp_path, base)

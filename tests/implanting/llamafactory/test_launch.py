@@ -102,6 +102,7 @@ def test_an_interruption_ends_all_its_processes(run: RunDirectory, monkeypatch: 
     assert not any(_runs(number) for number in gone)
 
 
+@pytest.mark.slow
 def test_its_standard_input_closes_with_this_process(run: RunDirectory) -> None:
     code = "import sys; sys.stdin.read(); print('alone')"
     program = (

@@ -32,6 +32,7 @@ assert "loki" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_stock_peft_gives_the_same_logits_without_loki(tmp_path, llama_dir):
     expected = {}
     for rank in RANKS:
