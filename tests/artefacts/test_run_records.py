@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
+from loki.artefacts.run_records import read_record, remove_recorded, write_record
 from loki.errors import LokiError
-
-
-def test_changes() -> None:
-    assert changes({"seed": 42, "steps": 1}, {"seed": 42, "steps": 1}) == ""
-    assert changes({"seed": 42}, {"seed": 7, "data": "a"}) == "seed was 42, now 7; data was None, now a"
 
 
 def test_records(tmp_path: Path) -> None:

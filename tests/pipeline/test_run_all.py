@@ -199,7 +199,7 @@ def test_damaged_weights_are_refused_before_the_analysis(settings: RunSettings, 
 def test_other_questions_under_the_same_name_are_noticed(settings: RunSettings, tmp_path: Path) -> None:
     run(settings, tmp_path / "run")
     Path(settings.calibration).write_text('{"prompt": "something else"}\n')
-    with pytest.raises(LokiError, match=r"calibration was \w+, now "):
+    with pytest.raises(LokiError, match="other calibration data"):
         run(settings, tmp_path / "run")
 
 

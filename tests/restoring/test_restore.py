@@ -131,7 +131,7 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
         restore_loki_model(tmp_path / "empty", output)
     with pytest.raises(LokiError, match="not a LoKI model"):
         restore_loki_model(llama_dir, output)
-    with pytest.raises(LokiError, match="fingerprint"):
+    with pytest.raises(LokiError, match="weights are others"):
         restore_loki_model(checkpoint, output, base_model=qwen2_dir)
     with pytest.raises(LokiError, match="not the one"):
         restore_loki_model(checkpoint, output, target_pos_path=tmp_path / "other.json")

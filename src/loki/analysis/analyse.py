@@ -18,7 +18,8 @@ from loki.analysis.runner import run
 from loki.analysis.selection_counts import CountingLog, SelectionCounts
 from loki.analysis.stability import StabilityRule
 from loki.analysis.work_folder import work_folder_of
-from loki.artefacts.provenance import SCORE_FIELDS, Provenance, combined_provenance, differences
+from loki.artefacts.differences import differences
+from loki.artefacts.provenance import SCORE_FIELDS, Provenance, combined_provenance
 from loki.artefacts.scores import SampleRecords, ScoresReader
 from loki.calibration.samples import digest_of_sample
 from loki.errors import LokiError

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loki.analysis.options import MomentsSettings
+from loki.artefacts.differences import changes
 from loki.artefacts.moments import MomentsOrigin, write_moments
-from loki.artefacts.run_records import changes
 from loki.calibration.texts import load_token_ids
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing_file

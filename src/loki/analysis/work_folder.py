@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loki.analysis.options import AUTO
-from loki.artefacts.provenance import differences
+from loki.artefacts.differences import differences
 from loki.errors import LokiError
 from loki.files import atomic_file, write_json
 from loki.inputs import read_json

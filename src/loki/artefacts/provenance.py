@@ -10,6 +10,7 @@ from typing import Any, Self, get_type_hints
 
 from pydantic import create_model
 
+from loki.artefacts.differences import differences
 from loki.inputs import Strict, checked, read_json, reading
 
 _AS_JSON = ("versions", "stopping")
@@ -110,11 +111,6 @@ class Provenance:
         """
         known = [name for name in names if name != "config_digest" or (self.config_digest and other.config_digest)]
         return differences(asdict(self), asdict(other), known)
-
-
-def differences(first: Mapping[str, Any], second: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """The named entries that are not equal, as texts `steps 7 and 9`."""
-    return [f"{name} {first.get(name)} and {second.get(name)}" for name in names if first.get(name) != second.get(name)]
 
 
 def combined_provenance(parts: Sequence[Provenance]) -> Provenance:

@@ -9,12 +9,6 @@ from loki.files import protect_inputs, remove_directory, remove_leftovers, write
 from loki.inputs import read_json
 
 
-def changes(found: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The entries of `now` that were different, as a text `seed was 42, now 7; ...`; empty if there are none."""
-    different = (key for key, value in now.items() if found.get(key) != value)
-    return "; ".join(f"{key} was {found.get(key)}, now {now[key]}" for key in different)
-
-
 def remove_recorded(output: Path, record: str, *inputs: str | Path | None) -> None:
     """Remove an output directory, if it is one that the same kind of run has made.
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import TrainerCallback
 
-from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
+from loki.artefacts.differences import changes
+from loki.artefacts.run_records import read_record, remove_recorded, write_record
 from loki.data.sources import local_paths
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing

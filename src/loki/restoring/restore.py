@@ -90,7 +90,7 @@ def restore_loki_model(
     base = ModelDirectory.of(base_model) if base_model is not None else None
     if base is not None and config.base_fingerprint not in (None, base.fingerprint):
         raise LokiError(
-            f"{source} was made from {config.base_model_name_or_path}, not from {base_model}: its fingerprint differs"
+            f"{source} was made from {config.base_model_name_or_path}, not from {base_model}, whose weights are others"
         )
     ordinary = ordinary_config(config, base.path if base else None)
     names = projection_names(ordinary, stored=Checkpoint(source).names())

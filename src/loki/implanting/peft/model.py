@@ -171,8 +171,8 @@ def check_adapter_fits(config: LoKIConfig, projections: dict[str, nn.Module]) ->
     found, wanted = config.found_fingerprint, config.base_fingerprint
     if found and wanted and not same_base(found, wanted):
         raise LokiError(
-            f"the adapter was made for another base ({config.base_model_name_or_path}): the selected rows of this one "
-            f"have the fingerprint {found}, not {wanted}; load it on its own base"
+            f"the adapter was made for another base ({config.base_model_name_or_path}): this one has other values in "
+            "the selected rows; load it on its own base"
         )
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint
 
+from loki.artefacts.differences import changes
 from loki.artefacts.positions import read_positions
-from loki.artefacts.run_records import changes, read_record, remove_recorded, write_record
+from loki.artefacts.run_records import read_record, remove_recorded, write_record
 from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing
