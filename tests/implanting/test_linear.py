@@ -110,6 +110,35 @@ def test_every_kind_of_optimizer_step_is_seen(kind: dict[str, bool]) -> None:
         assert torch.equal(split(x), nn.functional.linear(x, split.merged_weight(), split.merged_bias()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_base_is_shown_and_hidden_again(bias: bool, dtype: torch.dtype) -> None:
+    original, split = make(bias=bias, dtype=dtype)
+    x = torch.randn(4, 7, dtype=dtype)
+    with pytest.raises(LokiError, match="remember_base"):
+        split.show_base(True)
+    split.remember_base()
+    train(split, x)
+    trained = split(x)
+    split.show_base(True)
+    assert torch.equal(split(x), original(x))
+    split.show_base(False)
+    assert torch.equal(split(x), trained)
+    assert not torch.equal(trained, original(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_split_takes_the_rows_of_what_was_written(bias: bool) -> None:
+    _, split = make(bias=bias)
+    other = nn.Linear(7, 5, bias=bias)
+    split.weight.data.copy_(other.weight.data)
+    if split.bias is not None:
+        split.bias.data.copy_(other.bias.data)
+    split.split()
+    x = torch.randn(4, 7)
+    assert torch.equal(split(x), other(x))
+
+
 def test_state_dict_is_an_ordinary_linears() -> None:
     original, split = make()
     train(split, torch.randn(6, 7))

@@ -76,6 +76,27 @@ def test_training_is_that_of_coefficients_on_projected_inputs(dtype: torch.dtype
     assert_close(layer.merged_weight().double(), merged, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_coefficients_are_those_of_the_directions_in_order(dtype: torch.dtype) -> None:
+    directions = orthonormal(3, 4, 2)
+    original, layer = make(directions, dtype=dtype)
+    assert layer.active_coefficients.dtype == torch.float32
+    with torch.no_grad():
+        layer.active_coefficients.copy_(torch.arange(12.0).reshape(2, 6) / 100)
+    change = layer.active_coefficients.detach() @ torch.block_diag(*directions.to(dtype)).float().T
+    assert_close(layer.active_rows()[0].detach(), original.weight.detach()[sorted(ROWS)].float() + change)
+
+
+def test_split_starts_anew_from_the_weight() -> None:
+    _, layer = make(orthonormal(2, 4, 2))
+    train(layer, torch.randn(9, 8, dtype=torch.float64))
+    written = torch.randn_like(layer.weight)
+    layer.weight.data.copy_(written)
+    layer.split()
+    assert not layer.active_coefficients.any()
+    assert torch.equal(layer.merged_weight(), written)
+
+
 def test_state_dict_is_an_ordinary_linears_and_starts_anew_where_it_is_loaded() -> None:
     original, layer = make(orthonormal(1, 6, 3))
     x = torch.randn(9, 6, dtype=torch.float64)
