@@ -106,9 +106,9 @@ def test_a_model_and_its_results_are_one(llama_dir: Path, folder: Path, tmp_path
     itself = compared(tmp_path / "before.json", llama_dir, options)
     assert itself.identical
     assert [(task.flips.lost, task.flips.gained) for task in itself.tasks if task.flips] == [([], []), ([], [])]
-    with pytest.raises(LokiError, match=r"6 items and .* has 10"):
+    with pytest.raises(LokiError, match=r"\b6 .*\b10\b"):
         compared(tmp_path / "before.json", damaged, measured(folder, QUIZ, WORDS))
-    with pytest.raises(LokiError, match=f"has the task {WORDS} and"):
+    with pytest.raises(LokiError, match=WORDS):
         compared(tmp_path / "before.json", damaged, measured(folder, QUIZ, limit=6))
 
 
@@ -200,13 +200,13 @@ def test_bad_tasks(folder: Path, llama_dir: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(lm_eval_tasks, "TaskManager", partial(lm_eval_tasks.TaskManager, include_defaults=False))
     with pytest.raises(LokiError, match=r"task nonsense is not known to lm-evaluation-harness \d"):
         Harness(TaskOptions((QUIZ, "nonsense"), folder))
-    with pytest.raises(LokiError, match="nowhere is no folder"):
+    with pytest.raises(LokiError, match="nowhere"):
         Harness(TaskOptions((QUIZ,), tmp_path / "nowhere"))
     with pytest.raises(LokiError, match="--limit 0"):
         Harness(TaskOptions((QUIZ,), folder, limit=0))
-    with pytest.raises(LokiError, match=f"task {QUIZ} has no metric bleu,none: choose one of acc,none"):
+    with pytest.raises(LokiError, match=f"{QUIZ}.*bleu,none.*acc,none"):
         evaluate(find_subject(llama_dir), MeasureOptions(None, None, TaskOptions((QUIZ,), folder), {QUIZ: "bleu,none"}))
     shutil.rmtree(tmp_path / "cache")
     (folder / "questions.jsonl").unlink()
-    with pytest.raises(LokiError, match=f"task {QUIZ} cannot be evaluated"):
+    with pytest.raises(LokiError, match=f"{QUIZ} cannot"):
         evaluate(find_subject(llama_dir), measured(folder, QUIZ))
