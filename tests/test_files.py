@@ -205,6 +205,6 @@ def test_no_output_over_in_or_around_an_input(tmp_path: Path, output: str) -> No
     (tmp_path / "link").symlink_to(tmp_path / "data")
     (tmp_path / "hard").hardlink_to(tmp_path / "data" / "file")
     source = tmp_path / "data" / "file" if output == "hard" else tmp_path / "data"
-    with pytest.raises(LokiError, match=r"is or holds the input|lies in the input"):
+    with pytest.raises(LokiError, match=r"holds the input|lies in the input"):
         protect_inputs(tmp_path / output, None, "a/hub-id", source)
     protect_inputs(tmp_path / "elsewhere", source)

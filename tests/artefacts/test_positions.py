@@ -83,7 +83,7 @@ def test_not_json(tmp_path: Path, text: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(LokiError, match=r"positions file .*none\.json does not exist"):
+    with pytest.raises(LokiError, match=r"positions file .*none\.json .*exist"):
         read_positions(tmp_path / "none.json")
 
 

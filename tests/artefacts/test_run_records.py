@@ -21,7 +21,7 @@ def test_only_what_such_a_run_has_made_is_removed(tmp_path: Path) -> None:
     with pytest.raises(LokiError, match=r"no run\.json"):
         remove_recorded(output, "run.json")
     write_record(output, "run.json", {})
-    with pytest.raises(LokiError, match="is or holds the input"):
+    with pytest.raises(LokiError, match="holds the input"):
         remove_recorded(output, "run.json", output / "other.json")
     assert (output / "other.json").is_file()
     remove_recorded(output, "run.json", tmp_path / "elsewhere")

@@ -20,7 +20,7 @@ def test_refusals_reach_the_user(tmp_path):
     result = CliRunner().invoke(app, ["export-lora", str(adapter), "--output", str(tmp_path / "lora")])
     assert isinstance(result.exception, LokiError)
     (tmp_path / "taken" / "mine").mkdir(parents=True)
-    for output, problem in ((tmp_path / "taken", "exists already"), (adapter, "is or holds the input")):
+    for output, problem in ((tmp_path / "taken", "exists already"), (adapter, "holds the input")):
         words = ["export-lora", str(adapter), "--output", str(output), "--full-rows"]
         with pytest.raises(LokiError, match=problem):
             raise CliRunner().invoke(app, words).exception

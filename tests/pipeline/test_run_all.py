@@ -206,6 +206,6 @@ def test_other_questions_under_the_same_name_are_noticed(settings: RunSettings, 
 def test_inputs_are_not_overwritten(settings: RunSettings, tmp_path: Path) -> None:
     output = tmp_path / "run"
     run(settings, output)
-    with pytest.raises(LokiError, match="is or holds the input"):
+    with pytest.raises(LokiError, match="holds the input"):
         run(replace(settings, model=str(output / "restored")), output, overwrite=True)
     assert (output / "restored" / "config.json").is_file()

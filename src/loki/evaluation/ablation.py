@@ -23,8 +23,8 @@ from loki.evaluation.texts import text_sources
 from loki.metrics.text import text_loss
 from loki.models.architectures import down_projections
 from loki.selection.accumulators import RowCounter
+from loki.selection.controls import by_chance
 from loki.selection.quota import rows_for_quota
-from loki.selection.random_rows import by_chance
 from loki.selection.strategy import By, Counting, Inputs, Request, Scope
 
 ORDERS = {

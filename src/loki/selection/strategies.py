@@ -15,19 +15,19 @@ from loki.selection.strategy import By, Counting, Input, Request, Scope, Strateg
 
 
 def _random(request: Request) -> Positions:
-    from loki.selection.random_rows import by_chance
+    from loki.selection.controls import by_chance
 
     return by_chance(request)
 
 
 def _magnitude(request: Request) -> Positions:
-    from loki.selection.weights import by_magnitude
+    from loki.selection.controls import by_magnitude
 
     return by_magnitude(request)
 
 
 def _wanda(request: Request) -> Positions:
-    from loki.selection.weights import by_wanda
+    from loki.selection.controls import by_wanda
 
     return by_wanda(request)
 

@@ -1,6 +1,6 @@
-"""Rows by their weights: by the weights alone, or by the weights times how large their inputs are.
+"""Strategies without scores, the controls for those with: by chance, by the weights, by weights times their inputs.
 
-Controls for the scores: methods that choose parameters sparsely go by these.
+Methods that choose parameters sparsely go by the last two.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,20 @@ from loki.errors import LokiError
 from loki.models.model_directory import ModelDirectory
 from loki.selection.ranking import check_rows_left, excluded_rows, first_rows
 from loki.selection.strategy import Request
+
+
+def by_chance(request: Request) -> Positions:
+    """As many rows of every layer as the request says, drawn evenly and without replacement.
+
+    Raises:
+        LokiError: if too few rows are left after excluding, or what to exclude does not fit the model.
+    """
+    excluded = excluded_rows(request.exclude, request.layers, request.hidden)
+    check_rows_left(request.rows, excluded, request.scope)
+    generator = np.random.default_rng(request.seed)
+    return [
+        np.sort(generator.choice(np.flatnonzero(~rows), size=request.rows, replace=False)).tolist() for rows in excluded
+    ]
 
 
 def by_magnitude(request: Request) -> Positions:
