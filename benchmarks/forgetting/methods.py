@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loki.artefacts.positions import Positions, read_positions
-from loki.implanting.directions import least_used_directions
+from loki.implanting.directions import Directions, least_used_directions
 from loki.implanting.protected import protect_rows
 from loki.implanting.splitting import split_rows
 from loki.models.architectures import down_projections
@@ -52,9 +53,15 @@ def train_rows(model: PreTrainedModel, choice: Choice) -> nn.Module:
     split_rows(model, positions)
     if choice.protect is not None:
         assert choice.moments is not None, "protect needs --moments"
-        width = projections[0].in_features
-        protect_rows(model, least_used_directions(choice.moments, choice.protect, positions, width=width))
+        occupied = tuple(bool(rows) for rows in positions)
+        protect_rows(model, _directions(choice.moments, choice.protect, occupied, projections[0].in_features))
     return model
+
+
+@lru_cache(maxsize=2)
+def _directions(moments: Path, protect: float, occupied: tuple[bool, ...], width: int) -> Directions:
+    """The directions of the layers that have rows; the same in many cells, and dear: an eigenproblem per layer."""
+    return least_used_directions(moments, protect, [[0] if taken else [] for taken in occupied], width=width)
 
 
 def train_everything(model: PreTrainedModel, choice: Choice) -> nn.Module:

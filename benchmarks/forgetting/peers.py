@@ -23,7 +23,7 @@ PEERS: dict[str, Callable[[], Any]] = {
     "pissa": _lora(init_lora_weights="pissa"),
     "osf": lambda: peft.OSFConfig(target_modules=_MLP, effective_rank=0.5),
     "oft": lambda: peft.OFTConfig(target_modules=_MLP, oft_block_size=32, use_cayley_neumann=True),
-    "shira": lambda: peft.ShiraConfig(target_modules=_MLP, r=32, mask_type="random"),
+    "shira": lambda: peft.ShiraConfig(target_modules=_MLP, r=8, mask_type="random"),
     "miss": lambda: peft.MissConfig(target_modules=_MLP, r=8),
 }
 

@@ -61,6 +61,7 @@ def best_table(cells: Sequence[Cell], model: str) -> ResultTable:
     texts = list(cells[0]["texts"])
     best = at_best_rate(cells, texts[0])
     beside = ratios(best, model, texts[0])
+    asked = list(dict.fromkeys(key for cell in cells for key in cell["answers"]))
     rows = []
     for name, group in sorted(
         ((name, group) for (owner, name), group in best.items() if owner == model),
@@ -75,10 +76,10 @@ def best_table(cells: Sequence[Cell], model: str) -> ResultTable:
                 f"{statistics.mean(cell['paraphrases'] for cell in group):.2f}",
                 *(_spread([cell["texts"][text]["kl"] for cell in group]) for text in texts),
                 f"{beside[name]:.2f}" if beside else "",
-                *(_change(group, key) for key in group[0]["answers"]),
+                *(_change(group, key) for key in asked),
             ]
         )
-    answers = [f"{key.replace('_', ' ')}, change" for key in cells[0]["answers"]]
+    answers = [f"{key.replace('_', ' ')}, change" for key in asked]
     header = ["method", "rate", "seeds", "steps", "paraphrases", *(f"KL, {text}" for text in texts), "of best peer"]
     return ResultTable(f"{model}: every method at its best rate", [*header, *answers], rows)
 
@@ -136,7 +137,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _change(group: Sequence[Cell], key: str) -> str:
-    return f"{statistics.mean(cell['answers'][key] - cell['base_answers'][key] for cell in group):+.3f}"
+    changes = [cell["answers"][key] - cell["base_answers"][key] for cell in group if key in cell["answers"]]
+    return f"{statistics.mean(changes):+.3f}" if changes else ""
 
 
 def main(

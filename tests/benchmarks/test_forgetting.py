@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from loki.metrics.text import text_divergence
 from loki.models.loading import load_model, load_tokenizer
+from tests.implanting.test_protected_model import some_moments
+from tests.tolerances import assert_close
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -106,6 +109,29 @@ def test_an_untouched_model_has_no_damage(benchmark: Any, tmp_path: Path, llama_
     assert expected.kl_per_token > 0
     assert found["kl"] == pytest.approx(expected.kl_per_token)
     assert found["loss_rise"] == pytest.approx(expected.new.loss - expected.base.loss)
+
+
+PEERS = ["lora", "lora-mlp", "dora", "rslora", "pissa", "osf", "oft", "shira", "miss"]
+
+
+@pytest.mark.parametrize("method", ["rows", "protected rows", "full", *PEERS])
+def test_every_method_starts_as_its_base_and_learns(
+    benchmark: Any, tmp_path: Path, llama_dir: Path, method: str
+) -> None:
+    methods, tokenizer = benchmark("methods"), load_tokenizer(str(llama_dir))
+    assert set(methods.METHODS) == {"rows", "full", *PEERS}
+    base, model = load_model(str(llama_dir)), load_model(str(llama_dir)).requires_grad_(False)
+    choice = methods.Choice(30.0, 0, None, None, None)
+    if method == "protected rows":
+        choice = replace(choice, moments=some_moments(tmp_path / "moments.safetensors", llama_dir), protect=0.5)
+    trainable = methods.METHODS[method.rpartition(" ")[2]](model, choice).eval()
+    tokens = torch.tensor([[5, 9, 40, 77]])
+    assert_close(model(tokens).logits, base(tokens).logits)
+    facts = benchmark("facts").invented_facts(4, 0)
+    learned = benchmark("learning").learn(
+        trainable, tokenizer, facts, rate=1e-2, enough=1.0, max_steps=2, autocast=False
+    )
+    assert learned.losses[2] < learned.losses[1] < learned.losses[0]
 
 
 def _cell(name: str, rate: float, kl: float, *, seed: int = 0, reached: bool = True) -> dict[str, Any]:
