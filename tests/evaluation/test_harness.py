@@ -5,14 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
+from loki.evaluation.ablation import AblationOptions, ablate
 from loki.evaluation.compare import Comparison, compare
 from loki.evaluation.harness import Harness, TaskOptions
 from loki.evaluation.lm_eval_results import PAPER_METRICS, tasks_in
@@ -21,6 +25,8 @@ from loki.evaluation.subjects import find_subject
 from loki.evaluation.verdict import Limits
 from loki.implanting.create import create_loki_model
 from loki.models.loading import load_model, load_tokenizer
+from loki.restoring.suppress import set_zero_weights
+from tests.artefacts.scores_files import write_scores
 from tests.evaluation.harness_tasks import ANSWERS, QUESTIONS, QUIZ, TASKS, WORDS, write_tasks
 from tests.evaluation.models import save_changed, save_loki_adapter
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -110,6 +116,18 @@ def test_a_model_and_its_results_are_one(llama_dir: Path, folder: Path, tmp_path
         compared(tmp_path / "before.json", damaged, measured(folder, QUIZ, WORDS))
     with pytest.raises(LokiError, match=WORDS):
         compared(tmp_path / "before.json", damaged, measured(folder, QUIZ, limit=6))
+
+
+def test_rows_at_zero_answer_as_the_model_without_them(llama_dir: Path, folder: Path, tmp_path: Path) -> None:
+    rows = np.arange(32, dtype=np.float32)
+    scores = write_scores(tmp_path / "scores.h5", np.broadcast_to(rows, (4, 3, 32)).copy())
+    options = measured(folder, QUIZ)
+    found = ablate(find_subject(llama_dir), scores, AblationOptions((90,), (0,)), replace(options, texts=()))
+    assert found.base_scores == {QUIZ: evaluate(find_subject(llama_dir), options).tasks[QUIZ].scores.mean()}
+    write_positions(tmp_path / "positions.json", [list(range(4, 32))] * 3)  # 28 of 32 rows
+    suppressed = set_zero_weights(llama_dir, tmp_path / "positions.json", tmp_path / "zero")
+    [point] = [point for point in found.points if point.order == "highest signed"]
+    assert point.scores == {QUIZ: evaluate(find_subject(suppressed), options).tasks[QUIZ].scores.mean()}
 
 
 LM_EVAL = """
