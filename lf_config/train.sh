@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # What ToolACE/train.sh and Reranker/train.sh share.
-# Usage: train.sh CONFIG.yaml LOKI_MODEL_DIR OUTPUT_DIR [key=value ...]
+# Usage: train.sh CONFIG.yaml [LOKI_MODEL_DIR [OUTPUT_DIR [key=value ...]]]    (default: what the configuration names)
 set -euo pipefail
 config=$(realpath "$1")
 shift
-own=$(dirname "$config")/train.sh
-if [ $# -lt 2 ]; then
-    echo "usage: $own LOKI_MODEL_DIR OUTPUT_DIR [key=value ...]" >&2
+folder=$(dirname "$config")
+own=$folder/train.sh
+
+# A directory that the configuration names, relative to its own folder.
+named() {
+    (cd "$folder" && realpath -m "$(sed -n "s/^$1: *\([^ #]*\).*/\1/p" "$config")")
+}
+
+model=$(if [ $# -ge 1 ]; then realpath -m "$1"; else named model_name_or_path; fi)
+output=$(if [ $# -ge 2 ]; then realpath -m "$2"; else named output_dir; fi)
+shift $(($# < 2 ? $# : 2))
+if [ ! -f "$model/config.json" ]; then
+    echo "$own: $model is no model directory: make one with 'loki create MODEL --positions POS.json --output $model'" >&2
     exit 2
 fi
-if [ ! -f "$1/config.json" ]; then
-    echo "$own: $1 is no model directory: make one with 'loki create MODEL --positions POS.json --output $1'" >&2
-    exit 2
-fi
-model=$(realpath "$1")
-output=$(realpath -m "$2")
-shift 2
-cd "$(dirname "$config")"
+cd "$folder"
 exec llamafactory-cli train "$(basename "$config")" "model_name_or_path=$model" "output_dir=$output" "$@"

@@ -1,6 +1,7 @@
 """The shipped LlamaFactory configurations: the paper's settings, accepted by LlamaFactory's own parser."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,38 @@ def test_settings_of_the_paper(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_train_script_refuses_a_directory_without_model(path: Path, tmp_path: Path) -> None:
     script = path.parent / "train.sh"
-    assert subprocess.run([script], capture_output=True).returncode == 2
+    alone = subprocess.run(["bash", "train.sh"], cwd=path.parent, capture_output=True, text=True)
+    assert (alone.returncode, str(path.parent / "loki_model") in alone.stderr) == (2, True)
     refused = subprocess.run([script, tmp_path, tmp_path / "out"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "loki create" in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("given", [0, 1, 2, 3])
+def test_train_script_takes_its_defaults_from_the_configuration(
+    path: Path, given: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "with space" / path.parent.name
+    shutil.copytree(path.parent, folder)
+    shutil.copy(path.parents[1] / "train.sh", folder.parent)
+    command = tmp_path / "bin" / "llamafactory-cli"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\nprintf "%s\\n" "$PWD" "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=":")
+    settings = yaml.safe_load(path.read_text())
+    wanted = [folder / settings["model_name_or_path"], folder / settings["output_dir"]]
+    own = [tmp_path / "my model", tmp_path / "my output"]
+    for place, mine in enumerate(own[:given]):
+        wanted[place] = mine
+    wanted[0].mkdir()
+    (wanted[0] / "config.json").touch()
+    words = [*own, "seed=1"][:given]
+    told = subprocess.run(["bash", "train.sh", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+    places = [f"model_name_or_path={wanted[0]}", f"output_dir={wanted[1]}"]
+    assert told.splitlines() == [str(folder), "train", path.name, *places, *(["seed=1"] if given == 3 else [])]
 
 
 @pytest.mark.slow
