@@ -9,6 +9,7 @@ RUN := $(UV) run
 
 MODEL ?= meta-llama/Llama-3.1-8B-Instruct
 QWEN_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
+DATA ?= mmlu
 OUTPUT_DIR ?= kva_result/hdf5
 RESULT_FILE ?= kva_mmlu.h5
 PYTEST_ARGS ?=
@@ -54,13 +55,13 @@ llamafactory: $(UV) ## An environment for LlamaFactory 0.9.5 with the releases i
 	VIRTUAL_ENV=.venv-llamafactory $(UV) pip install --quiet --editable ".[llamafactory,deepspeed]"
 	.venv-llamafactory/bin/llamafactory-cli version
 
-analysing_mmlu_llama: $(UV) ## The published analysis of a Llama model on MMLU (MODEL=..., OUTPUT_DIR=...)
+analysing_mmlu_llama: $(UV) ## The published analysis of a Llama model on MMLU (MODEL=..., DATA=..., OUTPUT_DIR=...)
 	$(RUN) accelerate launch --mixed_precision bf16 analyse_mmlu_llama.py --model_path $(MODEL) \
-		--output_dir $(OUTPUT_DIR)/$(notdir $(MODEL)) --result_file $(RESULT_FILE) --write_mode w
+		--output_dir $(OUTPUT_DIR)/$(notdir $(MODEL)) --result_file $(RESULT_FILE) --write_mode w --data $(DATA)
 
-analysing_mmlu_qwen2: $(UV) ## The published analysis of a Qwen2 model on MMLU (QWEN_MODEL=..., OUTPUT_DIR=...)
+analysing_mmlu_qwen2: $(UV) ## The published analysis of a Qwen2 model on MMLU (QWEN_MODEL=..., DATA=..., OUTPUT_DIR=...)
 	$(RUN) accelerate launch --mixed_precision bf16 analyse_mmlu_qwen2.py --model_path $(QWEN_MODEL) \
-		--output_dir $(OUTPUT_DIR)/$(notdir $(QWEN_MODEL)) --result_file $(RESULT_FILE) --write_mode w
+		--output_dir $(OUTPUT_DIR)/$(notdir $(QWEN_MODEL)) --result_file $(RESULT_FILE) --write_mode w --data $(DATA)
 
 benchmarks: $(UV) ## Speed and memory of KVA beside Captum, and of a training step beside LoRA
 	$(RUN) python benchmarks/kva.py

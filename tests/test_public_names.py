@@ -55,6 +55,17 @@ def test_unknown_names_are_refused() -> None:
         import loki
         assert loki.LoKILinear is LoKILinear
         """,
+        # The published module paths.
+        """
+        from src.loki.loki_linear import LoKILinear, apply_loki_linear
+        from src.loki.loki_llama_model import LoKILlamaConfig, LoKILlamaForCausalLM
+        from src.loki.loki_qwen_model import LoKIQwenConfig, LoKIQwenForCausalLM
+        from src.loki.kva.kva_llama import KVALlamaForCausalLM
+        from src.loki.kva.kva_qwen2 import KVAQwenForCausalLM
+        import loki, loki.kva
+        assert (loki.LoKILinear, loki.LoKILlamaForCausalLM) == (LoKILinear, LoKILlamaForCausalLM)
+        assert (loki.LoKIQwenConfig, loki.kva.KVAQwenForCausalLM) == (LoKIQwenConfig, KVAQwenForCausalLM)
+        """,
         # Nothing heavy is imported before it is needed.
         """
         import sys
