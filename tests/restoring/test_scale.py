@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from loki import restore_loki_model
 from loki.errors import LokiError
-from loki.restoring.scale import check_scale, scaled
+from loki.models.model_directory import ModelDirectory
+from loki.restoring.scale import check_scale, scale_rows, scaled
 from tests.restoring.test_adapter import save_adapter
 from tests.restoring.test_restore import POSITIONS, trained
 from tests.tiny_models import save_tiny_model
@@ -44,6 +45,17 @@ def test_a_trained_model(tmp_path: Path, dtype: torch.dtype) -> None:
         assert (after[name][selected] != before[name][selected]).any(dim=1).all()
         others = [row for row in range(len(before[name])) if row not in selected]
         assert torch.equal(part[name][others], before[name][others])
+
+
+def test_rows_in_half_precision_are_rounded_once(tmp_path: Path) -> None:
+    base = ModelDirectory(save_tiny_model(tmp_path / "base", dtype=torch.bfloat16))
+    change = scale_rows(base, base.projection_names, POSITIONS, 0.3)
+    for name, rows in zip(base.projection_names, POSITIONS, strict=True):
+        before = base.checkpoint.tensor(f"{name}.weight")
+        after = before + torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
+        expected = after.clone()
+        expected[rows] = (before.float() + 0.3 * (after.float() - before.float()))[rows].bfloat16()
+        assert torch.equal(change(f"{name}.weight", after.clone()), expected)
 
 
 def test_a_base_that_was_converted(tmp_path: Path) -> None:
