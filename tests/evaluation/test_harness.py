@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from tests.evaluation.harness_tasks import ANSWERS, QUESTIONS, QUIZ, TASKS, WORD
 from tests.evaluation.models import save_changed, save_loki_adapter
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
-lm_eval_tasks = pytest.importorskip("lm_eval.tasks", reason="the extra `eval` is not installed")
-pytestmark = pytest.mark.slow  # the harness alone takes seconds to import
+# The harness alone takes seconds to import, so that is left to the tests.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra `eval` is not installed"),
+]
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -133,6 +137,7 @@ def test_rows_at_zero_answer_as_the_model_without_them(llama_dir: Path, folder: 
 LM_EVAL = """
 import json, sys
 from functools import partial
+from importlib.util import find_spec
 import lm_eval, lm_eval.__main__, lm_eval.tasks
 assert "loki" not in sys.modules, "nothing of LoKI may be imported by hand"
 # Without the harness' own thousands of tasks, which take long to be read.
@@ -197,7 +202,10 @@ def run(code: str, folder: Path) -> None:
 
 def test_what_the_paper_reports_is_what_the_harness_calls_so() -> None:
     """The metrics of `--suite paper`, against the task files of the installed release."""
-    home = Path(lm_eval_tasks.__file__).parent
+    spec = find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    home = Path(spec.origin).parent / "tasks"
     files = {task: home / task / f"{task}.yaml" for task in PAPER_METRICS}
     files |= {task: home / task / "default.yaml" for task in ("triviaqa", "winogrande")}
     for task, metric in PAPER_METRICS.items():
@@ -214,6 +222,8 @@ def test_what_the_paper_reports_is_what_the_harness_calls_so() -> None:
 
 
 def test_bad_tasks(folder: Path, llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import tasks as lm_eval_tasks
+
     # Without the harness' own thousands of tasks, which take long to be read.
     monkeypatch.setattr(lm_eval_tasks, "TaskManager", partial(lm_eval_tasks.TaskManager, include_defaults=False))
     with pytest.raises(LokiError, match=r"task nonsense is not known to lm-evaluation-harness \d"):
