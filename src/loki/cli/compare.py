@@ -45,7 +45,7 @@ def compare(
 ) -> None:
     """See what was learned and what was lost; exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE.
 
-    Without --tasks it is a tripwire: loss, perplexity and KL on a small general text, in seconds.
+    Without --tasks it is a tripwire: loss, perplexity and KL on a small general text, and needs no hub.
 
     Example:
         loki compare MODEL restored --data train.jsonl --tasks hellaswag --limit 500
