@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from facts import read_facts
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loki.metrics.accuracy import Question, accuracy_by_family
 from loki.metrics.completions import CompletionScores, completion_scores
 from loki.metrics.text import text_divergence
 
@@ -44,6 +46,7 @@ class Sources:
         texts: files of text by name: `.txt`, or `.jsonl` whose string values are joined.
         lambada: JSONL with `text`; the last word is asked for.
         piqa: JSONL with `goal`, `sol1`, `sol2` and `label`.
+        questions: old questions as `facts.read_facts` reads them, whose exact answers are counted.
         windows: windows of each text.
         window: tokens of a window.
         passages: number of LAMBADA's words; the first passages of at most `longest` tokens.
@@ -54,6 +57,7 @@ class Sources:
     texts: dict[str, Path]
     lambada: Path | None = None
     piqa: Path | None = None
+    questions: Path | None = None
     windows: int = 24
     window: int = 128
     passages: int = 160
@@ -78,6 +82,8 @@ class OldKnowledge:
         }
         self.lambada = _lambada(tokenizer, sources) if sources.lambada else None
         self.piqa, self.labels = _piqa(tokenizer, sources) if sources.piqa else (None, [])
+        old = read_facts(sources.questions) if sources.questions else []
+        self.questions = [Question("old", fact.question, fact.answer) for fact in old]
         self._base_answers: dict[str, float] | None = None
 
     def measure(self, model: PreTrainedModel) -> dict[str, Any]:
@@ -109,6 +115,8 @@ class OldKnowledge:
             found["lambada_logprob"] = -float(scores.nll.mean())
         if self.piqa:
             found["piqa_accuracy"] = _prefers(completion_scores(model, *self.piqa), self.labels)
+        if self.questions:
+            found["old_accuracy"] = accuracy_by_family(model, self.tokenizer, self.questions)["old"]
         return found
 
 

@@ -1,7 +1,9 @@
-"""A new task for a language model: facts that nobody can know, because they are invented."""
+"""A new task for a language model: facts that nobody can know, because they are invented; or those of a file."""
 
+import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 _STARTS = ("Vel", "Tor", "Bri", "Quen", "Mar", "Zil", "Hos", "Dra", "Pel", "Wyn", "Kor", "Sab", "Lun", "Fen", "Oth")
 _ENDS = ("mora", "vick", "stead", "dale", "quist", "ham", "lund", "berry", "ford", "wick", "nara", "sel", "tova", "rin")
@@ -19,16 +21,16 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """An invented fact.
+    """A question with its answer.
 
     Attributes:
-        question: as it is trained.
-        paraphrase: the same question in other words, never trained.
+        question: the prompt as it is trained; the answer follows after a space.
+        paraphrase: the same question in other words, never trained; None where there is none.
         answer: the right answer to both.
     """
 
     question: str
-    paraphrase: str
+    paraphrase: str | None
     answer: str
 
 
@@ -42,10 +44,15 @@ def invented_facts(count: int, seed: int) -> list[Fact]:
         question, paraphrase, answers = _KINDS[number % len(_KINDS)]
         name = names[2 * number]
         answer = names[2 * number + 1] if answers is None else generator.choice(answers)
-        facts.append(Fact(question.format(name=name), paraphrase.format(name=name), answer))
+        facts.append(Fact(_prompt(question.format(name=name)), _prompt(paraphrase.format(name=name)), answer))
     return facts
 
 
-def prompt(question: str) -> str:
-    """How a question is put to the model; the answer follows after a space."""
+def read_facts(path: Path) -> list[Fact]:
+    """Facts of a JSONL file with `prompt`, `completion` and perhaps `paraphrase`, as the demo writes them."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Fact(record["prompt"], record.get("paraphrase"), record["completion"].strip()) for record in records]
+
+
+def _prompt(question: str) -> str:
     return f"Question: {question}\nAnswer:"

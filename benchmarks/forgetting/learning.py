@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from facts import Fact, prompt
+from facts import Fact
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -52,7 +52,7 @@ def learn(
         max_steps: stop here at the latest.
         autocast: compute in bfloat16 where PyTorch's autocast does.
     """
-    questions = [Question("facts", prompt(fact.question), fact.answer) for fact in facts]
+    questions = [Question("facts", fact.question, fact.answer) for fact in facts]
     encoded = [encode_question(tokenizer, question) for question in questions]
     input_ids, answers = collate(encoded, 0)
     # Logits before the first answer are of no use, and a large vocabulary makes them dear.

@@ -22,7 +22,7 @@ import torch
 import typer
 import yaml
 from damage import OldKnowledge, Sources
-from facts import invented_facts, prompt
+from facts import Fact, invented_facts, read_facts
 from hardware import hardware
 from learning import learn
 from methods import METHODS, Choice
@@ -100,12 +100,13 @@ def cells_of(plan: dict[str, Any], models: list[str]) -> list[Cell]:
     return [cell for cell in found if cell.model in models]
 
 
-def run_cell(cell: Cell, base_path: Path, old: OldKnowledge, settings: Settings, files: Path) -> dict[str, Any]:
+def run_cell(
+    cell: Cell, base_path: Path, facts: list[Fact], old: OldKnowledge, settings: Settings, files: Path
+) -> dict[str, Any]:
     """Train one model and measure it."""
     torch.manual_seed(cell.seed)
     model = load_model(str(base_path), dtype="float32", device="cpu")
     model.requires_grad_(False)
-    facts = invented_facts(settings.facts, cell.seed)
     needed = cell.files(files)
     choice = Choice(cell.quota, cell.seed, needed.get("positions"), needed.get("moments"), cell.protect)
     trainable = METHODS[cell.method](model, choice)
@@ -119,7 +120,7 @@ def run_cell(cell: Cell, base_path: Path, old: OldKnowledge, settings: Settings,
         autocast=settings.autocast,
     )
     trainable.eval()
-    paraphrases = [Question("facts", prompt(fact.paraphrase), fact.answer) for fact in facts]
+    paraphrases = [Question("facts", fact.paraphrase, fact.answer) for fact in facts if fact.paraphrase]
     started = time.perf_counter()
     damage = old.measure(model)
     return {
@@ -128,7 +129,8 @@ def run_cell(cell: Cell, base_path: Path, old: OldKnowledge, settings: Settings,
         "trained": sum(parameter.numel() for parameter in trainable.parameters() if parameter.requires_grad),
         **asdict(learned),
         "reached": learned.accuracy >= settings.enough,
-        "paraphrases": sum(answers_right(model, old.tokenizer, paraphrases)) / len(facts),
+        "facts": len(facts),
+        "paraphrases": sum(answers_right(model, old.tokenizer, paraphrases)) / len(facts) if paraphrases else None,
         **damage,
         "seconds_measuring": time.perf_counter() - started,
         "threads": torch.get_num_threads(),
@@ -162,12 +164,14 @@ def main(
     text: Annotated[list[str], typer.Option("--text", help="NAME=PATH, once or more.")],
     lambada: Annotated[Path | None, typer.Option("--lambada", help="LAMBADA as JSONL.")] = None,
     piqa: Annotated[Path | None, typer.Option("--piqa", help="PIQA as JSONL.")] = None,
+    facts: Annotated[Path | None, typer.Option("--facts", help="JSONL of facts to learn. Default: invented.")] = None,
+    questions: Annotated[Path | None, typer.Option("--questions", help="JSONL of old questions to answer.")] = None,
     lock: Annotated[Path | None, typer.Option("--lock", help="Take turns by this file, cell by cell.")] = None,
 ) -> None:
     """Run all cells of a plan that are missing."""
     loaded = yaml.safe_load(plan.read_text(encoding="utf-8"))
     settings, models = Settings(**loaded["settings"]), _named(model, "model")
-    sources = Sources(_named(text, "text"), lambada, piqa, **loaded["damage"])
+    sources = Sources(_named(text, "text"), lambada, piqa, questions, **loaded["damage"])
     cells = [cell for cell in cells_of(loaded, list(models)) if not cell.path(output).exists()]
     old: dict[str, OldKnowledge] = {}
     started, done = time.monotonic(), 0
@@ -179,7 +183,8 @@ def main(
             if cell.model not in old:
                 base = load_model(str(models[cell.model]), dtype="float32", device="cpu")
                 old[cell.model] = OldKnowledge(base, load_tokenizer(str(models[cell.model])), sources)
-            result = run_cell(cell, models[cell.model], old[cell.model], settings, files)
+            learned = read_facts(facts) if facts else invented_facts(settings.facts, cell.seed)
+            result = run_cell(cell, models[cell.model], learned, old[cell.model], settings, files)
         write_json(cell.path(output), result)
         done += 1
         left = (time.monotonic() - started) / done * (len(cells) - number - 1) / 60
@@ -187,7 +192,7 @@ def main(
         print(
             f"[{number + 1}/{len(cells)}, {left:.0f} min left] {cell.model}, {cell.name}, rate {cell.rate:g}, seed "
             f"{cell.seed}: {result['steps']} steps, right {result['accuracy']:.2f}, "
-            f"paraphrases {result['paraphrases']:.2f}, {kls}",
+            f"paraphrases {result['paraphrases'] or 0:.2f}, {kls}",
             flush=True,
         )
 

@@ -73,7 +73,7 @@ def best_table(cells: Sequence[Cell], model: str) -> ResultTable:
                 f"{group[0]['rate']:g}",
                 str(len(group)),
                 f"{statistics.mean(cell['steps'] for cell in group):.0f}",
-                f"{statistics.mean(cell['paraphrases'] for cell in group):.2f}",
+                _paraphrases(group),
                 *(_spread([cell["texts"][text]["kl"] for cell in group]) for text in texts),
                 f"{beside[name]:.2f}" if beside else "",
                 *(_change(group, key) for key in asked),
@@ -94,7 +94,7 @@ def rates_table(cells: Sequence[Cell], model: str) -> ResultTable:
             str(cell["seed"]),
             f"{cell['steps']}",
             f"{cell['accuracy']:.2f}" + ("" if cell["reached"] else " (not enough)"),
-            f"{cell['paraphrases']:.2f}",
+            _paraphrases([cell]),
             *(f"{cell['texts'][text]['kl']:.4f}" for text in texts),
             *(f"{cell['texts'][text]['loss_rise']:+.4f}" for text in texts),
         ]
@@ -115,7 +115,7 @@ def draw(cells: Sequence[Cell], model: str, path: Path) -> None:
         [
             {
                 "new": cell["name"],
-                "data": {"right": {"new": cell["paraphrases"]}},
+                "data": {"right": {"new": cell["paraphrases"] or cell["accuracy"]}},
                 "texts": [{"kl": {"kl": cell["texts"][text]["kl"]}}],
             }
             for cell in chosen
@@ -128,6 +128,11 @@ def draw(cells: Sequence[Cell], model: str, path: Path) -> None:
 
 def _mean(group: Sequence[Cell], text: str) -> float:
     return statistics.mean(cell["texts"][text]["kl"] for cell in group)
+
+
+def _paraphrases(group: Sequence[Cell]) -> str:
+    found = [cell["paraphrases"] for cell in group if cell["paraphrases"] is not None]
+    return f"{statistics.mean(found):.2f}" if found else ""
 
 
 def _spread(values: Sequence[float]) -> str:

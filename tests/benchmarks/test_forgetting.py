@@ -52,12 +52,14 @@ def _plan(tmp_path: Path, rates: list[float]) -> Path:
     return path
 
 
-def _run(benchmark: Any, tmp_path: Path, model: Path, rates: list[float]) -> None:
+def _run(benchmark: Any, tmp_path: Path, model: Path, rates: list[float], facts: Path | None = None) -> None:
     text, lambada, piqa = tmp_path / "text.txt", tmp_path / "lambada.jsonl", tmp_path / "piqa.jsonl"
     text.write_text("\n".join(f"{number} " + "some words of a text " * 3 for number in range(5)))
     lambada.write_text("".join(json.dumps({"text": f"the cat sat on mat {number}"}) + "\n" for number in range(4)))
     question = {"goal": "open it", "sol1": "with a key", "sol2": "with a cake", "label": 0}
     piqa.write_text((json.dumps(question) + "\n") * 2)
+    (tmp_path / "facts.jsonl").write_text('{"prompt": "to open", "completion": " a key"}\n' * 3)
+    (tmp_path / "old.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n')
     benchmark("run").main(
         tmp_path / "cells",
         _plan(tmp_path, rates),
@@ -66,7 +68,9 @@ def _run(benchmark: Any, tmp_path: Path, model: Path, rates: list[float]) -> Non
         [f"words={text}"],
         lambada,
         piqa,
-        tmp_path / "lock",
+        facts=facts,
+        questions=tmp_path / "old.jsonl",
+        lock=tmp_path / "lock",
     )
 
 
@@ -80,7 +84,7 @@ def test_what_is_missing_is_run(
     assert "given rows, rate 0.01: passed over" in capsys.readouterr().out
 
     (tmp_path / "tiny-given.json").write_text(json.dumps([[1, 2], [], [3]]))
-    _run(benchmark, tmp_path, llama_dir, [1e-2, 2e-2])
+    _run(benchmark, tmp_path, llama_dir, [1e-2, 2e-2], tmp_path / "facts.jsonl")
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert set(after) - set(cells) == {"tiny_given-rows_0.01_0.json", "tiny_random-rows_0.02_0.json"}
     assert {name: after[name] for name in cells} == cells
@@ -90,7 +94,11 @@ def test_what_is_missing_is_run(
     assert len(given["losses"]) == 3
     assert given["losses"][2] < given["losses"][0]
     assert given["texts"]["words"]["kl"] > 0
-    assert set(given["answers"]) == {"lambada_accuracy", "lambada_logprob", "piqa_accuracy"}
+    assert set(given["answers"]) == {"lambada_accuracy", "lambada_logprob", "piqa_accuracy", "old_accuracy"}
+    assert (given["facts"], given["paraphrases"]) == (3, None)  # those of the file, which has no paraphrases
+    invented = json.loads((tmp_path / "cells" / "tiny_random-rows_0.01_0.json").read_text())
+    assert invented["facts"] == 4
+    assert invented["paraphrases"] is not None
 
 
 def test_an_untouched_model_has_no_damage(benchmark: Any, tmp_path: Path, llama_dir: Path) -> None:
@@ -155,7 +163,7 @@ CELLS = [
     _cell("random rows", 3e-4, 0.2),
     _cell("random rows", 3e-4, 0.3, seed=1),
     _cell("random rows", 1e-4, 0.01, reached=False),  # the least damage, because it learned nothing
-    _cell("full fine-tuning", 1e-4, 0.5),
+    _cell("full fine-tuning", 1e-4, 0.5) | {"paraphrases": None},
     _cell("protected", 3e-3, 0.025),
     _cell("lost", 1.0, 0.0, reached=False),
 ]
@@ -174,6 +182,7 @@ def test_every_method_counts_at_its_best_rate(benchmark: Any) -> None:
     )
     rows = tables.best_table(CELLS, "m").rows
     assert [row[0] for row in rows] == ["protected", "random rows", "full fine-tuning"]
+    assert [row[4] for row in rows] == ["0.50", "0.50", ""]
     assert rows[1][5] == "0.2500 (0.2000 to 0.3000)"
     assert rows[1][7] == "-0.250"
     assert len(tables.rates_table(CELLS, "m").rows) == len(CELLS)
