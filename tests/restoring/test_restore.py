@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loki import create_loki_model, restore_loki_model
@@ -116,6 +117,13 @@ def test_unchanged_rows_are_refused_after_upcasting(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
     trained(tmp_path, base)
     AutoModelForCausalLM.from_pretrained(tmp_path / "loki", dtype=torch.float32).save_pretrained(tmp_path / "upcast")
+    with pytest.raises(LokiError, match="0 of 6"):
+        restore_loki_model(tmp_path / "upcast", tmp_path / "restored")
+    # And where they changed by less than the base's type can hold.
+    weights = load_file(tmp_path / "upcast" / "model.safetensors")
+    for layer, rows in enumerate(POSITIONS):
+        weights[f"model.layers.{layer}.mlp.down_proj.weight"][rows] *= 1 + 1e-5
+    save_file(weights, tmp_path / "upcast" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LokiError, match="0 of 6"):
         restore_loki_model(tmp_path / "upcast", tmp_path / "restored")
 
