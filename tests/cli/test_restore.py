@@ -39,7 +39,7 @@ def test_base_and_positions_are_checked(
     (tmp_path / "other.json").write_text("[[0], [3], [4]]")
     words = ("restore", unchanged, "--output", tmp_path / "restored", "--allow-unchanged")
     for given, problem in [
-        (("--base", qwen2_dir), "its fingerprint differs"),
+        (("--base", qwen2_dir), "whose weights are others"),
         (("--positions", tmp_path / "other.json"), "other.json is not the one that"),
     ]:
         refused = shell(*words, *given)
