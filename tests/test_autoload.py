@@ -105,11 +105,12 @@ def test_it_costs_one_small_module_and_touches_nothing_else(tmp_path: Path) -> N
         tmp_path,
         "import torch\n"
         "before, finders, hooks = set(sys.modules), list(sys.meta_path), list(sys.path_hooks)\n"
-        "import loki_autoload; loki_autoload.watch_llamafactory()\n"
+        "import loki_autoload; loki_autoload.watch_llamafactory(); loki_autoload.watch_lm_eval()\n"
         "assert set(sys.modules) - before == {'loki_autoload'}, set(sys.modules) - before\n"
-        "watch, *others = sys.meta_path\n"
+        "first, second, *others = sys.meta_path\n"
         "assert (others, sys.path_hooks) == (finders, hooks)\n"
-        "assert all(watch.find_spec(name, None) is None for name in ('json', 'llamafactory', 'llamafactory.model'))",
+        "names = ('json', 'llamafactory', 'llamafactory.model', 'lm_eval', 'lm_eval.models')\n"
+        "assert all(watch.find_spec(name, None) is None for watch in (first, second) for name in names)",
     )
     assert finished.returncode == 0, finished.stderr
 
