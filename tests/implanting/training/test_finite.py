@@ -27,6 +27,7 @@ def loki_model(folder: Path, dtype: torch.dtype | None = None) -> Path:
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_gradients_and_rows(tmp_path: Path, number: float) -> None:
     model = load_model(loki_model(tmp_path))
+    rows = SelectedRows(model)
     check_finite(model)
     check_gradients(model, 1)  # none yet
     parameter = next(iter(active_parameters(model).values()))
@@ -38,6 +39,8 @@ def test_gradients_and_rows(tmp_path: Path, number: float) -> None:
     parameter.data[0, 0] = number
     with pytest.raises(LokiError, match="NaN or infinite"):
         check_finite(model)
+    with pytest.raises(LokiError, match="NaN or infinite"):
+        rows.changed_rows(model)
 
 
 def test_a_training_in_float16_that_overflows(tmp_path: Path) -> None:
