@@ -73,7 +73,7 @@ def after_import(module: str, action: Callable[[ModuleType], object]) -> None:
 def watch_llamafactory() -> None:
     """Watch for the import of LlamaFactory's adapter module; a second call changes nothing."""
     if ADAPTER_MODULE not in sys.modules:
-        after_import(ADAPTER_MODULE, _prepare)
+        after_import(ADAPTER_MODULE, prepare_llamafactory)
 
 
 def watch_lm_eval() -> None:
@@ -81,7 +81,12 @@ def watch_lm_eval() -> None:
     after_import(MODELS_OF_LM_EVAL, lambda _: import_module("loki"))
 
 
-def _prepare(module: ModuleType) -> None:
+def prepare_llamafactory(module: ModuleType) -> None:
+    """Have LlamaFactory changed: now where LoKI is imported, else once it sets an adapter up.
+
+    Args:
+        module: its adapter module, just imported.
+    """
     if "loki" in sys.modules:
         from loki.implanting.llamafactory.patch import patch_when_imported
 

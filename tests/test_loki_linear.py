@@ -1,7 +1,5 @@
 """The published project's `apply_loki_linear`."""
 
-from pathlib import Path
-
 import pytest
 
 from loki.errors import LokiError
@@ -21,8 +19,3 @@ def test_rows_are_those_given_or_of_the_configuration() -> None:
     configured = tiny_model()
     configured.config.target_pos = [[3], [0], []]
     assert [linear.rows.tolist() for linear in loki_linears(apply_loki_linear(configured)).values()] == [[3], [0]]
-
-
-def test_the_makefile_passes_the_data_on() -> None:
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
-    assert makefile.count("--data $(DATA)") == 2

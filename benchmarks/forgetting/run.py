@@ -10,10 +10,7 @@ files (positions, moments) are missing is passed over. FILES holds `MODEL-NAME` 
 `loki moments`, positions from `loki select`.
 """
 
-import fcntl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,17 +135,6 @@ def run_cell(
     }
 
 
-@contextmanager
-def turn(lock: Path | None) -> Iterator[None]:
-    """Wait until nobody else who takes turns by this file is at work."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _named(options: list[str], kind: str) -> dict[str, Path]:
     pairs = [option.partition("=") for option in options]
     if bad := next((name for name, _, path in pairs if not path), None):
@@ -166,7 +152,6 @@ def main(
     piqa: Annotated[Path | None, typer.Option("--piqa", help="PIQA as JSONL.")] = None,
     facts: Annotated[Path | None, typer.Option("--facts", help="JSONL of facts to learn. Default: invented.")] = None,
     questions: Annotated[Path | None, typer.Option("--questions", help="JSONL of old questions to answer.")] = None,
-    lock: Annotated[Path | None, typer.Option("--lock", help="Take turns by this file, cell by cell.")] = None,
 ) -> None:
     """Run all cells of a plan that are missing."""
     loaded = yaml.safe_load(plan.read_text(encoding="utf-8"))
@@ -179,12 +164,11 @@ def main(
         if missing := next((str(path) for path in cell.files(files).values() if not path.exists()), None):
             print(f"{cell.name}, rate {cell.rate:g}: passed over, {missing} is missing", flush=True)
             continue
-        with turn(lock):
-            if cell.model not in old:
-                base = load_model(str(models[cell.model]), dtype="float32", device="cpu")
-                old[cell.model] = OldKnowledge(base, load_tokenizer(str(models[cell.model])), sources)
-            learned = read_facts(facts) if facts else invented_facts(settings.facts, cell.seed)
-            result = run_cell(cell, models[cell.model], learned, old[cell.model], settings, files)
+        if cell.model not in old:
+            base = load_model(str(models[cell.model]), dtype="float32", device="cpu")
+            old[cell.model] = OldKnowledge(base, load_tokenizer(str(models[cell.model])), sources)
+        learned = read_facts(facts) if facts else invented_facts(settings.facts, cell.seed)
+        result = run_cell(cell, models[cell.model], learned, old[cell.model], settings, files)
         write_json(cell.path(output), result)
         done += 1
         left = (time.monotonic() - started) / done * (len(cells) - number - 1) / 60

@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from loki_autoload import ADAPTER_MODULE, after_import
+from loki_autoload import ADAPTER_MODULE, after_import, prepare_llamafactory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -99,10 +99,6 @@ def _register_peft_method(_: ModuleType) -> None:
     import_module("loki.implanting.peft")
 
 
-def _patch_llamafactory(_: ModuleType) -> None:
-    import_module("loki.implanting.llamafactory.patch").patch_when_imported()
-
-
 after_import("transformers", _register_model_classes)
 after_import("peft", _register_peft_method)
-after_import(ADAPTER_MODULE, _patch_llamafactory)
+after_import(ADAPTER_MODULE, prepare_llamafactory)

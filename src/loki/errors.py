@@ -21,6 +21,23 @@ class RankError(LokiError):
     """A failure of one process among several, which only this process can report."""
 
 
+def require(settings: object, name: str, holds: bool, wanted: str) -> None:
+    """Check a value of a settings class whose fields are called as the options of the command line.
+
+    Args:
+        settings: that has the value.
+        name: of the field.
+        holds: whether the value is allowed.
+        wanted: which values are, after "it must be".
+
+    Raises:
+        LokiError: if `holds` is not true.
+    """
+    if not holds:
+        option = "--" + name.replace("_", "-")
+        raise LokiError(f"{option} {getattr(settings, name)} is out of range: it must be {wanted}")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that the memory of a device or of the machine is full.
 

@@ -20,4 +20,7 @@ def test_hashes_are_not_shown() -> None:
     assert changes(first, second) == "other training data; other weights of the model"
     assert differences(first, second, ("model_fingerprint",)) == ["other weights of the model"]
     assert changes({"eval_data": None}, {"eval_data": ONE}) == "other held-out data"
+    assert changes({"positions": ONE, "replay": None}, {"positions": OTHER, "replay": ONE}) == (
+        "other positions; other data of --replay"
+    )
     assert changes({"new_field": ONE}, {"new_field": OTHER}) == "other content of new_field"

@@ -70,7 +70,6 @@ def _run(benchmark: Any, tmp_path: Path, model: Path, rates: list[float], facts:
         piqa,
         facts=facts,
         questions=tmp_path / "old.jsonl",
-        lock=tmp_path / "lock",
     )
 
 

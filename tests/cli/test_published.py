@@ -41,6 +41,7 @@ def test_unknown_write_mode(capsys: pytest.CaptureFixture[str]) -> None:
 def test_make_targets_start_the_scripts(family: str, variable: str) -> None:
     root = Path(__file__).parents[2]
     command = ["make", "--dry-run", f"analysing_mmlu_{family}", f"{variable}=org/some-model", "OUTPUT_DIR=out"]
+    command += ["DATA=copies/mmlu"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
@@ -49,7 +50,7 @@ def test_make_targets_start_the_scripts(family: str, variable: str) -> None:
     assert (root / words[script]).is_file()
     assert words[script - 5 : script] == ["run", "accelerate", "launch", "--mixed_precision", "bf16"]
     assert analyse_arguments(words[script + 1 :], {"ACCELERATE_MIXED_PRECISION": "bf16"}) == [
-        *("analyse", "org/some-model", "--data", "mmlu", "--output", str(Path("out/some-model/kva_mmlu.h5"))),
+        *("analyse", "org/some-model", "--data", "copies/mmlu", "--output", str(Path("out/some-model/kva_mmlu.h5"))),
         *(
             "--write-mode",
             "w",

@@ -136,4 +136,6 @@ def test_a_run_looks_its_model_up_once(
     assert calls.configurations.count(llama_dir) == 2
     shell.done("restore", "run/trained", "--base", HUB_ID, "--output", "again")
     assert calls.lookups == [HUB_ID] * 3
+    shell.done("report", "run", "--output", "page.html")
+    assert calls.lookups == [HUB_ID] * 4
     assert Path("again/model.safetensors").read_bytes() == Path("run/restored/model.safetensors").read_bytes()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from loki.report.page import write_report
+from loki.report.run_directory import read_run
 from tests.report.test_page import run_directory
 
 __all__ = ["run_directory"]
@@ -53,7 +54,7 @@ def test_page(browser: Any, run_directory: Path, width: int, scheme: str) -> Non
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    browser.get(write_report(run_directory).resolve().as_uri())
+    browser.get(write_report(read_run(run_directory)).resolve().as_uri())
     assert browser.get_log("browser") == []
     page_width, window = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert page_width <= window

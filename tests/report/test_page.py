@@ -11,6 +11,7 @@ import pytest
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.report.page import write_report
+from loki.report.run_directory import read_run
 from tests.artefacts.scores_files import write_scores
 from tests.evaluation.models import save_changed
 
@@ -61,7 +62,7 @@ def run_directory(llama_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_all_that_a_run_holds_is_there(run_directory: Path) -> None:
-    page = write_report(run_directory).read_text(encoding="utf-8")
+    page = write_report(read_run(run_directory)).read_text(encoding="utf-8")
     checker = Checker()
     checker.feed(page)
     assert not checker.open
@@ -73,14 +74,14 @@ def test_all_that_a_run_holds_is_there(run_directory: Path) -> None:
 
 
 def test_ranks_and_scores_of_the_map_are_those_of_the_file(run_directory: Path) -> None:
-    page = write_report(run_directory).read_text(encoding="utf-8")
+    page = write_report(read_run(run_directory)).read_text(encoding="utf-8")
     scores = np.random.default_rng(0).normal(size=(5, 3, 32)).astype(np.float32).mean(axis=0, dtype=np.float64)
     rank = int((scores[1] < scores[1, 7]).sum()) + 1
     assert f"layer 1, row 7, rank {rank} of 32, mean score {scores[1, 7]:.3g}<" in page
 
 
 def test_nothing_from_outside_is_taken_for_html(run_directory: Path) -> None:
-    page = write_report(run_directory).read_text(encoding="utf-8")
+    page = write_report(read_run(run_directory)).read_text(encoding="utf-8")
     checker = Checker()
     checker.feed(page)
     assert "script" not in {tag for tag, _ in checker.seen}
@@ -89,7 +90,7 @@ def test_nothing_from_outside_is_taken_for_html(run_directory: Path) -> None:
 
 def test_nothing_is_fetched(run_directory: Path) -> None:
     checker = Checker()
-    checker.feed(write_report(run_directory).read_text(encoding="utf-8"))
+    checker.feed(write_report(read_run(run_directory)).read_text(encoding="utf-8"))
     sources = [value for _, found in checker.seen for name, value in found.items() if name in ("src", "href")]
     assert all(value is not None and value.startswith("data:") for value in sources)
 
@@ -97,7 +98,7 @@ def test_nothing_is_fetched(run_directory: Path) -> None:
 def test_what_is_missing_is_said(run_directory: Path) -> None:
     (run_directory / "scores.h5").write_bytes(b"broken")
     (run_directory / "compare.json").unlink()
-    page = write_report(run_directory).read_text(encoding="utf-8")
+    page = write_report(read_run(run_directory)).read_text(encoding="utf-8")
     assert "scores.h5 cannot be read" in page
     assert "compare.json: not compared with the base" in page
     assert "<title>layer 1, row 7</title>" in page
@@ -117,10 +118,10 @@ def test_norm_of_the_change_is_that_of_the_selected_rows(run_directory: Path, ll
 
 def test_bad_input(run_directory: Path, tmp_path: Path) -> None:
     with pytest.raises(LokiError, match="does not exist"):
-        write_report(tmp_path / "nothing")
+        write_report(read_run(tmp_path / "nothing"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(LokiError, match="run directory"):
-        write_report(tmp_path / "empty")
-    write_report(run_directory)
+        write_report(read_run(tmp_path / "empty"))
+    write_report(read_run(run_directory))
     with pytest.raises(LokiError, match="exists already"):
-        write_report(run_directory)
+        write_report(read_run(run_directory))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loki.errors import LokiError
+from loki.errors import LokiError, require
 
 AUTO = "auto"
 
@@ -78,6 +78,4 @@ class MomentsSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_tokens", "samples_per_subject", "block_size", "batch_size", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LokiError(f"--{name.replace('_', '-')} {value} is out of range: it must be above 0")
+            require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")

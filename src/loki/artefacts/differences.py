@@ -9,10 +9,12 @@ _CONTENT = {
     "model_fingerprint": "weights of the model",
     "config_digest": "configuration of the model",
     "source_digest": "calibration data",
-    "data_digest": "training data",
-    "eval_data": "held-out data",
-    "data": "training data",
     "calibration": "calibration data",
+    "data": "training data",
+    "eval_data": "held-out data",
+    "positions": "positions",
+    "keep": "data of --keep",
+    "replay": "data of --replay",
 }
 
 

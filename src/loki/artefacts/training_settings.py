@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from loki.errors import LokiError
+from loki.errors import LokiError, require
 
 DEFAULT_EPOCHS = 3.0
 
@@ -100,28 +100,23 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation", "max_length", "logging_steps"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
-        self._require("epochs", self.epochs is None or 0 < self.epochs < math.inf, "above 0")
-        self._require("max_steps", self.max_steps == -1 or self.max_steps > 0, "above 0")
+            require(self, name, 0 < getattr(self, name) < math.inf, "above 0")
+        require(self, "epochs", self.epochs is None or 0 < self.epochs < math.inf, "above 0")
+        require(self, "max_steps", self.max_steps == -1 or self.max_steps > 0, "above 0")
         object.__setattr__(self, "learning_rate", parse_rate(self.learning_rate))
-        self._require("warmup", 0 <= self.warmup < 1, "from 0 to below 1, a fraction of the steps")
-        self._require("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above")
-        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
+        require(self, "warmup", 0 <= self.warmup < 1, "from 0 to below 1, a fraction of the steps")
+        require(self, "weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above")
+        require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
         for name, kind in (("scheduler", Scheduler), ("loss", Loss), ("report_to", Report)):
             if getattr(self, name) not in list(kind):
                 option = name.replace("_", "-")
                 raise LokiError(f"--{option} {getattr(self, name)} is not known: use {', '.join(kind)}")
             object.__setattr__(self, name, kind(getattr(self, name)))
         for name in ("save_steps", "eval_steps", "early_stopping"):
-            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
+            require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
         if self.keeps_best and self.eval_steps is not None:
             fits = self.save_steps is not None and self.save_steps % self.eval_steps == 0
-            self._require("save_steps", fits, f"a multiple of --eval-steps {self.eval_steps}, to keep the best")
-
-    def _require(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            option = "--" + name.replace("_", "-")
-            raise LokiError(f"{option} {getattr(self, name)} is out of range: it must be {wanted}")
+            require(self, "save_steps", fits, f"a multiple of --eval-steps {self.eval_steps}, to keep the best")
 
     @property
     def keeps_best(self) -> bool:

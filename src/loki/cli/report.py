@@ -34,10 +34,12 @@ def report(
     from loki.files import refuse_existing_file
     from loki.report.page import write_report
     from loki.report.run_comparison import compare_run
+    from loki.report.run_directory import read_run
 
     target = output or run_directory / "report.html"
     refuse_existing_file(target, overwrite=overwrite)
     quiet_libraries()
+    run = read_run(run_directory)
     if compare:
-        compare_run(run_directory, data=data)
-    say(f"Report: {write_report(run_directory, target, overwrite=overwrite)}", report=target)
+        compare_run(run, data=data)
+    say(f"Report: {write_report(run, target, overwrite=overwrite)}", report=target)

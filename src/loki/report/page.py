@@ -17,9 +17,8 @@ from PIL import Image
 from loki.artefacts.provenance import library_versions
 from loki.files import atomic_file
 from loki.implanting.training.output import loss_figure
-from loki.models.model_directory import ModelDirectory
 from loki.report.result_figures import ablation_figure, read_ablation
-from loki.report.run_directory import RunContents, read_run
+from loki.report.run_directory import RunContents
 
 _MOST_CELLS = 20_000  # selected rows that can be pointed at; more would make the page heavy
 _LIBRARIES = ("peft", "trl", "safetensors")
@@ -40,25 +39,22 @@ class Cell:
     title: str
 
 
-def write_report(
-    run_directory: Path, output: Path | None = None, *, base: ModelDirectory | None = None, overwrite: bool = False
-) -> Path:
+def write_report(run: RunContents, output: Path | None = None, *, overwrite: bool = False) -> Path:
     """Write the report of a run.
 
     Args:
-        run_directory: where `loki run` or `loki demo` left its artefacts, finished or not.
+        run: what `loki run` or `loki demo` left, finished or not (`loki.report.run_directory.read_run`).
         output: file to write (default: `report.html` in the run directory).
-        base: the base model of the run, where that has been looked up already.
         overwrite: replace it if it exists.
 
     Returns:
         The file.
 
     Raises:
-        LokiError: if there is no run, or the output exists.
+        LokiError: if the output exists.
     """
-    target = output or run_directory / "report.html"
-    page = render(read_run(run_directory, base))
+    target = output or run.path / "report.html"
+    page = render(run)
     with atomic_file(target, overwrite=overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target

@@ -9,33 +9,30 @@ from loki.files import write_json
 from loki.models.model_directory import ModelDirectory
 from loki.report.comparison import comparison_file
 from loki.report.page import write_report
-from loki.report.run_directory import COMPARISON, read_run
+from loki.report.run_directory import COMPARISON, RunContents, read_comparison, read_run
 from loki.restoring.model_card import write_damage
 
 
-def compare_run(
-    run_directory: Path, *, base: ModelDirectory | None = None, data: Path | None = None, overwrite: bool = False
-) -> None:
+def compare_run(run: RunContents, *, data: Path | None = None, overwrite: bool = False) -> None:
     """Compare the restored model of a run with its base on the general text, and keep that as `compare.json`.
 
     Nothing is done where base or restored model are missing, or the comparison is there already.
 
     Args:
-        run_directory: of `loki run` or `loki demo`.
-        base: its base model, where that has been looked up already.
+        run: what `loki run` or `loki demo` left; gets the comparison.
         data: training data, for what was learned (default: `new-facts.jsonl` of a demo, if it is one).
         overwrite: compare again.
     """
-    run = read_run(run_directory, base)
-    restored, demo_data = run_directory / "restored", run_directory / "new-facts.jsonl"
+    restored, demo_data = run.path / "restored", run.path / "new-facts.jsonl"
     if not run.base_model or not restored.is_dir() or (run.comparison and not overwrite):
         return
     is_demo = demo_data.is_file()  # its tokenizer knows the words of the tiny world only
     options = MeasureOptions(texts=None if is_demo else (), data=data or (demo_data if is_demo else None))
     found = compare(run.base_model, [str(restored)], options, Limits(), positions=run.positions)
     values = comparison_file(found)
-    write_json(run_directory / COMPARISON, values, overwrite=True)
+    write_json(run.path / COMPARISON, values, overwrite=True)
     write_damage(restored, [reason.partition(": ")[2] for reason in values["reasons"]])
+    read_comparison(run)
 
 
 def report_on(run_directory: Path, *, base: ModelDirectory | None = None, data: Path | None = None) -> Path:
@@ -49,5 +46,6 @@ def report_on(run_directory: Path, *, base: ModelDirectory | None = None, data: 
     Returns:
         The page.
     """
-    compare_run(run_directory, base=base, data=data, overwrite=True)
-    return write_report(run_directory, base=base, overwrite=True)
+    run = read_run(run_directory, base)
+    compare_run(run, data=data, overwrite=True)
+    return write_report(run, overwrite=True)

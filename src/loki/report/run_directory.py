@@ -44,7 +44,7 @@ class RunContents:
 
     Attributes:
         path: the run directory.
-        missing: what is not there, with what would make it.
+        missing: by name, what is not there, with what would make it.
         settings: of `loki run`, or the results of `loki demo`.
         base: name of the model before; empty where it is not known.
         base_model: that model, where it can be had.
@@ -58,7 +58,7 @@ class RunContents:
     """
 
     path: Path
-    missing: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     base: str = ""
     base_model: ModelDirectory | None = None
@@ -87,33 +87,32 @@ def read_run(path: Path, base: ModelDirectory | None = None) -> RunContents:
         raise LokiError(f"{path} is not a run directory: name the --output of `loki run` or `loki demo`")
     run = RunContents(path)
 
-    def take(name: str, advice: str, work: Callable[[Path], None]) -> None:
-        place = path / name
-        if not place.exists():
-            run.missing.append(f"{name}: {advice}")
-            return
-        try:
-            work(place)
-        except (LokiError, OSError) as error:
-            run.missing.append(f"{name} cannot be read: {error}")
-
     for name in (RUN, DEMO):
         if (path / name).is_file():
-            take(name, "", lambda place: run.settings.update(_object(place)))
+            _take(run, name, "", lambda place: run.settings.update(_object(place)))
     run.base = str(base or (path / "base" if (path / "base").is_dir() else run.settings.get("model", "")))
     if run.base:
         try:
             run.base_model = ModelDirectory.of(base or run.base)
         except LokiError as error:
-            run.missing.append(f"base model: {error}")
-    take("scores.h5", "not analysed yet (loki analyse)", lambda place: _take_scores(run, place))
-    take("positions.json", "no rows selected yet (loki select)", lambda place: _take_positions(run, place))
-    take(f"trained/{STATE}", "not trained yet (loki train)", lambda place: _take_log(run, place))
-    take("restored", "not restored yet (loki restore)", lambda place: _take_changes(run, place))
-    take(COMPARISON, "not compared with the base (loki compare --output)", lambda p: run.comparison.update(_object(p)))
+            run.missing["base"] = f"base model: {error}"
+    _take(run, "scores.h5", "not analysed yet (loki analyse)", lambda place: _take_scores(run, place))
+    _take(run, "positions.json", "no rows selected yet (loki select)", lambda place: _take_positions(run, place))
+    _take(run, f"trained/{STATE}", "not trained yet (loki train)", lambda place: _take_log(run, place))
+    _take(run, "restored", "not restored yet (loki restore)", lambda place: _take_changes(run, place))
+    read_comparison(run)
     if (path / ABLATION).is_file():
-        take(ABLATION, "", lambda place: run.ablation.update(_object(place)))
+        _take(run, ABLATION, "", lambda place: run.ablation.update(_object(place)))
     return run
+
+
+def read_comparison(run: RunContents) -> None:
+    """Read the comparison in a run directory, in place of one that was read before."""
+
+    def take(place: Path) -> None:
+        run.comparison = _object(place)
+
+    _take(run, COMPARISON, "not compared with the base (loki compare --output)", take)
 
 
 def layer_changes(base: AnyModel, restored: Path, positions: Positions) -> list[LayerChange]:
@@ -130,6 +129,19 @@ def layer_changes(base: AnyModel, restored: Path, positions: Positions) -> list[
         norm = float(change.norm())
         changes.append(LayerChange(layer, len(rows), changed, norm, norm / size if size else 0.0))
     return changes
+
+
+def _take(run: RunContents, name: str, advice: str, work: Callable[[Path], None]) -> None:
+    """Read one artefact, or note that it is missing."""
+    run.missing.pop(name, None)
+    place = run.path / name
+    if not place.exists():
+        run.missing[name] = f"{name}: {advice}"
+        return
+    try:
+        work(place)
+    except (LokiError, OSError) as error:
+        run.missing[name] = f"{name} cannot be read: {error}"
 
 
 def _take_scores(run: RunContents, path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallb
 from loki.calibration.texts import load_token_ids
 from loki.data.fitting import length_within
 from loki.data.sources import Data, local_paths
-from loki.errors import LokiError
+from loki.errors import LokiError, require
 from loki.files import sha256_of_file
 from loki.implanting.base_rows import remember_base
 from loki.implanting.training.damage import DamageBudget, check_budget
@@ -53,8 +53,7 @@ class Levers:
 
     def __post_init__(self) -> None:
         for name in ("keep_batch", "damage_every", "damage_windows"):
-            if getattr(self, name) < 1:
-                raise LokiError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range: it must be above 0")
+            require(self, name, getattr(self, name) > 0, "above 0")
         KeepTerm(None, self.keep_weight, self.keep_batch)  # checks the weight
         check_fraction(self.replay_fraction)
         if self.max_damage is not None:
