@@ -1,12 +1,11 @@
 """Every phase works in a process that has seen no other, for families that no entry names."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from loki.artefacts.positions import write_positions
 from loki.models.architectures import LOKI_FAMILIES
 from tests.fresh_process import PHASES
+from tests.programs import run_python
 from tests.tiny_models import save_tiny_model
 
 POSITIONS = [[1, 30], [], [0, 4, 5]]
@@ -20,9 +19,7 @@ def run_phases(families: list[str], folder: Path) -> None:
         save_tiny_model(made / "base", family)
         write_positions(made / "positions.json", POSITIONS)
     for phase in PHASES:
-        command = [sys.executable, "-m", "tests.fresh_process", phase, *folders]
-        finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-        assert finished.returncode == 0, f"{phase}: {finished.stderr[-2000:]}"
+        run_python("-m", "tests.fresh_process", phase, *folders)
 
 
 def test_each_phase_alone(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,21 +14,12 @@ import torch
 from loki.analysis.batches import processing_order
 from loki.artefacts.positions import read_positions
 from tests.analysis.calibration_files import write_prompts
+from tests.programs import ROOT, run_python, run_together
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
 BAD_TOKEN = 10  # not among those of the engine's own prompt
-ROOT = Path(__file__).parents[2]
-
-
-def run(*words: object, expect: int = 0) -> str:
-    """Run a Python program as a user does, on one thread; return its standard output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == expect, f"{command} exited with {done.returncode}:\n{done.stderr[-3000:]}"
-    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -48,39 +38,19 @@ def test_killed_at_random_moments(
 ) -> None:
     """The long run is killed many times on its way; the short ones at every stage from start to clearing up."""
     write_prompts(tmp_path / "prompts.jsonl", samples)
-    out = run("tests.analysis.killing", llama_dir, tmp_path / "prompts.jsonl", tmp_path, 20, 0.6, 0, definition, *quota)
-    assert int(out.split()[0]) == 20
-
-
-def launch(processes: int, *words: object) -> str:
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--main_process_port", 0]
-    return run(*(launcher if processes > 1 else []), *(["-m"] if processes > 1 else []), "loki", *words)
-
-
-def side_by_side(processes: int, *words: object) -> list[tuple[int, str]]:
-    """Exit code and standard error of `loki` in processes that work together, without a launcher around them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = []
-    for rank in range(processes):
-        own = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        command = [sys.executable, "-m", "loki", *map(str, words)]
-        environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
-        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    texts = [process.communicate(timeout=300)[1] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, texts, strict=True)]
+    words = (llama_dir, tmp_path / "prompts.jsonl", tmp_path, 20, 0.6, 0, definition, *quota)
+    assert int(run_python("-m", "tests.analysis.killing", *words).stdout.split()[0]) == 20
 
 
 @pytest.mark.parametrize("definition", ["captum", "sensitivity"])
 def test_two_processes_give_what_one_gives(llama_dir: Path, tmp_path: Path, definition: str) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 45)
-    words = ("analyse", llama_dir, "--data", tmp_path / "prompts.jsonl", "--batch-size", 4, "--definition", definition)
+    data = ("--data", tmp_path / "prompts.jsonl", "--batch-size", 4)
+    words = ("-m", "loki", "analyse", llama_dir, *data, "--definition", definition)
     check = ("--check", 3) if definition == "captum" else ()
-    launch(1, *words, "--output", tmp_path / "one.h5")
-    shared = launch(2, *words, "--output", tmp_path / "two.h5", *check)
-    assert shared.count("45 samples analysed") == 1
+    run_python(*words, "--output", tmp_path / "one.h5")
+    shared = run_together(2, *words, "--output", tmp_path / "two.h5", *check)
+    assert ["45 samples analysed" in process.stdout for process in shared] == [True, False]
     with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
         assert one.keys() == two.keys()
         for name in one:
@@ -88,18 +58,17 @@ def test_two_processes_give_what_one_gives(llama_dir: Path, tmp_path: Path, defi
         assert dict(one.attrs) == dict(two.attrs)
     assert not (tmp_path / "two.h5.partial").exists()
 
-    launch(1, "select", tmp_path / "one.h5", "--quota", 25, "--output", tmp_path / "selected.json")
-    launch(2, *words, "--output", tmp_path / "counted", "--no-log", "--quota", 25)
+    run_python("-m", "loki", "select", tmp_path / "one.h5", "--quota", 25, "--output", tmp_path / "selected.json")
+    run_together(2, *words, "--output", tmp_path / "counted", "--no-log", "--quota", 25)
     assert read_positions(tmp_path / "counted" / "25.json") == read_positions(tmp_path / "selected.json")
 
 
 def test_three_processes_stop_early_where_one_does(llama_dir: Path, tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 300)
-    words: tuple[object, ...] = ("analyse", llama_dir, "--data", tmp_path / "prompts.jsonl", "--batch-size", 4)
-    words = (*words, "--until-stable", 0.6, "--quota", "10,30")
-    run("loki", *words, "--output", tmp_path / "one.h5")
-    outcomes = side_by_side(3, *words, "--output", tmp_path / "three.h5")
-    assert [code for code, _ in outcomes] == [0, 0, 0], outcomes
+    data = ("--data", tmp_path / "prompts.jsonl", "--batch-size", 4)
+    words = ("-m", "loki", "analyse", llama_dir, *data, "--until-stable", 0.6, "--quota", "10,30")
+    run_python(*words, "--output", tmp_path / "one.h5")
+    run_together(3, *words, "--output", tmp_path / "three.h5")
     with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "three.h5") as three:
         assert 64 < len(one["dataset"]) < 300
         np.testing.assert_array_equal(three["dataset"][:], one["dataset"][:])
@@ -136,12 +105,11 @@ def test_a_sample_that_fails_in_either_process_is_one_line(tmp_path: Path, rank:
     prompts = [[20 + number, 30] for number in range(6)]
     prompts[processing_order(6, 0)[rank + 2]].append(BAD_TOKEN)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in prompts))
-    words = ("analyse", tmp_path / "model", "--data", tmp_path / "prompts.jsonl", "--output", tmp_path / "out")
-    outcomes = side_by_side(2, *words, "--batch-size", 1, *mode)
-    assert [code for code, _ in outcomes] == [2, 2]
-    assert [text.count("error:") for _, text in outcomes] == [1, 0]
-    assert "a score is NaN or infinite" in outcomes[0][1]
-    assert not any("Traceback" in text for _, text in outcomes)
+    options = ("--data", tmp_path / "prompts.jsonl", "--output", tmp_path / "out", "--batch-size", 1, *mode)
+    said = [done.stderr for done in run_together(2, "-m", "loki", "analyse", tmp_path / "model", *options, code=2)]
+    assert [text.count("error:") for text in said] == [1, 0]
+    assert "a score is NaN or infinite" in said[0]
+    assert not any("Traceback" in text for text in said)
 
 
 @pytest.mark.parametrize("script", ["analyse_mmlu_llama.py", "analyse_mmlu_qwen2.py"])
@@ -152,8 +120,8 @@ def test_published_scripts(script: str, tmp_path: Path, request: pytest.FixtureR
     rows = [f'"What is {number}?",a,b,c,d,A' for number in range(5)]
     (copy / "anatomy_test.csv").write_text("\n".join(rows) + "\n")
     words = ("--model_path", model, "--output_dir", tmp_path / "out", "--result_file", "kva.h5", "--data", copy)
-    launcher = ["accelerate.commands.launch", "--mixed_precision", "bf16"]
-    run(*launcher, script, *words, "--write_mode", "w", "--steps", 5)
+    launcher = ("-m", "accelerate.commands.launch", "--mixed_precision", "bf16")
+    run_python(*launcher, script, *words, "--write_mode", "w", "--steps", 5)
     with h5py.File(tmp_path / "out" / "kva.h5") as file:
         assert file["dataset"].shape == (5, 3, 32)
         assert (file.attrs["dtype"], file.attrs["steps"]) == ("bfloat16", 5)

@@ -1,8 +1,6 @@
 """`loki train`: which backend takes which option."""
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from safetensors.torch import load_file
 from loki.artefacts.positions import write_positions
 from loki.implanting.training.rows import ROWS_FILE
 from tests.cli.running import Shell
+from tests.programs import run_python, start_python
 
 
 @pytest.mark.parametrize("option", [("--template", "llama3"), ("--processes", "2"), ("--deepspeed",)])
@@ -42,10 +41,10 @@ def test_interrupted_or_killed_it_goes_on(llama_dir: Path, tmp_path: Path) -> No
     (tmp_path / "d.jsonl").write_text('{"prompt": "2 + 2 =", "completion": " 4"}\n' * 8)
     options = ("--max-steps", 1200, "--save-steps", 100, "--learning-rate", 1e-3, "--batch-size", 1)
     shared = ("--positions", tmp_path / "positions.json", "--data", tmp_path / "d.jsonl", *options)
-    words = [*map(str, (sys.executable, "-m", "loki", "train", llama_dir, *shared, "--output"))]
+    words = ("-m", "loki", "train", llama_dir, *shared, "--output")
     output = tmp_path / "parts"
     for stop, checkpoint in ((signal.SIGINT, 100), (signal.SIGKILL, 400)):
-        process = subprocess.Popen([*words, str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = start_python(*words, output)
         deadline = time.monotonic() + 300
         while not (output / f"checkpoint-{checkpoint}" / ROWS_FILE).is_file() and time.monotonic() < deadline:
             assert process.poll() is None
@@ -55,8 +54,7 @@ def test_interrupted_or_killed_it_goes_on(llama_dir: Path, tmp_path: Path) -> No
         if stop is signal.SIGINT:
             assert process.returncode == 130
             assert said.splitlines()[-1] == "error: interrupted: run the same command again to continue"
-    finished = subprocess.run([*words, str(output)], capture_output=True, text=True, check=True)
-    assert "resuming from checkpoint-" in finished.stdout
-    subprocess.run([*words, str(tmp_path / "whole")], capture_output=True, check=True)
+    assert "resuming from checkpoint-" in run_python(*words, output).stdout
+    run_python(*words, tmp_path / "whole")
     parts, whole = (load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole"))
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())

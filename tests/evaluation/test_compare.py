@@ -12,10 +12,10 @@ from loki.evaluation.compare import Comparison, compare
 from loki.evaluation.measure import evaluate, save_result
 from loki.evaluation.options import MeasureOptions
 from loki.evaluation.subjects import find_subject
-from loki.evaluation.texts import GENERAL, general_text
 from loki.evaluation.verdict import Limits, Outcome
 from loki.implanting.create import create_loki_model
 from loki.metrics.text import text_divergence
+from loki.metrics.texts import GENERAL, general_text
 from loki.models.loading import load_model, load_tokenizer
 from loki.report.comparison import verified_text
 from tests.evaluation.models import (

@@ -1,8 +1,6 @@
 """LoKI model directories load everywhere, train only the selected rows, and stay ordinary on disk."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from loki.implanting.linear import LoKILinear
 from loki.implanting.modeling import loki_classes
 from loki.implanting.splitting import active_parameters, check_trainable
 from loki.models.architectures import LOKI_FAMILIES
+from tests.programs import run_python
 from tests.tiny_models import save_tiny_model, tiny_model
 
 POSITIONS = [[1, 30], [], [0, 4, 5]]
@@ -77,9 +76,7 @@ print(trainable)
 @pytest.mark.parametrize("family", ["llama", "olmo2"])
 def test_loads_with_remote_code_and_no_import(family: str, tmp_path: Path) -> None:
     _, made = make_directory(tmp_path, family)
-    command = [sys.executable, "-c", LOAD_WITHOUT_IMPORT, made, tmp_path / "again"]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    finished = run_python("-c", LOAD_WITHOUT_IMPORT, made, tmp_path / "again")
     trained = int(finished.stdout.splitlines()[-1])  # DeepSpeed, where it is installed, prints before
     assert trained == 5 * 48 if family == "llama" else trained > 0
 
@@ -90,9 +87,7 @@ def test_without_trust_or_import_it_is_an_error_not_a_full_fine_tune(tmp_path: P
     code = (
         f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(made)!r}, trust_remote_code=False)"
     )
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert finished.returncode != 0
-    assert "trust_remote_code" in finished.stderr
+    assert "trust_remote_code" in run_python("-c", code, code=1).stderr
 
 
 def test_made_without_a_checkpoint() -> None:

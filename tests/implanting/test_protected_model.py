@@ -1,7 +1,5 @@
 """LoKI directories whose rows are trained along the least used input directions."""
 
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -21,6 +19,7 @@ from loki.models.checkpoint import fingerprint
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import verify
 from tests.implanting.test_modeling import POSITIONS, TOKENS, train
+from tests.programs import run_python
 from tests.tolerances import assert_close
 
 WIDTH = 48
@@ -99,8 +98,7 @@ def test_a_fresh_process_loads_it(made: Path, remote: bool) -> None:
         model = AutoModelForCausalLM.from_pretrained({str(made)!r}, trust_remote_code={remote})
         print(sum(p.numel() for p in model.parameters() if p.requires_grad), type(model).__name__)
     """
-    ran = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["60", "LoKILlamaForCausalLM"]
+    assert run_python("-c", dedent(code)).stdout.split() == ["60", "LoKILlamaForCausalLM"]
 
 
 def test_bad_input(llama_dir: Path, qwen2_dir: Path, made: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from loki.errors import LokiError
 from loki.implanting.training.trainer import train
 from loki.models.checkpoint import INDEX_NAME
 from loki.restoring.verify import verify
+from tests.programs import run_python
 from tests.tiny_models import save_tiny_model, tiny_model
 
 POSITIONS = [[1, 30], [7], [0, 4, 5]]
@@ -52,9 +51,7 @@ def test_plain_transformers_loads_it_without_loki(family: str, tmp_path: Path) -
     base = save_tiny_model(tmp_path / "base", family)
     checkpoint = trained(tmp_path, base)
     restored = restore_loki_model(checkpoint, tmp_path / "restored", base_model=base)
-    command = [sys.executable, "-c", LOAD_WITHOUT_LOKI, restored, tmp_path / "logits.pt"]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    run_python("-c", LOAD_WITHOUT_LOKI, restored, tmp_path / "logits.pt")
     assert torch.equal(
         torch.load(tmp_path / "logits.pt"), AutoModelForCausalLM.from_pretrained(checkpoint)(TOKENS).logits
     )

@@ -19,8 +19,8 @@ from loki.evaluation.lm_eval_results import tasks_in
 from loki.evaluation.measure import Loaded, load
 from loki.evaluation.options import MeasureOptions
 from loki.evaluation.subjects import Subject
-from loki.evaluation.texts import text_sources
 from loki.metrics.text import text_loss
+from loki.metrics.texts import text_sources
 from loki.models.architectures import down_projections
 from loki.selection.accumulators import RowCounter
 from loki.selection.controls import by_chance

@@ -31,9 +31,9 @@ from loki.evaluation.statistics import (
     ratio_interval,
 )
 from loki.evaluation.subjects import Subject, find_subject
-from loki.evaluation.texts import TextSource, text_sources
 from loki.evaluation.verdict import KlMeasurement, Limits, TaskSize, Verdict, judge
 from loki.metrics.text import text_divergence, text_loss
+from loki.metrics.texts import TextSource, text_sources
 from loki.metrics.tokenizers import same_tokenizer
 from loki.models.model_directory import AnyModel
 from loki.restoring.verify import VerifyReport, verify

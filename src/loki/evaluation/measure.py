@@ -15,10 +15,10 @@ from loki.evaluation.items import Item, TaskItems
 from loki.evaluation.lm_eval_results import Results, is_results, read_results, tasks_in
 from loki.evaluation.options import MeasureOptions
 from loki.evaluation.subjects import Subject
-from loki.evaluation.texts import TextSource, text_sources
 from loki.files import sha256_of_file, write_json
 from loki.metrics.completions import completion_scores
 from loki.metrics.text import TextLoss, text_loss
+from loki.metrics.texts import TextSource, text_sources
 from loki.ranks import pick_device
 
 EXACT_MATCH = "exact match"

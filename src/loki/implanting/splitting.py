@@ -1,5 +1,7 @@
 """Splitting a loaded model into active and frozen rows, and checking that nothing else is trainable."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -54,6 +56,13 @@ def exact_rows(model: nn.Module) -> dict[str, torch.Tensor]:
         if base is not None:
             rows[f"{name}.base_rows"] = base
     return rows
+
+
+@torch.no_grad()
+def put_rows(model: nn.Module, rows: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `exact_rows` gave, of this model or of another with the same selection."""
+    for name, tensor in exact_rows(model).items():
+        tensor.copy_(rows[name])
 
 
 def check_trainable(model: nn.Module) -> None:

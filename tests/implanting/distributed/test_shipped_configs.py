@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from loki.artefacts.positions import write_positions
 from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2
 from loki.implanting.training.output import RECORD
 from loki.restoring.verify import verify
-from tests.implanting.distributed.work import POSITIONS, ROOT, ZERO_2, run
+from tests.implanting.distributed.work import POSITIONS, ROOT, ZERO_2, environment
 from tests.implanting.llamafactory.files import write_chats
+from tests.programs import run_python
 from tests.tiny_models import save_tiny_model
 from tests.tolerances import assert_close
 
@@ -44,7 +46,16 @@ def words(model: Path, output: Path, *, batch_size: int) -> list[str]:
 
 def launch(config: Path, model: Path, output: Path, *changes: str) -> subprocess.CompletedProcess[str]:
     launcher = ["accelerate.commands.launch", "--config_file", str(config), *changes]
-    return run([*launcher, "-m", "tests.implanting.distributed.observed_loki", *words(model, output, batch_size=2)])
+    command = [*launcher, "-m", "tests.implanting.distributed.observed_loki", *words(model, output, batch_size=2)]
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=600,
+        check=False,
+    )
 
 
 def check_trained(base: Path, loki_model: Path, output: Path, sharding: str | None) -> None:
@@ -52,8 +63,7 @@ def check_trained(base: Path, loki_model: Path, output: Path, sharding: str | No
     record = json.loads((output / RECORD).read_text())
     assert (record["processes"], record["sharding"], record["finished"]) == (2, sharding, True)
     alone = output.with_name("alone")
-    finished = run(["loki", *words(loki_model, alone, batch_size=4)])
-    assert finished.returncode == 0, finished.stderr
+    run_python("-m", "loki", *words(loki_model, alone, batch_size=4), environment=environment())
     expected, found = (load_file(folder / "model.safetensors") for folder in (alone, output))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.programs import run_python, run_together
 
 POSITIONS = [[1, 30], [], [0, 4, 5]]
 ROOT = Path(__file__).parents[3]
@@ -44,7 +44,7 @@ class Work:
     bf16: bool = False
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's environment, with one thread per process, without GPUs and without another launcher's settings."""
     kept = {
         name: value
@@ -54,20 +54,7 @@ def environment(**more: str) -> dict[str, str]:
     }
     own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**kept, **own, "PYTHONPATH": paths, **more}
-
-
-def run(words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python module to its end, at most ten minutes."""
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(**more),
-        timeout=600,
-        check=False,
-    )
+    return {**kept, **own, "PYTHONPATH": paths}
 
 
 def do(work: Work) -> list[dict[str, Any]]:
@@ -75,9 +62,9 @@ def do(work: Work) -> list[dict[str, Any]]:
     output = Path(work.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "work.json").write_text(json.dumps(asdict(work)))
-    words = ["tests.implanting.distributed.worker", str(output / "work.json")]
-    if work.way != "single":
-        words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *words]
-    finished = run(words)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
+    words = ("-m", "tests.implanting.distributed.worker", output / "work.json")
+    if work.way == "single":
+        run_python(*words, environment=environment())
+    else:
+        run_together(2, *words, environment=environment())
     return [json.loads(path.read_text()) for path in sorted(output.glob("facts-*.json"))]

@@ -3,10 +3,10 @@
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from loki.artefacts.positions import write_positions
 from loki.implanting.training.rows import ROWS_FILE
 from tests.implanting.llamafactory.files import POSITIONS, write_chats
+from tests.programs import run_python, start_python
 from tests.tiny_models import save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Runs a command without a terminal and far from the repository."""
+    """Runs a command of LlamaFactory's environment without a terminal and far from the repository."""
 
     def run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         finished = subprocess.run(
@@ -56,14 +57,16 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def loki(*words: object) -> list[object]:
-    return [sys.executable, "-m", "loki", *words]
+@pytest.fixture
+def loki(tmp_path: Path) -> Run:
+    """Runs `loki` as far from it."""
+    return partial(run_python, "-m", "loki", cwd=tmp_path)
 
 
 def train_words(environment: Path, model: Path, data: Path, output: Path, *more: object) -> list[object]:
     python = environment / "python"
     words = ("--data", data, "--output", output, "--backend", "llamafactory", "--llamafactory-python", python)
-    return loki("train", model, *words, *STEPS, *more)
+    return ["train", model, *words, *STEPS, *more]
 
 
 def write_yaml(folder: Path, data: Path, **changes: object) -> Path:
@@ -97,28 +100,28 @@ def parameter_types(log: str) -> Counter[tuple[str, bool]]:
     return Counter((dtype, trainable == "True") for dtype, trainable in printed)
 
 
-def check_restored(run: Run, base: Path, trained: Path, positions: Path) -> None:
+def check_restored(loki: Run, base: Path, trained: Path, positions: Path) -> None:
     restored = trained.with_name(f"{trained.name}-restored")
-    run(*loki("restore", trained, "--output", restored))
-    said = run(*loki("verify", base, restored, "--positions", positions)).stdout
+    loki("restore", trained, "--output", restored)
+    said = loki("verify", base, restored, "--positions", positions).stdout
     assert f"({SELECTED} of {SELECTED} changed)" in " ".join(said.split())
 
 
-def test_loki_train(environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path) -> None:
+def test_loki_train(environment: Path, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    run(*train_words(environment, base, data, output, "--positions", positions))
-    check_restored(run, base, output, positions)
-    check_restored(run, base, output / "checkpoint-2", positions)
+    loki(*train_words(environment, base, data, output, "--positions", positions))
+    check_restored(loki, base, output, positions)
+    check_restored(loki, base, output / "checkpoint-2", positions)
     optimizer = torch.load(output / "checkpoint-4" / "optimizer.pt")["state"].values()
     assert sum(entry["exp_avg"].numel() for entry in optimizer) == SELECTED * 48
     assert {entry["exp_avg"].dtype for entry in optimizer} == {torch.float32}
 
 
 def test_llamafactory_cli_on_a_loki_model(
-    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
+    environment: Path, run: Run, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "loki_model"
-    run(*loki("create", base, "--positions", positions, "--output", model))
+    loki("create", base, "--positions", positions, "--output", model)
     file = write_yaml(
         tmp_path, data, model_name_or_path=str(model), finetuning_type="full", trust_remote_code=True, save_steps=2
     )
@@ -129,31 +132,31 @@ def test_llamafactory_cli_on_a_loki_model(
     assert {kind for kind in types if not kind[1]} == {("bfloat16", False)}
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
     assert (tmp_path / "out" / "checkpoint-2" / ROWS_FILE).is_file()
-    check_restored(run, base, tmp_path / "out", positions)
+    check_restored(loki, base, tmp_path / "out", positions)
 
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_llamafactory_cli_with_a_loki_adapter(
-    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path, rank: int | None
+    environment: Path, run: Run, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path, rank: int | None
 ) -> None:
     adapter = tmp_path / "adapter"
     with_rank = () if rank is None else ("--rank", rank)
-    run(*loki("adapter", base, "--positions", positions, "--output", adapter, *with_rank))
+    loki("adapter", base, "--positions", positions, "--output", adapter, *with_rank)
     file = write_yaml(
         tmp_path, data, model_name_or_path=str(base), finetuning_type="lora", adapter_name_or_path=str(adapter)
     )
     types = parameter_types(run(environment / "llamafactory-cli", "train", file).stdout)
     assert types["float32", True] == (2 if rank is None else 4)
     assert {kind for kind in types if not kind[1]} == {("bfloat16", False)}
-    check_restored(run, base, tmp_path / "out", positions)
+    check_restored(loki, base, tmp_path / "out", positions)
 
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
 def test_never_a_silent_full_fine_tuning(
-    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
+    environment: Path, run: Run, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "loki_model"
-    run(*loki("create", base, "--positions", positions, "--output", model))
+    loki("create", base, "--positions", positions, "--output", model)
     file = write_yaml(tmp_path, data, model_name_or_path=str(model), finetuning_type="full")
     cli = environment / "llamafactory-cli"
     assert "trust_remote_code=True" in run(cli, "train", file, code=1).stderr
@@ -168,6 +171,7 @@ def test_never_a_silent_full_fine_tuning(
 def test_without_loki_it_stops(
     environment: Path,
     run: Run,
+    loki: Run,
     base: Path,
     positions: Path,
     data: Path,
@@ -175,8 +179,8 @@ def test_without_loki_it_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, adapter = tmp_path / "loki_model", tmp_path / "adapter"
-    run(*loki("create", base, "--positions", positions, "--output", model))
-    run(*loki("adapter", base, "--positions", positions, "--output", adapter))
+    loki("create", base, "--positions", positions, "--output", model)
+    loki("adapter", base, "--positions", positions, "--output", adapter)
     cli, file = environment / "llamafactory-cli", write_yaml(tmp_path, data)
     monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     lora = (f"model_name_or_path={base}", f"adapter_name_or_path={adapter}", "finetuning_type=lora")
@@ -191,10 +195,10 @@ def test_without_loki_it_stops(
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
 def test_an_error_of_llamafactory_is_one_line(
-    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
+    environment: Path, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path
 ) -> None:
     words = train_words(environment, base, data, tmp_path / "out", "--positions", positions, "--template", "nope")
-    refused = run(*words, code=2)
+    refused = loki(*words, code=2)
     assert "Template nope does not exist" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert "Traceback" in (tmp_path / "out" / "llamafactory" / "log.txt").read_text()
@@ -202,12 +206,12 @@ def test_an_error_of_llamafactory_is_one_line(
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
 def test_interrupted_training_resumes_exactly(
-    environment: Path, run: Run, base: Path, positions: Path, data: Path, tmp_path: Path
+    environment: Path, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path
 ) -> None:
     # The last --max-steps counts: long enough to be interrupted on the way.
     long = ("--positions", positions, "--max-steps", 1200, "--save-steps", 200, "--learning-rate", 1e-3)
-    words = [*map(str, train_words(environment, base, data, tmp_path / "parts", *long))]
-    first = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = train_words(environment, base, data, tmp_path / "parts", *long)
+    first = start_python("-m", "loki", *words, cwd=tmp_path)
     checkpoint = tmp_path / "parts" / "checkpoint-200"
     deadline = time.monotonic() + 200
     while not (checkpoint / ROWS_FILE).is_file() and time.monotonic() < deadline and first.poll() is None:
@@ -222,8 +226,8 @@ def test_interrupted_training_resumes_exactly(
     steps = len((tmp_path / "parts" / "trainer_log.jsonl").read_text().splitlines())
     time.sleep(1)
     assert len((tmp_path / "parts" / "trainer_log.jsonl").read_text().splitlines()) == steps < 1200, "still training"
-    run(*words)
-    run(*train_words(environment, base, data, tmp_path / "whole", *long))
+    loki(*words)
+    loki(*train_words(environment, base, data, tmp_path / "whole", *long))
     parts, whole = (load_file(tmp_path / name / "checkpoint-1200" / ROWS_FILE) for name in ("parts", "whole"))
     assert all(torch.equal(rows, whole[name]) for name, rows in parts.items())
 
@@ -232,7 +236,7 @@ def test_interrupted_training_resumes_exactly(
 @pytest.mark.parametrize("sharding", [(), pytest.param(("--deepspeed",), marks=pytest.mark.deepspeed)])
 def test_two_processes(
     environment: Path,
-    run: Run,
+    loki: Run,
     base: Path,
     positions: Path,
     data: Path,
@@ -242,6 +246,6 @@ def test_two_processes(
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     output = tmp_path / "out"
-    run(*train_words(environment, base, data, output, "--positions", positions, "--processes", 2, *sharding))
+    loki(*train_words(environment, base, data, output, "--positions", positions, "--processes", 2, *sharding))
     assert bool(sharding) == bool([*output.glob("checkpoint-4/global_step4/zero_*")])
-    check_restored(run, base, output, positions)
+    check_restored(loki, base, output, positions)

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ from safetensors.torch import load_file
 from loki.errors import LokiError
 from loki.implanting.peft.export import export_lora
 from tests.implanting.peft.adapters import RANKS, adapted_model, logits, save_adapter
+from tests.programs import run_python
 from tests.tiny_models import tiny_model
 from tests.tolerances import assert_close, relative_error
 
@@ -41,7 +40,7 @@ def test_stock_peft_gives_the_same_logits_without_loki(tmp_path, llama_dir):
         model.save_pretrained(tmp_path / f"loki-{rank}")
         export_lora(tmp_path / f"loki-{rank}", tmp_path / f"lora-{rank}", full_rows=True)
         expected[tmp_path / f"lora-{rank}"] = logits(model)
-    subprocess.run([sys.executable, "-c", WITHOUT_LOKI, *map(str, expected)], check=True)
+    run_python("-c", WITHOUT_LOKI, *expected)
     for folder, values in expected.items():
         assert relative_error(torch.load(folder / "logits.pt"), values) <= 1e-6
 

@@ -1,7 +1,5 @@
 """Adapters that train along the least used input directions: `dW_S = C U^T`, `U` fixed."""
 
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -20,6 +18,7 @@ from loki.implanting.peft.zero import save_zero_adapter
 from loki.restoring.restore import restore_loki_model
 from tests.implanting.peft.adapters import POSITIONS, logits
 from tests.implanting.test_protected_model import some_moments
+from tests.programs import run_python
 from tests.tiny_models import tiny_model
 from tests.tolerances import assert_close
 
@@ -150,6 +149,6 @@ def test_a_fresh_process_loads_it(llama_dir: Path, moments: Path, tmp_path: Path
         model = PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r})
         torch.save(model(torch.arange(9)[None]).logits, {str(tmp_path / "logits.pt")!r})
     """
-    subprocess.run([sys.executable, "-c", dedent(code)], check=True)
+    run_python("-c", dedent(code))
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits.pt"), model(torch.arange(9)[None]).logits)

@@ -1,8 +1,6 @@
 """Several sources, their splits and a chat template of one's own reach the training."""
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from loki.implanting.training.trainer import train
 from loki.restoring.restore import restore_loki_model
 from tests.data.loading import write_records
 from tests.data.templates import NO_TOOLS
+from tests.programs import run_python
 from tests.tiny_models import save_tiny_model
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -40,8 +39,5 @@ def test_a_chat_template_is_trained_with_and_kept(tmp_path: Path) -> None:
     assert "4 training examples" in said.getvalue()
     restore_loki_model(tmp_path / "out", tmp_path / "restored")
     code = "import sys, transformers; print(transformers.AutoTokenizer.from_pretrained(sys.argv[1]).chat_template)"
-    shown = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "restored")], capture_output=True, text=True, check=True
-    )
-    assert shown.stdout == NO_TOOLS + "\n"
+    assert run_python("-c", code, tmp_path / "restored").stdout == NO_TOOLS + "\n"
     assert AutoTokenizer.from_pretrained(base).chat_template is None

@@ -19,6 +19,8 @@ from loki.implanting.training.damage import damage
 from loki.implanting.training.keep import KeepTerm, kl_of_logits
 from loki.implanting.training.levers import Levers
 from loki.implanting.training.trainer import train
+from loki.metrics.text import encode_for
+from loki.metrics.texts import general_text
 from loki.models.loading import load_tokenizer
 from tests.implanting.test_protected_model import some_moments
 from tests.implanting.training.conftest import POSITIONS
@@ -42,6 +44,25 @@ def protected_dir(llama_dir: Path, loki_dir: Path, tmp_path: Path) -> Path:
         moments=some_moments(tmp_path / "moments.safetensors", llama_dir),
         protect=0.5,
     )
+
+
+@pytest.mark.parametrize("kind", ["loki_dir", "protected_dir"])
+def test_damage_after_training_is_that_of_what_was_saved(
+    kind: str, llama_dir: Path, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    result = train(request.getfixturevalue(kind), data, tmp_path / "out", replace(SETTINGS, learning_rate=0.05))
+    base, trained = (AutoModelForCausalLM.from_pretrained(folder) for folder in (llama_dir, tmp_path / "out"))
+    windows = encode_for(base, load_tokenizer(llama_dir), general_text().texts[::3]).ids
+    assert len({len(window) for window in windows}) > 3
+    before, after = (
+        torch.cat([model(torch.tensor([window])).logits[0] for window in windows]).double().log_softmax(-1).detach()
+        for model in (base, trained)
+    )
+    expected = (before.exp() * (before - after)).sum(-1).mean()
+    assert expected > 1e-4
+    assert result.learned is not None
+    assert_close(torch.tensor(result.learned.damage), expected.float())
+    assert "general text: KL" in "".join(result.learned.lines())
 
 
 def disturb(model: torch.nn.Module) -> None:

@@ -127,7 +127,7 @@ def learned(before: float, after: float) -> Learned:
     def moment(loss: float, answer: str) -> Snapshot:
         return Snapshot(Measured(loss, 0.0, 4), None, [answer])
 
-    return Learned(moment(before, "no"), moment(after, "yes"), ["who?"], ["yes"])
+    return Learned(moment(before, "no"), moment(after, "yes"), ["who?"], ["yes"], damage=0.01234)
 
 
 def test_nothing_was_learned_where_the_loss_fell_by_less_than_a_tenth() -> None:
@@ -139,4 +139,5 @@ def test_nothing_was_learned_where_the_loss_fell_by_less_than_a_tenth() -> None:
 def test_what_is_said_of_it() -> None:
     lines = learned(2.0, 0.5).lines()
     assert lines[0] == "training data: loss 2.000 before, 0.500 now; exact answers 0.0% before, 0.0% now (4 examples)"
-    assert lines[1] == "  'who?': 'no' before, 'yes' now (as trained)"
+    assert lines[1].startswith("general text: KL 0.0123 nats per token from the model before")
+    assert lines[2] == "  'who?': 'no' before, 'yes' now (as trained)"

@@ -1,6 +1,7 @@
 """A budget of damage: training stops when the model has moved too far from its base, and goes back a little."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows
-from loki.implanting.splitting import exact_rows
+from loki.implanting.splitting import exact_rows, loki_linears, put_rows
 from loki.implanting.training.keep import kl_of_logits
 from loki.metrics.modes import evaluating
 
@@ -33,6 +34,22 @@ def damage(model: nn.Module, windows: list[list[int]]) -> float:
             after = model(input_ids=ids, use_cache=False).logits
             total += len(window) * float(kl_of_logits(before, after, torch.ones_like(ids, dtype=torch.bool)))
     return total / tokens
+
+
+def damage_since(model: nn.Module, base: Mapping[str, torch.Tensor], windows: list[list[int]]) -> float:
+    """The same for a LoKI model whose base was not remembered.
+
+    Args:
+        model: a LoKI model.
+        base: its rows before training (`exact_rows`).
+        windows: token ids.
+    """
+    trained = {name: tensor.clone() for name, tensor in exact_rows(model).items()}
+    put_rows(model, base)
+    for linear in loki_linears(model).values():
+        linear.remember_base()
+    put_rows(model, trained)
+    return damage(model, windows)
 
 
 class DamageBudget(TrainerCallback):  # type: ignore[misc]
@@ -82,9 +99,7 @@ class DamageBudget(TrainerCallback):  # type: ignore[misc]
             self._note(model, state.global_step, found)
             return
         self.left = True
-        with torch.no_grad():
-            for name, tensor in exact_rows(model).items():
-                tensor.copy_(self._inside[name])
+        put_rows(model, self._inside)
         control.should_training_stop = True
         self._console.print(
             f"damage {found:.4g} nats per token at step {state.global_step} is above the budget {self._budget:g}: "

@@ -56,12 +56,14 @@ class Learned:
         after: the model after.
         prompts: the prompts that both have answered.
         wanted: the answers in the training data.
+        damage: KL(before || after) in nats per token on general text.
     """
 
     before: Snapshot
     after: Snapshot
     prompts: list[str]
     wanted: list[str]
+    damage: float
 
     @property
     def anything(self) -> bool:
@@ -73,6 +75,9 @@ class Learned:
         told = [_comparison("training data", self.before.trained, self.after.trained)]
         if self.before.held_out and self.after.held_out:
             told.append(_comparison("held-out data", self.before.held_out, self.after.held_out))
+        told.append(
+            f"general text: KL {self.damage:.3g} nats per token from the model before (`loki compare` says more)"
+        )
         for prompt, before, after, wanted in zip(
             self.prompts, self.before.answers, self.after.answers, self.wanted, strict=True
         ):

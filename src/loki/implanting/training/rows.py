@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from loki.errors import LokiError
 from loki.files import atomic_file
 from loki.implanting.sharding import full_tensor, is_sharded, refuse_zero_3
-from loki.implanting.splitting import active_parameters, check_trainable, exact_rows, loki_linears
+from loki.implanting.splitting import active_parameters, check_trainable, exact_rows, loki_linears, put_rows
 
 ROWS_FILE = "active_rows.safetensors"
 NOTHING_CHANGED = (
@@ -66,9 +66,7 @@ class SelectedRows(TrainerCallback):  # type: ignore[misc]
             check_optimized(kwargs["optimizer"], active)
         if self._resume_from is not None and not self._kept_by_trainer:
             saved = load_file(self._resume_from / ROWS_FILE)
-            with torch.no_grad():
-                for name, tensor in exact_rows(model).items():
-                    tensor.copy_(saved[name])
+            put_rows(model, saved)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the rows exactly, beside the checkpoint's weights.

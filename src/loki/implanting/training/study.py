@@ -12,12 +12,18 @@ from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data, local_paths
 from loki.implanting.modeling import loki_classes
+from loki.implanting.splitting import exact_rows
+from loki.implanting.training.damage import damage_since
 from loki.implanting.training.learned import Learned, Snapshot, shown, snapshot, text_of
 from loki.implanting.training.material import Material
 from loki.implanting.training.rate_search import RateSearch, search_rate
+from loki.metrics.text import encode_for
+from loki.metrics.texts import general_text
 from loki.models.architectures import base_model_type
 from loki.models.loading import load_weights
 from loki.ranks import pick_device
+
+_EVERY = 3  # of the general text, for a look at the damage that takes seconds on a CPU
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Study:
     def __init__(self, job: Job, material: Material, progress: Progress | None = None) -> None:
         self._job, self._material, self._progress = job, material, progress
         self._model: PreTrainedModel | None = None
+        self._rows: dict[str, torch.Tensor] = {}
 
     def search(self) -> RateSearch:
         """Find a learning rate."""
@@ -71,17 +78,21 @@ class Study:
 
     def before(self) -> Snapshot:
         """What the model does before its training."""
-        return self._snapshot(self._untrained())
+        untrained = self._untrained()
+        self._rows = {name: tensor.cpu().clone() for name, tensor in exact_rows(untrained).items()}
+        return self._snapshot(untrained)
 
     def learned(self, before: Snapshot) -> Learned:
         """What the model in the job's output has learned."""
-        after = self._snapshot(self._load(self._job.output))
+        model = self._load(self._job.output)
+        after = self._snapshot(model)
         examples, tokenizer = shown(self._material.encoded), self._material.tokenizer
         return Learned(
             before,
             after,
             [text_of(tokenizer, example.prompt) for example in examples],
             [text_of(tokenizer, example.answer) for example in examples],
+            damage_since(model, self._rows, self._general_text(model)),
         )
 
     def close(self) -> None:
@@ -99,6 +110,10 @@ class Study:
         config = self._material.config
         model_class = loki_classes(base_model_type(config.model_type))[1]
         return load_weights(model_class, model, config=config, dtype="auto").to(pick_device())
+
+    def _general_text(self, model: PreTrainedModel) -> list[list[int]]:
+        texts = general_text().texts[::_EVERY]
+        return encode_for(model, self._material.tokenizer, texts).ids
 
     def _snapshot(self, model: PreTrainedModel) -> Snapshot:
         material = self._material
