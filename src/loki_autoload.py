@@ -1,12 +1,15 @@
 """Doing something right after a module is imported, whoever imports it.
 
-Plain `llamafactory-cli` meets LoKI adapters, and plain `lm_eval` LoKI models and adapters, without ever importing LoKI.
-PyTorch calls `watch_llamafactory` and `watch_lm_eval` at the end of `import torch`, through its entry point group
-`torch.backends` (set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to switch that off). They only watch for two imports: that of
-LlamaFactory's module which loads adapters, and that of lm-evaluation-harness' which loads models. LoKI itself is
-imported once an adapter is loaded in the one, and with the other. No other program notices anything. Where LoKI is
-imported beside LlamaFactory, for whatever reason, `loki/__init__.py` asks for the same watch, and LlamaFactory is
-changed at once.
+Any program meets LoKI adapters, and plain `lm_eval` and `llamafactory-cli` LoKI models too, without importing LoKI.
+PyTorch calls `watch_peft`, `watch_llamafactory` and `watch_lm_eval` at the end of `import torch`, through its entry
+point group `torch.backends` (set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to switch that off). Each only watches for one import:
+
+- of PEFT's module that reads the configurations of adapters; LoKI is imported once one of its own is read;
+- of LlamaFactory's module that loads adapters; LoKI is imported once any is loaded;
+- of lm-evaluation-harness' module that loads models; LoKI is imported with it.
+
+No other program notices anything. Where LoKI is imported beside LlamaFactory, for whatever reason, `loki/__init__.py`
+asks for the same watch, and LlamaFactory is changed at once.
 
 A module outside the package `loki`, because importing that changes what Transformers and PEFT know.
 """
@@ -23,6 +26,7 @@ from typing import Any
 ADAPTER_MODULE = "llamafactory.model.adapter"
 LORA_SETUP = "_setup_lora_tuning"
 MODELS_OF_LM_EVAL = "lm_eval.models.huggingface"
+CONFIGURATIONS_OF_PEFT = "peft.config"
 
 
 class Watch(MetaPathFinder):
@@ -74,6 +78,28 @@ def watch_llamafactory() -> None:
     """Watch for the import of LlamaFactory's adapter module; a second call changes nothing."""
     if ADAPTER_MODULE not in sys.modules:
         after_import(ADAPTER_MODULE, prepare_llamafactory)
+
+
+def watch_peft() -> None:
+    """Import LoKI once PEFT reads the configuration of a LoKI adapter; a second call changes nothing."""
+    if CONFIGURATIONS_OF_PEFT not in sys.modules:
+        after_import(CONFIGURATIONS_OF_PEFT, _import_loki_for_its_adapters)
+
+
+def _import_loki_for_its_adapters(module: ModuleType) -> None:
+    mixin = getattr(module, "PeftConfigMixin", None)
+    read = getattr(mixin, "from_json_file", None)
+    if mixin is None or read is None:  # another release: LoKI adapters are then unknown to it, which it says
+        return
+
+    @wraps(read.__func__)
+    def from_json_file(cls: type, *args: Any, **kwargs: Any) -> Any:
+        found = read.__func__(cls, *args, **kwargs)
+        if isinstance(found, dict) and found.get("peft_type") == "LOKI":
+            import_module("loki")
+        return found
+
+    mixin.from_json_file = classmethod(from_json_file)
 
 
 def watch_lm_eval() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import loki_autoload
+from tests.evaluation.models import save_loki_adapter
+from tests.programs import run_python
 
 PROGRAM = """
 import sys
@@ -68,6 +70,42 @@ def test_beside_loki_it_is_changed_at_once(llamafactory: Path, hook: str, import
     assert (finished.stdout.count("function"), finished.stdout.count("with_loki")) == (2, 0)
 
 
+ADAPTER_LOADERS = {
+    "AutoPeftModelForCausalLM": "from peft import AutoPeftModelForCausalLM as P; model = P.from_pretrained(adapter)",
+    "PeftModel": "from peft import PeftModel as P; model = P.from_pretrained(A.from_pretrained(base), adapter)",
+    "AutoModelForCausalLM": "model = A.from_pretrained(adapter)",
+    "load_adapter": "model = A.from_pretrained(base); model.load_adapter(adapter)",
+    "pipeline": "from transformers import pipeline; model = pipeline('text-generation', model=adapter).model",
+}
+
+
+@pytest.mark.parametrize("loader", ADAPTER_LOADERS)
+def test_a_loki_adapter_is_loaded_by_who_never_imports_loki(loader: str, llama_dir: Path, tmp_path: Path) -> None:
+    adapter = save_loki_adapter(llama_dir, tmp_path / "adapter")
+    ran = run_python(
+        "-c",
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM as A, AutoConfig\n"
+        "from peft import PeftConfig, PeftType\n"
+        "base, adapter = sys.argv[1:]\n"
+        "assert 'LOKI' not in PeftType.__members__ and 'loki' not in sys.modules\n"
+        f"{ADAPTER_LOADERS[loader]}\n"
+        "logits = model(torch.arange(9)[None]).logits\n"
+        "print(float((logits - A.from_pretrained(base)(torch.arange(9)[None]).logits).abs().max()))",
+        llama_dir,
+        adapter,
+    )
+    assert float(ran.stdout.split()[-1]) > 1e-3
+
+
+def test_other_adapters_are_read_without_loki(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    code = (
+        "import sys; from peft import PeftConfig as P; print(P.from_pretrained(sys.argv[1]).r, 'loki' in sys.modules)"
+    )
+    assert run_python("-c", code, tmp_path).stdout.split()[-2:] == ["4", "False"]
+
+
 def test_another_release_of_llamafactory_is_left_alone(llamafactory: Path) -> None:
     (llamafactory / "llamafactory" / "model" / "adapter.py").write_text("VALUE = 3\n")
     finished = run(llamafactory, PROGRAM + "assert adapter.VALUE == 3")
@@ -106,11 +144,12 @@ def test_it_costs_one_small_module_and_touches_nothing_else(tmp_path: Path) -> N
         "import torch\n"
         "before, finders, hooks = set(sys.modules), list(sys.meta_path), list(sys.path_hooks)\n"
         "import loki_autoload; loki_autoload.watch_llamafactory(); loki_autoload.watch_lm_eval()\n"
+        "loki_autoload.watch_peft()\n"
         "assert set(sys.modules) - before == {'loki_autoload'}, set(sys.modules) - before\n"
-        "first, second, *others = sys.meta_path\n"
+        "first, second, third, *others = sys.meta_path\n"
         "assert (others, sys.path_hooks) == (finders, hooks)\n"
-        "names = ('json', 'llamafactory', 'llamafactory.model', 'lm_eval', 'lm_eval.models')\n"
-        "assert all(watch.find_spec(name, None) is None for watch in (first, second) for name in names)",
+        "names = ('json', 'llamafactory', 'llamafactory.model', 'lm_eval', 'lm_eval.models', 'peft')\n"
+        "assert all(watch.find_spec(name, None) is None for watch in (first, second, third) for name in names)",
     )
     assert finished.returncode == 0, finished.stderr
 
@@ -120,4 +159,5 @@ def test_it_is_declared_as_pytorch_finds_it() -> None:
     assert project["entry-points"]["torch.backends"] == {
         "loki": "loki_autoload:watch_llamafactory",
         "loki_lm_eval": "loki_autoload:watch_lm_eval",
+        "loki_peft": "loki_autoload:watch_peft",
     }
