@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from loki.artefacts.model_card import LOKI_MODEL, write_model_card
 from loki.artefacts.positions import Positions, read_positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, refuse_existing
@@ -19,6 +20,7 @@ from loki.implanting.directions import (
     write_directions,
 )
 from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
+from loki.models.architectures import text_config
 from loki.models.checkpoint import rows_digest
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.models.rewriting import cast_floats, rewrite_weights
@@ -87,6 +89,7 @@ def create_loki_model(
             GenerationConfig.from_model_config(base).save_pretrained(temporary)
         config.save_pretrained(temporary)
         write_remote_module(temporary, config.model_type)
+        write_loki_card(temporary, config, name=target.name)
     return target
 
 
@@ -132,6 +135,22 @@ def loki_configuration(
         values["dtype"] = str(dtype).removeprefix("torch.")
     config: PretrainedConfig = config_class.from_dict(values)
     return config
+
+
+def write_loki_card(directory: Path, config: PretrainedConfig, *, name: str, trained: Path | None = None) -> None:
+    """Write the model card of a LoKI model directory.
+
+    Args:
+        directory: where.
+        config: its configuration.
+        name: of the model.
+        trained: directory with the record of its training, if it was trained.
+    """
+    base = str(config.base_model_name_or_path or "unknown model")
+    hidden = text_config(config).hidden_size
+    write_model_card(
+        directory, LOKI_MODEL, name=name, base=base, positions=config.target_pos, hidden=hidden, trained=trained
+    )
 
 
 def chosen_directions(

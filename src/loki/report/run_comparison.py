@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from loki.artefacts.model_card import write_damage
 from loki.evaluation.compare import compare
 from loki.evaluation.options import MeasureOptions
 from loki.evaluation.verdict import Limits
@@ -10,7 +11,6 @@ from loki.models.model_directory import ModelDirectory
 from loki.report.comparison import comparison_file
 from loki.report.page import write_report
 from loki.report.run_directory import COMPARISON, RunContents, read_comparison, read_run
-from loki.restoring.model_card import write_damage
 
 
 def compare_run(run: RunContents, *, data: Path | None = None, overwrite: bool = False) -> None:

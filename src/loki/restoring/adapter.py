@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from peft.utils import CONFIG_NAME
 
+from loki.artefacts.model_card import RESTORED, write_model_card
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs
@@ -16,7 +17,6 @@ from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.models.rewriting import rewrite_weights
 from loki.models.side_files import copy_side_files
 from loki.models.tensor_names import stored_modules
-from loki.restoring.model_card import write_model_card
 from loki.restoring.scale import scaled
 
 _log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ def restore_adapter(
         base.config.save_pretrained(temporary)
         write_model_card(
             temporary,
+            RESTORED,
             name=output.name,
             base=base.name,
             positions=adapter.config.row_lists,

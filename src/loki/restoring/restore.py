@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.trainer_utils import get_last_checkpoint
 
+from loki.artefacts.model_card import RESTORED, write_model_card
 from loki.artefacts.positions import check_positions, check_positions_fit, read_positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, refuse_existing, write_json
@@ -20,7 +21,6 @@ from loki.models.rewriting import cast_floats, rewrite_weights
 from loki.models.side_files import copy_side_files
 from loki.models.tensor_names import projection_names, selected_by_tensor
 from loki.restoring.adapter import is_adapter, restore_adapter
-from loki.restoring.model_card import write_model_card
 from loki.restoring.ordinary import ordinary_config
 from loki.restoring.scale import check_scale, scale_rows
 
@@ -127,6 +127,7 @@ def restore_loki_model(
             GenerationConfig.from_model_config(ordinary).save_pretrained(temporary)
         write_model_card(
             temporary,
+            RESTORED,
             name=target.name,
             base=str(config.base_model_name_or_path or "unknown model"),
             positions=positions,

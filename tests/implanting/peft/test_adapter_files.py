@@ -23,7 +23,7 @@ def test_an_adapter_survives_reading_and_writing(tmp_path, rank):
     assert [layer.module for layer in adapter.adapted] == [f"model.layers.{i}.mlp.down_proj" for i in (0, 2)]
     assert [layer.matrix.shape for layer in adapter.adapted] == [(2, 48), (3, 48)]
     tensors = load_file(original / "adapter_model.safetensors")
-    write_adapter(tmp_path / "copy", adapter.config, tensors)
+    write_adapter(tmp_path / "copy", adapter.config, adapter.config, tensors)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "copy" / name).read_bytes() == (original / name).read_bytes()
 
@@ -96,9 +96,9 @@ def test_an_existing_directory_is_not_replaced_without_asking(tmp_path):
     adapter = read_adapter(tmp_path / "adapter")
     before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
     with pytest.raises(LokiError, match="exists already"):
-        write_adapter(tmp_path / "adapter", adapter.config, {})
+        write_adapter(tmp_path / "adapter", adapter.config, adapter.config, {})
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
-    write_adapter(tmp_path / "adapter", adapter.config, {}, overwrite=True)
+    write_adapter(tmp_path / "adapter", adapter.config, adapter.config, {}, overwrite=True)
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["inference_mode"] is True
     assert adapter.config.positions == POSITIONS
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, trainer
 
 from loki import create_loki_model
 from loki.artefacts.positions import write_positions
@@ -65,9 +65,13 @@ def test_ordinary_model_with_positions_trains_the_same(
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resuming_is_exact(data: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    base = save_tiny_model(tmp_path / "base", "llama", dtype=dtype)
+@pytest.mark.parametrize(("dtype", "tied"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_resuming_is_exact(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tied: bool
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(trainer.logger, "warning", lambda message, *_: warnings.append(message))
+    base = save_tiny_model(tmp_path / "base", "llama", dtype=dtype, tie_word_embeddings=tied)
     write_positions(tmp_path / "positions.json", POSITIONS)
     made = create_loki_model(model_name=base, target_pos_path=tmp_path / "positions.json", save_dir=tmp_path / "loki")
     train(made, data, tmp_path / "whole", SETTINGS)
@@ -82,6 +86,17 @@ def test_resuming_is_exact(data: Path, tmp_path: Path, dtype: torch.dtype) -> No
         whole, parts = load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name)
         assert whole.keys() == parts.keys()
         assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
+        assert ("lm_head.weight" in whole) is (name == "model.safetensors" and not tied)
+    assert not [message for message in warnings if "missing keys" in message]
+
+
+def test_cards_say_what_a_directory_holds(loki_dir: Path, data: Path, tmp_path: Path) -> None:
+    assert "5 rows of `down_proj.weight` in 2 layers" in (loki_dir / "README.md").read_text()
+    train(loki_dir, data, tmp_path / "out", SETTINGS)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert record_of(tmp_path / "out")["data"] in text
+    assert "import loki" in text
+    assert not [*(tmp_path / "out").glob("checkpoint-*/README.md")], "TRL's, of a fine-tuned version of None"
 
 
 def test_checkpoints_reload_with_identical_logits(loki_dir: Path, data: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
+from loki.artefacts.model_card import ADAPTER, write_model_card
 from loki.errors import LokiError
 from loki.files import atomic_directory
 from loki.implanting.directions import digest
@@ -109,13 +110,14 @@ def read_adapter(path: Path) -> SavedAdapter:
 
 
 def write_adapter(
-    output: Path, config: PeftConfig, tensors: dict[str, torch.Tensor], *, overwrite: bool = False
+    output: Path, config: PeftConfig, rows: LoKIConfig, tensors: dict[str, torch.Tensor], *, overwrite: bool = False
 ) -> None:
-    """Write an adapter directory in PEFT's layout, atomically.
+    """Write an adapter directory in PEFT's layout with a model card, atomically.
 
     Args:
         output: the directory to make.
         config: configuration of any PEFT method.
+        rows: configuration with the rows that it changes.
         tensors: weights by their names in the file, `base_model.model.MODULE.KIND.weight`.
         overwrite: replace a directory that exists.
 
@@ -128,6 +130,14 @@ def write_adapter(
         saved.save_pretrained(str(directory))
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        write_model_card(
+            directory,
+            ADAPTER,
+            name=output.name,
+            base=str(config.base_model_name_or_path or "unknown model"),
+            positions=rows.row_lists,
+            hidden=rows.rows_per_layer or rows.found_rows,
+        )
 
 
 def _layers(path: Path, config: LoKIConfig, tensors: dict[str, torch.Tensor]) -> list[LayerDelta | None]:

@@ -55,7 +55,7 @@ def export_lora(adapter: Path, output: Path, *, full_rows: bool = False, overwri
     )
     # LoraConfig makes it a set, which is saved in another order every time.
     lora.target_modules = [layer.module for layer in saved.adapted]
-    write_adapter(output, lora, tensors, overwrite=overwrite)
+    write_adapter(output, lora, config, tensors, overwrite=overwrite)
     return rank
 
 

@@ -55,7 +55,7 @@ def merge_adapters(adapters: list[Path], output: Path, *, overwrite: bool = Fals
         rank=rank,
         base_fingerprint=sum_fingerprints([part.config.base_fingerprint for part in parts]),
     )
-    write_adapter(output, config, tensors, overwrite=overwrite)
+    write_adapter(output, config, config, tensors, overwrite=overwrite)
     return config
 
 

@@ -70,7 +70,7 @@ def save_zero_adapter(
     for layer, projection in enumerate(projections):
         if layer in config.found_directions:
             tensors[f"{KEY_PREFIX}{projection}.loki_U.weight"] = config.found_directions[layer]
-    write_adapter(output, config, tensors, overwrite=overwrite)
+    write_adapter(output, config, config, tensors, overwrite=overwrite)
     return config
 
 

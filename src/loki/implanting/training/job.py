@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from loki.artefacts.training_settings import check_held_out
 from loki.data.preparing import save_chat_template
+from loki.implanting.create import write_loki_card
 from loki.implanting.training.material import Material, read_material
 from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
 from loki.implanting.training.planning import Plan, kept_search, plan_training
@@ -161,6 +162,7 @@ def run_job(
         ranks.on_main(lambda: save_chat_template(material.tokenizer, job.output))
     learned = ranks.on_main(lambda: study.learned(before)) if before else None
     steps, loss = ranks.on_main(lambda: finish(job.output, record, learning_rate=plan.learning_rate, learned=learned))
+    ranks.on_main(lambda: write_loki_card(job.output, material.config, name=job.output.name, trained=job.output))
     return TrainingResult(
         output=job.output,
         steps=steps,

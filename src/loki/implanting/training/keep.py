@@ -105,6 +105,9 @@ class KeepTrainer(SFTTrainer):  # type: ignore[misc]
         self._keep = keep if keep is not None and keep.active else None
         self._batches = -1  # taken before
 
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Write none: TRL's says "a fine-tuned version of None", see `loki.artefacts.model_card`."""
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

@@ -154,6 +154,8 @@ class TRL:
         ranks = Ranks.current()
         material, plan, resume_from = prepared.material, prepared.plan, prepared.resume_from
         model = ranks.on_all(lambda: _load(material))
+        # No checkpoint holds tied weights twice; the trainer would take them for lost where it resumes.
+        model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_tied(model)}
         levers = ranks.on_all(
             lambda: self.levers.prepare(model, material.config, material.tokenizer, console)  # while it is the base
         )
@@ -298,6 +300,12 @@ def _load(material: Material) -> PreTrainedModel:
     return load_weights(model_class, material.directory.path, config=material.config, dtype="auto")
 
 
+def _tied(model: PreTrainedModel) -> set[str]:
+    """Names under which a parameter is found a second time."""
+    once, twice = (dict(model.named_parameters(remove_duplicate=remove)) for remove in (True, False))
+    return twice.keys() - once.keys()
+
+
 def _save(trainer: SFTTrainer, source: Path, output: Path, ranks: Ranks) -> None:
     """Save the trained model beside, then move its files into `output`. All processes call this; one writes.
 
@@ -308,8 +316,6 @@ def _save(trainer: SFTTrainer, source: Path, output: Path, ranks: Ranks) -> None
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
     trainer.save_model(str(folder))
     if ranks.main:
-        for place in (folder, output):
-            (place / "README.md").unlink(missing_ok=True)  # TRL's, in the place of the base model's
         copy_side_files(source, folder)
         for file in sorted(folder.iterdir()):
             if (output / file.name).is_dir():

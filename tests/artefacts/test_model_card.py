@@ -1,14 +1,16 @@
 from pathlib import Path
 
+import pytest
 from huggingface_hub import ModelCard
 
+from loki.artefacts.model_card import ADAPTER, LOKI_MODEL, RESTORED, Kind, write_damage, write_model_card
 from loki.files import write_json
-from loki.restoring.model_card import write_damage, write_model_card
 
 
-def card(directory: Path, base: str = "org/model", digest: str = "cafe") -> str:
-    write_json(directory / "training.json", {"data": digest}, overwrite=True)
-    write_model_card(directory, name="mine", base=base, positions=[[0, 1], [], [5]], hidden=20, trained=directory)
+def card(directory: Path, base: str = "org/model", kind: Kind = RESTORED, **record: object) -> str:
+    write_json(directory / "training.json", {"data": "cafe", **record}, overwrite=True)
+    options = {"name": "mine", "base": base, "positions": [[0, 1], [], [5]], "hidden": 20, "trained": directory}
+    write_model_card(directory, kind, **options)
     return (directory / "README.md").read_text(encoding="utf-8")
 
 
@@ -22,6 +24,20 @@ def test_says_what_was_changed(tmp_path: Path) -> None:
         "transformers",
         ["loki", "knowledge-implanting"],
     )
+
+
+@pytest.mark.parametrize(("kind", "library"), [(LOKI_MODEL, "transformers"), (ADAPTER, "peft")])
+def test_says_what_the_directory_is(kind: Kind, library: str, tmp_path: Path) -> None:
+    text = card(tmp_path, kind=kind)
+    assert "org/model" in text.partition("## Rows")[0]
+    assert "`loki restore`" in text
+    assert "Damage\n" not in text
+    assert ModelCard(text).data.library_name == library
+
+
+def test_damage_that_training_saw_is_said(tmp_path: Path) -> None:
+    assert "- KL 0.0123 nats per token" in card(tmp_path, learned={"damage": 0.012345})
+    assert "Not measured" in card(tmp_path, learned=None)
 
 
 def test_a_path_is_no_hub_id(tmp_path: Path) -> None:
