@@ -8,6 +8,7 @@ from typing import Any
 from loki.errors import LokiError, require
 
 DEFAULT_EPOCHS = 3.0
+RATE_DAMAGE = 0.1  # nats of KL per token, where a limit is asked for and none is named
 
 
 class Scheduler(StrEnum):
@@ -55,6 +56,8 @@ class TrainingSettings:
             steps, and fewer where the examples are known before.
         max_steps: optimiser steps, instead of epochs; -1 trains for `epochs`.
         learning_rate: peak; a number, `auto` to find one by trying a few, or `published` for the paper's.
+        rate_damage: with an automatic learning rate, the most KL(base || model) that a rate may cost while it is tried,
+            in nats per token on general text; None does not look.
         batch_size: examples per device and step.
         gradient_accumulation: batches per optimiser step.
         max_length: tokens per example; longer ones are cut off.
@@ -81,6 +84,7 @@ class TrainingSettings:
     epochs: float | None = None
     max_steps: int = -1
     learning_rate: float | Rate = Rate.AUTO
+    rate_damage: float | None = None
     batch_size: int = 4
     gradient_accumulation: int = 1
     max_length: int = 1024
@@ -104,6 +108,10 @@ class TrainingSettings:
         require(self, "epochs", self.epochs is None or 0 < self.epochs < math.inf, "above 0")
         require(self, "max_steps", self.max_steps == -1 or self.max_steps > 0, "above 0")
         object.__setattr__(self, "learning_rate", parse_rate(self.learning_rate))
+        if self.rate_damage is not None:
+            require(self, "rate_damage", 0 < self.rate_damage < math.inf, "above 0, in nats per token")
+            automatic = self.learning_rate is Rate.AUTO
+            require(self, "rate_damage", automatic, "left out where --learning-rate is given: only auto tries any")
         require(self, "warmup", 0 <= self.warmup < 1, "from 0 to below 1, a fraction of the steps")
         require(self, "weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above")
         require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")

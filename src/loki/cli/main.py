@@ -15,7 +15,7 @@ from loki.cli.output import end_with_json, error_console, speaking
 from loki.errors import LokiError, RankError
 
 INTERRUPTED = 130
-CONTINUED = ("analyse", "moments", "train", "run")  # the commands that go on where they stopped
+CONTINUED = ("analyse", "moments", "tune", "train", "run")  # the commands that go on where they stopped
 COMMANDS = (
     "analyse",
     "moments",
@@ -25,6 +25,7 @@ COMMANDS = (
     "create",
     "adapter",
     "data",
+    "tune",
     "train",
     "restore",
     "scale",

@@ -1,12 +1,13 @@
 """`loki run`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from loki.analysis.options import AnalysisOptions
-from loki.artefacts.training_settings import TrainingSettings
+from loki.artefacts.training_settings import RATE_DAMAGE, TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.training_options import Published, say_learned, with_published_rate
@@ -75,6 +76,9 @@ def run(
     data_settings: DataSettings,
     training: TrainingSettings,
     published: Published = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help=f"Look at the damage of every rate: --rate-damage {RATE_DAMAGE:g}, a table.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and say what would be done, and for how long.")
     ] = False,
@@ -95,7 +99,10 @@ def run(
 
     quiet_libraries()
     training = with_published_rate(training, published)
-    given = {name for name in context.params if _typed(context, name)} | ({"learning_rate"} if published else set())
+    if tune and training.rate_damage is None:
+        training = replace(training, rate_damage=RATE_DAMAGE)
+    given = {name for name in context.params if _typed(context, name)}
+    given |= ({"learning_rate"} if published else set()) | ({"rate_damage"} if tune else set())
     values: dict[str, Any] = read_config(config) if config else {}
     own = {"model": model, "data": data, "calibration": calibration, "quota": quota}
     own |= {"eval_data": eval_data, "protect": protect}
@@ -123,7 +130,7 @@ def run(
     with progress_bar() as progress:
         result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)
     if result.training:
-        say_learned(result.training.learned)
+        say_learned(result.training)
     one = Path(data[0]) if data and len(data) == 1 and Path(data[0]).is_file() else None
     page = report_on(output, base=result.base, data=one)
     say(

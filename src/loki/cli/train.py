@@ -159,4 +159,4 @@ def train(
         changed_rows=result.changed_rows,
         learning_rate=result.learning_rate,
     )
-    say_learned(result.learned)
+    say_learned(result)

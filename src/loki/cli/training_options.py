@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loki.artefacts.training_settings import Rate, TrainingSettings
-from loki.cli.app import say, warn
+from loki.cli.app import console, say, warn
 from loki.errors import LokiError
 
 if TYPE_CHECKING:
-    from loki.implanting.training.learned import Learned
+    from loki.implanting.training.output import TrainingResult
 
 Published = Annotated[
     bool, typer.Option("--published", help="The published learning rate: 1e-5 at quota 30, more for a smaller quota.")
@@ -30,8 +30,13 @@ def with_published_rate(settings: TrainingSettings, published: bool) -> Training
     return replace(settings, learning_rate=Rate.PUBLISHED)
 
 
-def say_learned(learned: "Learned | None") -> None:
-    """Print what a training has taught, and warn where that is nothing."""
+def say_learned(result: "TrainingResult") -> None:
+    """Print what rates were tried, if their damage was looked at, and what the training has taught."""
+    if result.search and result.search.best.damage is not None:
+        from loki.report.rate_table import rate_table
+
+        console.print(rate_table(result.search).rich())
+    learned = result.learned
     if learned is None:
         return
     say("\n".join(learned.lines()), learned=learned.to_dict())

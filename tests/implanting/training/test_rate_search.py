@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loki.artefacts.training_settings import TrainingSettings
-from loki.implanting.splitting import active_parameters, split_rows
+from loki.errors import LokiError
+from loki.implanting.splitting import active_parameters, exact_rows, split_rows
 from loki.implanting.training import rate_search
+from loki.implanting.training.damage import damage_since
 from loki.implanting.training.encoded import IGNORED_LABEL, Encoded, collate, sample
 from loki.implanting.training.learned import Learned, Measured, Snapshot, measure
 from loki.implanting.training.planning import LEAST_STEPS
 from loki.implanting.training.rate_search import RateSearch, Trial, search_rate
-from loki.implanting.training.trainer import train
+from loki.implanting.training.trainer import train, tune
 from tests.tiny_models import tiny_model
 from tests.tolerances import RELATIVE_ERROR
 
@@ -94,6 +96,58 @@ def test_of_equal_rates_the_one_with_the_lower_held_out_loss(
     assert search_rate(model, EXAMPLES * 3, EXAMPLES, SETTINGS).learning_rate == 1e-3
     outcomes[1e-3] = (1.0, 2.5)  # learned much less
     assert search_rate(model, EXAMPLES * 3, EXAMPLES, SETTINGS).learning_rate == 1e-2
+
+
+def test_rates_beyond_the_budget_of_damage_come_last(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_search, "RATES", (1e-4, 1e-3, 1e-2))
+    general = [[0, 5, 9, 40, 77], [0, 200, 3]]
+    settings = replace(SETTINGS, rate_damage=1e9)
+    free = search_rate(model, EXAMPLES, None, settings, general=general)
+    base = {name: tensor.clone() for name, tensor in exact_rows(model).items()}
+    assert damage_since(model, base, general) == pytest.approx(0, abs=1e-6), "the rows are as before"
+    costs = {trial.learning_rate: trial.damage for trial in free.trials if trial.steps == 12}
+    assert 0 < costs[1e-4] < costs[1e-3] < costs[1e-2]
+    assert free.learning_rate >= 1e-3
+    held = search_rate(model, EXAMPLES, None, replace(settings, rate_damage=3 * costs[1e-4]), general=general)
+    assert held.best.damage <= 3 * costs[1e-4]
+    assert held.learning_rate < free.learning_rate
+    monkeypatch.setattr(rate_search, "_EXTENSIONS", 0)
+    with pytest.raises(LokiError, match="--rate-damage 1e-12"):
+        search_rate(model, EXAMPLES, None, replace(settings, rate_damage=1e-12), general=general)
+
+
+def test_a_budget_is_for_rates_that_are_found() -> None:
+    for wrong in ({"rate_damage": 0.0}, {"rate_damage": math.nan}, {"rate_damage": 0.1, "learning_rate": 1e-3}):
+        with pytest.raises(LokiError, match="--rate-damage"):
+            TrainingSettings(**wrong)
+
+
+def test_an_interrupted_search_goes_on(
+    loki_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, made = rate_search._Tryout.attempt, []
+
+    def counted(self: rate_search._Tryout, rate: float, steps: int) -> Trial:
+        if len(made) == 2:
+            made.append(None)
+            raise KeyboardInterrupt
+        made.append((rate, steps))
+        return attempt(self, rate, steps)
+
+    monkeypatch.setattr(rate_search._Tryout, "attempt", counted)
+    settings = TrainingSettings(batch_size=8, max_steps=2, rate_damage=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        tune(loki_dir, data, tmp_path / "out", settings)
+    found = tune(loki_dir, data, tmp_path / "out", settings)
+    tries = [each for each in made if each]
+    assert len(tries) == len(set(tries)) == len(found.trials)
+    whole = tune(loki_dir, data, tmp_path / "whole", settings)
+    assert (found.trials, found.learning_rate) == (whole.trials, whole.learning_rate)
+    before = len(made)
+    trained = train(loki_dir, data, tmp_path / "out", settings)
+    assert (trained.search, len(made)) == (found, before), "training goes on with what was found"
+    with pytest.raises(LokiError, match="leaves nothing to find"):
+        tune(loki_dir, data, tmp_path / "more", TrainingSettings(learning_rate=1e-3))
 
 
 @pytest.mark.slow

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
-from loki.artefacts.training_settings import check_held_out
+from loki.artefacts.training_settings import Rate, check_held_out
 from loki.data.preparing import save_chat_template
+from loki.errors import LokiError
 from loki.implanting.create import write_loki_card
 from loki.implanting.training.material import Material, read_material
 from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
 from loki.implanting.training.planning import Plan, kept_search, plan_training
+from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.study import Job, Study
 from loki.ranks import Ranks
 
@@ -114,31 +116,9 @@ def run_job(
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
-    check_held_out(settings, job.eval_data)
-    material = ranks.on_all(
-        lambda: read_material(
-            job.model,
-            job.data,
-            positions=job.positions,
-            eval_data=job.eval_data,
-            max_length=settings.max_length,
-            data_settings=job.data_settings,
-            seed=settings.seed,
-            foreign_template=backend.foreign_template,
-        )
-    )
-    ranks.on_all(lambda: backend.check(job, material))
-    digests = {name: part.digest for name, part in material.records.items()}
-    record = training_record(job.model, settings, digests["train"], digests.get("held_out"), job.positions)
-    record = {"backend": backend.name, **record, "chat_template": job.data_settings.chat_template, **backend.record()}
-    resume_from = ranks.on_main(
-        lambda: prepare_output(
-            job.output, record, *job.inputs, overwrite=overwrite, rows_kept_beside=backend.rows_kept_beside
-        )
-    )
+    material, record, resume_from = _begin(backend, job, ranks, overwrite=overwrite)
     study = Study(job, material, progress)
-    # Nothing can be tried where no process holds the whole model, or where the back end makes the examples.
-    can_try = bool(material.tokenised) and not backend.sharded
+    can_try = _can_try(backend, material)
     search = (lambda: kept_search(job.output, record, study.search)) if can_try else None
     plan = ranks.on_main(lambda: plan_training(settings, material, processes=backend.processes, search=search))
     before = ranks.on_main(study.before) if can_try else None
@@ -172,4 +152,62 @@ def run_job(
         seconds=time.monotonic() - started,
         learning_rate=plan.learning_rate,
         learned=learned,
+        search=plan.search,
     )
+
+
+def find_rate(backend: Backend, job: Job, *, overwrite: bool = False, progress: Progress | None = None) -> RateSearch:
+    """Find the learning rate that `run_job` with the same job would train with; that continues from it.
+
+    Args:
+        backend: who will train.
+        job: what and how, with an automatic learning rate.
+        overwrite: start anew where the output holds something.
+        progress: where to show how far it has come.
+
+    Raises:
+        LokiError: for bad input of any kind, or where no rate can be tried.
+    """
+    if job.settings.learning_rate is not Rate.AUTO:
+        raise LokiError(f"--learning-rate {job.settings.learning_rate} leaves nothing to find: leave it out")
+    ranks = Ranks.current(_PATIENCE)
+    material, record, _ = _begin(backend, job, ranks, overwrite=overwrite)
+    if not _can_try(backend, material):
+        raise LokiError("no rate can be tried where no process holds the whole model: start one process")
+    study = Study(job, material, progress)
+    return ranks.on_main(lambda: kept_search(job.output, record, study.search))
+
+
+def _begin(
+    backend: Backend, job: Job, ranks: Ranks, *, overwrite: bool
+) -> tuple[Material, dict[str, Any], Path | None]:
+    """Read and check, and prepare the output: what is trained on, what decides the result, what to resume from."""
+    settings = job.settings
+    check_held_out(settings, job.eval_data)
+    material = ranks.on_all(
+        lambda: read_material(
+            job.model,
+            job.data,
+            positions=job.positions,
+            eval_data=job.eval_data,
+            max_length=settings.max_length,
+            data_settings=job.data_settings,
+            seed=settings.seed,
+            foreign_template=backend.foreign_template,
+        )
+    )
+    ranks.on_all(lambda: backend.check(job, material))
+    digests = {name: part.digest for name, part in material.records.items()}
+    record = training_record(job.model, settings, digests["train"], digests.get("held_out"), job.positions)
+    record = {"backend": backend.name, **record, "chat_template": job.data_settings.chat_template, **backend.record()}
+    resume_from = ranks.on_main(
+        lambda: prepare_output(
+            job.output, record, *job.inputs, overwrite=overwrite, rows_kept_beside=backend.rows_kept_beside
+        )
+    )
+    return material, record, resume_from
+
+
+def _can_try(backend: Backend, material: Material) -> bool:
+    """Nothing can be tried where no process holds the whole model, or where the back end makes the examples."""
+    return bool(material.tokenised) and not backend.sharded

@@ -19,6 +19,7 @@ from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing
 from loki.implanting.training.learned import Learned
+from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.rows import ROWS_FILE
 from loki.inputs import read_json
 
@@ -43,6 +44,7 @@ class TrainingResult:
         seconds: wall-clock time of this run.
         learning_rate: the peak that was effective.
         learned: what the model does on the data before and after; None where no process holds it whole.
+        search: how the rate was found, if it was.
     """
 
     output: Path
@@ -53,6 +55,7 @@ class TrainingResult:
     seconds: float
     learning_rate: float
     learned: Learned | None
+    search: RateSearch | None
 
 
 def training_record(

@@ -3,15 +3,15 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loki.artefacts.run_records import read_record, write_record
 from loki.artefacts.training_settings import DEFAULT_EPOCHS, Rate, TrainingSettings, published_learning_rate
 from loki.implanting.training.material import Material, quota_of
-from loki.implanting.training.rate_search import RateSearch, plot_search
+from loki.implanting.training.rate_search import RateSearch, Trial, plot_search
 
 SEARCH, SEARCH_PLOT = "learning_rate.json", "learning_rate.png"
 LEAST_STEPS = 100
@@ -75,19 +75,30 @@ def plan_training(
     return Plan(settings, found.learning_rate, open_end, found, "")
 
 
-def kept_search(output: Path, record: dict[str, Any], search: Callable[[], RateSearch]) -> RateSearch:
-    """The result of `search`, or what an interrupted training with the same record has found before.
+def kept_search(
+    output: Path, record: dict[str, Any], search: Callable[[Sequence[Trial], Callable[[Trial], None]], RateSearch]
+) -> RateSearch:
+    """The result of `search`, or what a training or search with the same record has found before.
 
     Args:
-        output: the training's output, where the result is kept as JSON and as a picture.
+        output: the training's output, where the result is kept as JSON and as a picture, and every trial meanwhile.
         record: what decides the training's result.
-        search: finds a rate.
+        search: finds a rate, given the trials that were made and where to put the next ones.
     """
     key = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
-    kept = read_record(output, SEARCH)
-    if kept is not None and kept.get("key") == key:
+    kept = read_record(output, SEARCH) or {}
+    if kept.get("key") != key:
+        kept = {"key": key}
+    if kept.get("search"):
         return RateSearch.from_dict(kept["search"])
-    found = search()
+    trials = [Trial(**trial) for trial in kept.get("trials", [])]
+
+    def note(trial: Trial) -> None:
+        if trial not in trials:
+            trials.append(trial)
+            write_record(output, SEARCH, {"key": key, "trials": [asdict(each) for each in trials]})
+
+    found = search(tuple(trials), note)
     plot_search(found, output / SEARCH_PLOT)
     write_record(output, SEARCH, {"key": key, "search": found.to_dict()})
     return found

@@ -7,7 +7,7 @@ rows are as they were before.
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError
 from loki.files import atomic_file
-from loki.implanting.splitting import active_parameters
+from loki.implanting.splitting import active_parameters, exact_rows
+from loki.implanting.training.damage import damage_since
 from loki.implanting.training.encoded import Encoded, collate, sample
 from loki.implanting.training.learned import measure
 
@@ -44,12 +45,14 @@ class Trial:
         steps: optimiser steps taken.
         loss: on the examples that it was trained on; infinite where it is NaN.
         held_out_loss: on examples that it was not, None where there are none.
+        damage: KL(base || model) in nats per token on general text; None where it was not looked at.
     """
 
     learning_rate: float
     steps: int
     loss: float
     held_out_loss: float | None
+    damage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ def search_rate(
     held_out: Sequence[Encoded] | None,
     settings: TrainingSettings,
     *,
+    general: list[list[int]] | None = None,
+    known: Sequence[Trial] = (),
+    note: Callable[[Trial], None] | None = None,
     progress: Progress | None = None,
 ) -> RateSearch:
     """Try learning rates on a model, and find the one to train with.
@@ -112,34 +118,46 @@ def search_rate(
     then, the smaller. Where the best of the five is the least or the greatest of them, rates beyond it are tried too.
     The loss is that on the examples trained on where all were seen by then, else that on held-out ones. Of the rates
     whose loss falls about as far as the best one's, the one with the lower held-out loss is taken: it has changed less
-    of what it was not asked to.
+    of what it was not asked to. With `settings.rate_damage`, rates that do more damage than that come last.
 
     Args:
         model: a LoKI model; its rows are the same afterwards, and of type float32.
         examples: training data.
         held_out: data to judge by beside them; None holds a tenth of them out meanwhile.
-        settings: batch size, weight decay and seed of the training.
+        settings: batch size, weight decay and seed of the training, and the damage that a rate may do.
+        general: token ids of the text that damage is looked at on; None where the settings name no limit.
+        known: trials of an interrupted search with the same arguments, which are not made again.
+        note: called with every trial once it was made.
         progress: where to show how far it has come.
 
     Raises:
-        LokiError: if the loss is NaN or infinite with every rate.
+        LokiError: if the loss is NaN or infinite, or the damage too great, with every rate.
     """
     started = time.monotonic()
     trained, held_out = _parts(examples, held_out, settings.seed)
-    tried = _Tryout(model, trained, held_out, settings)
+    tried = _Tryout(model, trained, held_out, settings, general if settings.rate_damage is not None else None)
+    limit = math.inf if settings.rate_damage is None else settings.rate_damage
+    made = {(trial.learning_rate, trial.steps): trial for trial in known}
     size = settings.batch_size * settings.gradient_accumulation
     repeated = _STEPS[0] * size >= len(trained)
 
     def judged(trial: Trial) -> float:
         return trial.loss if repeated or trial.held_out_loss is None else trial.held_out_loss
 
-    def rank(trial: Trial) -> tuple[float, float]:
-        return max(judged(trial), _LEARNED * start), trial.learning_rate
+    def beyond_limit(trial: Trial) -> float:
+        if trial.damage is None or trial.damage <= limit:
+            return 0.0
+        return math.inf if math.isnan(trial.damage) else trial.damage
+
+    def rank(trial: Trial) -> tuple[float, float, float]:
+        return beyond_limit(trial), max(judged(trial), _LEARNED * start), trial.learning_rate
 
     task = progress.add_task("finding a learning rate", total=len(RATES) + _FINALISTS) if progress else None
 
     def attempt(rate: float, steps: int) -> Trial:
-        trial = tried.attempt(rate, steps)
+        trial = made.get((rate, steps)) or tried.attempt(rate, steps)
+        if note:
+            note(trial)
         if progress and task is not None:
             progress.advance(task)
         return trial
@@ -151,7 +169,7 @@ def search_rate(
         for _ in range(_EXTENSIONS):
             ordered = sorted(trials, key=lambda trial: trial.learning_rate)
             best = min(trials, key=rank)
-            if best is ordered[-1] and judged(best) > _LEARNED * start:
+            if best is ordered[-1] and judged(best) > _LEARNED * start and not beyond_limit(best):
                 beyond = best.learning_rate * _FACTOR
             elif best is ordered[0] and math.isfinite(best.loss):
                 beyond = best.learning_rate / _FACTOR
@@ -163,13 +181,18 @@ def search_rate(
         tried.restore()
         if progress and task is not None:
             progress.remove_task(task)
-    best = min(finalists, key=judged)
+    best = min(finalists, key=lambda trial: (beyond_limit(trial), judged(trial)))
+    if beyond_limit(best):
+        raise LokiError(
+            f"every learning rate that was tried does more damage than --rate-damage {limit:g}: {best.damage:.3g} nats "
+            f"per token is the least, with {best.learning_rate:.2g}; allow more, or protect more (--protect)"
+        )
     if not math.isfinite(best.loss):
         raise LokiError(
             "the loss is NaN or infinite with every learning rate that was tried: check the model and the data"
         )
     enough = start - _NEARLY * (start - judged(best))
-    equal = [trial for trial in finalists if judged(trial) <= max(enough, judged(best))]
+    equal = [trial for trial in finalists if judged(trial) <= max(enough, judged(best)) and not beyond_limit(trial)]
     chosen = min(equal, key=lambda trial: judged(trial) if trial.held_out_loss is None else trial.held_out_loss)
     return RateSearch(chosen.learning_rate, [*trials, *finalists], *before, time.monotonic() - started)
 
@@ -232,12 +255,14 @@ class _Tryout:
         examples: Sequence[Encoded],
         held_out: Sequence[Encoded] | None,
         settings: TrainingSettings,
+        general: list[list[int]] | None = None,
     ) -> None:
-        self._model, self._examples, self._settings = model, examples, settings
+        self._model, self._examples, self._settings, self._general = model, examples, settings, general
         self._rows = active_parameters(model)
         for parameter in self._rows.values():
             parameter.data = parameter.data.to(torch.float32)
         self._before = self._copied()
+        self._base = {name: tensor.clone() for name, tensor in exact_rows(model).items()} if general else {}
         self._states: dict[float, _State] = {}
         self._seen = sample(examples, **_MEASURED)
         self._held_out = sample(held_out, **_MEASURED) if held_out else None
@@ -254,12 +279,14 @@ class _Tryout:
         try:
             for step, batch in enumerate(self._batches(steps)):
                 if step >= state.steps and not self._step(optimizer, batch, rate * min(1, (step + 1) / _WARMUP_STEPS)):
-                    return Trial(rate, steps, math.inf, None if self._held_out is None else math.inf)
+                    nothing = None if self._held_out is None else math.inf
+                    return Trial(rate, steps, math.inf, nothing, math.inf if self._general else None)
         finally:
             self._model.train(was_training)
         self._states[rate] = _State(self._copied(), optimizer.state_dict(), steps)
         loss, held_out = self.losses()
-        return Trial(rate, steps, loss if math.isfinite(loss) else math.inf, held_out)
+        damage = damage_since(self._model, self._base, self._general) if self._general else None
+        return Trial(rate, steps, loss if math.isfinite(loss) else math.inf, held_out, damage)
 
     def losses(self) -> tuple[float, float | None]:
         """The loss on examples trained on and, where there are any, on held-out ones."""

@@ -1,6 +1,7 @@
 """A training as it was asked for, and a look at the model before and after it."""
 
 import gc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from loki.implanting.splitting import exact_rows
 from loki.implanting.training.damage import damage_since
 from loki.implanting.training.learned import Learned, Snapshot, shown, snapshot, text_of
 from loki.implanting.training.material import Material
-from loki.implanting.training.rate_search import RateSearch, search_rate
+from loki.implanting.training.rate_search import RateSearch, Trial, search_rate
 from loki.metrics.text import encode_for
 from loki.metrics.texts import general_text
 from loki.models.architectures import base_model_type
@@ -69,11 +70,18 @@ class Study:
         self._model: PreTrainedModel | None = None
         self._rows: dict[str, torch.Tensor] = {}
 
-    def search(self) -> RateSearch:
-        """Find a learning rate."""
-        material = self._material
+    def search(self, known: Sequence[Trial], note: Callable[[Trial], None]) -> RateSearch:
+        """Find a learning rate, see `search_rate`."""
+        model, material = self._untrained(), self._material
         return search_rate(
-            self._untrained(), material.encoded, material.encoded_held_out, self._job.settings, progress=self._progress
+            model,
+            material.encoded,
+            material.encoded_held_out,
+            self._job.settings,
+            general=self._general_text(model),
+            known=known,
+            note=note,
+            progress=self._progress,
         )
 
     def before(self) -> Snapshot:

@@ -30,12 +30,13 @@ from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
 from loki.implanting.training.encoded import Encoded, sample
-from loki.implanting.training.job import Prepared, run_job
+from loki.implanting.training.job import Prepared, find_rate, run_job
 from loki.implanting.training.keep import KeepTrainer
 from loki.implanting.training.learned import measure
 from loki.implanting.training.levers import Levers
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import STATE, TrainingResult, memory_advice, resume_advice
+from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.replay import Replay, read_replay
 from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.study import Job
@@ -92,6 +93,31 @@ def train(
     )
     job = Job(model, data, output, settings, positions, eval_data, data_settings)
     return run_job(TRL(callbacks, progress, levers), job, overwrite=overwrite, console=console, progress=progress)
+
+
+def tune(
+    model: str | Path,
+    data: Data,
+    output: Path,
+    settings: TrainingSettings | None = None,
+    *,
+    positions: Path | None = None,
+    eval_data: Data | None = None,
+    data_settings: DataSettings | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RateSearch:
+    """Find the learning rate that `train` with the same arguments would find; `train` then continues from it.
+
+    An interrupted search goes on where it stopped. Arguments are those of `train`.
+
+    Raises:
+        LokiError: for bad input of any kind, or where no rate learns within `settings.rate_damage`.
+    """
+    job = Job(
+        model, data, output, settings or TrainingSettings(), positions, eval_data, data_settings or DataSettings()
+    )
+    return find_rate(TRL(), job, overwrite=overwrite, progress=progress)
 
 
 @dataclass
