@@ -8,6 +8,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -100,16 +101,18 @@ class Harness:
         from lm_eval.models.huggingface import HFLM
 
         try:
-            results = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.options.batch_size),
-                tasks=[task],
-                task_manager=self._manager,
-                limit=self.options.limit,
-                num_fewshot=self.options.fewshot,
-                apply_chat_template=self.options.apply_chat_template,
-                bootstrap_iters=0,  # intervals are made of the items
-                confirm_run_unsafe_code=os.environ.get("HF_ALLOW_CODE_EVAL") == "1",
-            )
+            # The harness notes the commit of the directory one happens to be in, and git complains where there is none.
+            with patch("lm_eval.evaluator.get_git_commit_hash", return_value=None):
+                results = lm_eval.simple_evaluate(
+                    model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.options.batch_size),
+                    tasks=[task],
+                    task_manager=self._manager,
+                    limit=self.options.limit,
+                    num_fewshot=self.options.fewshot,
+                    apply_chat_template=self.options.apply_chat_template,
+                    bootstrap_iters=0,  # intervals are made of the items
+                    confirm_run_unsafe_code=os.environ.get("HF_ALLOW_CODE_EVAL") == "1",
+                )
         except LokiError:
             raise
         except Exception as error:  # the harness raises whatever its tasks and their data raise
