@@ -86,6 +86,18 @@ def test_a_loki_model_says_whether_nothing_else_differs(llama_dir: Path, tmp_pat
     assert compared(llama_dir, save_changed(llama_dir, tmp_path / "c", DOWN, 0.001)).verified is None
 
 
+def test_the_restored_model_of_a_run_has_its_rows_beside_it(llama_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    restored = save_changed(llama_dir, run / "restored", DOWN, 0.001)
+    (run / "positions.json").write_text(json.dumps([[], list(range(32)), []]))
+    assert compared(llama_dir, restored).verified is None, "no run: the file may be of anything"
+    (run / "run.json").write_text("{}")
+    found = compared(llama_dir, restored).verified
+    assert found is not None
+    assert (found.changed_rows, found.differences) == (32, [])
+
+
 def test_a_loki_adapter_is_verified_by_what_it_stands_on(llama_dir: Path, tmp_path: Path) -> None:
     adapter = save_loki_adapter(llama_dir, tmp_path / "adapter")
     found = compared(llama_dir, adapter)

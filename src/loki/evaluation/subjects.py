@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loki.artefacts.positions import Positions, check_positions
+from loki.artefacts.positions import Positions, check_positions, read_positions
 from loki.artefacts.provenance import config_digest
 from loki.errors import LokiError, one_line
 from loki.files import sha256_of_file
@@ -73,7 +73,8 @@ def find_subject(name: AnyModel, *, positions: Positions | None = None) -> Subje
 
     Args:
         name: a model directory, a LoKI directory, an adapter of PEFT, or a hub id of one.
-        positions: the rows that may differ, where the user knows them; a LoKI directory or adapter knows its own.
+        positions: the rows that may differ, where the user knows them; a LoKI directory or adapter knows its own, and
+            the restored model of a run has them beside it.
 
     Raises:
         LokiError: if there is no such thing, or an adapter cannot be evaluated.
@@ -84,6 +85,8 @@ def find_subject(name: AnyModel, *, positions: Positions | None = None) -> Subje
         own = getattr(model.config, "target_pos", None)
         if own is not None:
             positions = check_positions(own, origin=f"target_pos in the configuration of {directory}")
+        elif positions is None:
+            positions = _positions_of_run(directory)
         return Subject(str(name), model, positions=positions)
     if not (directory / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise LokiError(f"adapter {directory} has no {SAFETENSORS_WEIGHTS_NAME}: LoKI reads safetensors only")
@@ -98,6 +101,14 @@ def find_subject(name: AnyModel, *, positions: Positions | None = None) -> Subje
         raise LokiError(f"adapter {directory} names no base model: set base_model_name_or_path in its {CONFIG_NAME}")
     # An adapter of another method changes more than rows, whatever rows the user names.
     return Subject(str(name), ModelDirectory(base), directory, getattr(config, "row_lists", None))
+
+
+def _positions_of_run(directory: Path) -> Positions | None:
+    """The rows that a run has trained, if `directory` is its restored model (`loki.pipeline`)."""
+    run = directory.resolve().parent
+    file = run / "positions.json"
+    known = directory.resolve().name == "restored" and (run / "run.json").is_file() and file.is_file()
+    return read_positions(file) if known else None
 
 
 def _adapter_config(directory: Path) -> Any:
