@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # of programs that tests start: sums over threads round differently
 
 from tests.tiny_models import save_tiny_model
 
