@@ -48,9 +48,24 @@ def test_interval_of_a_ratio_covers_the_truth_as_often_as_it_says() -> None:
         chance = np.random.default_rng(seed)
         counts = chance.integers(20, 60, 40).astype(float)
         sums = counts * chance.gamma(2.0, 0.05, 40)  # the mean is 0.1
-        interval = ratio_interval(sums, counts, seed=seed)
+        interval = ratio_interval(sums, counts, logarithmic=True)
         covered += interval.low <= 0.1 <= interval.high
     assert covered >= 50
+
+
+def test_interval_of_a_text_covers_what_other_articles_give() -> None:
+    """Windows of one article are alike: taken for independent, they would not say how much articles differ."""
+    covered = {True: 0, False: 0}
+    for seed in range(200):
+        chance = np.random.default_rng(seed)
+        articles = np.repeat(chance.gamma(16, 0.1 / 16, 12), 9)
+        counts = chance.integers(200, 256, len(articles)).astype(float)
+        sums = counts * articles * chance.gamma(9, 1 / 9, len(articles))
+        for neighbours in covered:
+            interval = ratio_interval(sums, counts, neighbours=neighbours, logarithmic=True)
+            covered[neighbours] += interval.low <= 0.1 <= interval.high
+    assert covered[True] >= 180
+    assert covered[False] < 130
 
 
 def test_no_difference_is_not_certainty() -> None:
@@ -73,8 +88,18 @@ def test_no_item() -> None:
 
 
 def test_ratio_of_blocks_that_are_all_alike() -> None:
-    found = ratio_interval(np.zeros(7), np.full(7, 9.0))
-    assert (found.low, found.high) == (0, 0)
+    for logarithmic in (True, False):
+        found = ratio_interval(np.zeros(7), np.full(7, 9.0), neighbours=True, logarithmic=logarithmic)
+        assert (found.low, found.high) == (0, 0)
+
+
+def test_interval_of_a_ratio_of_equal_counts_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(3, 1, 50)
+    found = ratio_interval(values * 7, np.full(50, 7.0))
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    one = ratio_interval(values[:1], np.ones(1), neighbours=True, logarithmic=True)
+    assert (one.low, one.high) == (-math.inf, math.inf)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))

@@ -8,6 +8,7 @@ from typing import Any
 from loki.errors import LokiError, require
 
 DEFAULT_EPOCHS = 3.0
+DEFAULT_PROTECT = 0.5  # of the input directions: the strongest lever that was measured, see benchmarks/README.md
 RATE_DAMAGE = 0.1  # nats of KL per token, where a limit is asked for and none is named
 
 

@@ -10,6 +10,7 @@ import typer
 from loki.analysis.options import AnalysisOptions
 from loki.cli.app import app, error_console, say, warnings_as_lines
 from loki.cli.option_groups import with_options
+from loki.cli.published_choices import ATTRIBUTION, SELECTION, Published, check_published
 from loki.kva.settings import AttributionSettings
 from loki.selection.strategies import SelectionSettings, strategy_names
 from loki.selection.strategy import By
@@ -18,6 +19,7 @@ from loki.selection.strategy import By
 @app.command()
 @with_options(leave_out=("attribution.seed",), attribution=AttributionSettings)
 def analyse(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model directory or hub id.", show_default=False)],
     data: Annotated[
         str,
@@ -84,6 +86,7 @@ def analyse(
             metavar="OVERLAP",
         ),
     ] = None,
+    published: Published = False,
     write_mode: Annotated[
         str, typer.Option("--write-mode", help="w: a new file; a: add the samples that an existing file lacks.")
     ] = "w",
@@ -119,6 +122,10 @@ def analyse(
     if no_log and write_mode == "a":
         raise LokiError("--write-mode a adds to a scores file, and --no-log writes none: leave out one of them")
     settings = replace(attribution, seed=seed)
+    if published:
+        check_published(context, {**ATTRIBUTION, **SELECTION, "absolute": False, "position": -1})
+        settings = replace(settings, **ATTRIBUTION)
+        strategy, by = SELECTION.values()
     options = AnalysisOptions(
         batch_size=parse_batch_size(batch_size),
         dtype=dtype,

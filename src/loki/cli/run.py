@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from loki.analysis.options import AnalysisOptions
-from loki.artefacts.training_settings import RATE_DAMAGE, TrainingSettings
+from loki.artefacts.training_settings import DEFAULT_PROTECT, RATE_DAMAGE, TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
-from loki.cli.training_options import Published, say_learned, with_published_rate
+from loki.cli.published_choices import ATTRIBUTION, SELECTION, check_published, typed
+from loki.cli.training_options import say_learned, with_published_rate
 from loki.data.settings import DataSettings
 from loki.kva.settings import AttributionSettings
 from loki.selection.strategies import SelectionSettings, strategy_names
@@ -64,7 +65,8 @@ def run(
         typer.Option(
             "--protect",
             help="Share of the input directions, the ones that the calibration data uses most, that training leaves "
-            "alone, as 0.5. Default: none.",
+            f"alone; 0 for none. Default: {DEFAULT_PROTECT}.",
+            show_default=False,
         ),
     ] = None,
     dtype: Annotated[
@@ -75,7 +77,9 @@ def run(
     attribution: AttributionSettings,
     data_settings: DataSettings,
     training: TrainingSettings,
-    published: Published = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="The paper's own choices: its scores, rows and rate, all directions.")
+    ] = False,
     tune: Annotated[
         bool, typer.Option("--tune", help=f"Look at the damage of every rate: --rate-damage {RATE_DAMAGE:g}, a table.")
     ] = False,
@@ -99,10 +103,13 @@ def run(
 
     quiet_libraries()
     training = with_published_rate(training, published)
+    if published:
+        check_published(context, {**ATTRIBUTION, **SELECTION, "protect": 0.0})
+        attribution, strategy, by, protect = replace(attribution, **ATTRIBUTION), *SELECTION.values(), 0.0
     if tune and training.rate_damage is None:
         training = replace(training, rate_damage=RATE_DAMAGE)
-    given = {name for name in context.params if _typed(context, name)}
-    given |= ({"learning_rate"} if published else set()) | ({"rate_damage"} if tune else set())
+    given = {name for name in context.params if typed(context, name)} | ({"rate_damage"} if tune else set())
+    given |= {"learning_rate", *ATTRIBUTION, *SELECTION} if published else set()
     values: dict[str, Any] = read_config(config) if config else {}
     own = {"model": model, "data": data, "calibration": calibration, "quota": quota}
     own |= {"eval_data": eval_data, "protect": protect}
@@ -142,9 +149,3 @@ def run(
         selected_rows=result.report.selected_rows,
     )
     say(f"Report: {page}", report=page)
-
-
-def _typed(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line, rather than being a default."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

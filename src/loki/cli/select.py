@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.published_choices import SELECTION, Published, check_published
 from loki.cli.shared_options import Overwrite
 from loki.selection.strategies import SelectionSettings, find_strategy, strategy_names
 from loki.selection.strategy import By, Inputs
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def select(
+    context: typer.Context,
     quota: Annotated[float, typer.Option("--quota", help="Percentage of the rows to select, above 0 and at most 100.")],
     scores: Annotated[
         Path | None, typer.Argument(help="Scores file made by `loki analyse`.", show_default=False)
@@ -53,6 +55,7 @@ def select(
         typer.Option("--exclude", help="Positions file whose rows are not selected again; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random strategy.")] = SelectionSettings.seed,
+    published: Published = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Select the rows to implant into: a quota of those that the analysis found least important.
@@ -70,6 +73,9 @@ def select(
     from loki.selection.select import default_positions_path
     from loki.selection.select import select as select_rows
 
+    if published:
+        check_published(context, SELECTION)
+        strategy, by = SELECTION.values()
     settings = SelectionSettings(strategy, by, seed)
     gradients = Path(task) if task is not None else None
     find_strategy(strategy).check_inputs(Inputs(scores, model, moments, gradients).given(), strict=True)

@@ -195,7 +195,7 @@ def _compare(
 ) -> Comparison:
     names = (before.result.name, after.result.name)
     identical = bool(before.result.fingerprint) and before.result.fingerprint == after.result.fingerprint
-    texts = _texts(before, after, sources, options, seed)
+    texts = _texts(before, after, sources, options)
     pairs = list(pair_tasks(before.result.tasks, after.result.tasks, names=names))
     lost = None
     if pairs:
@@ -225,16 +225,14 @@ def _compare(
     )
 
 
-def _texts(
-    before: _Side, after: _Side, sources: list[TextSource], options: MeasureOptions, seed: int
-) -> list[TextComparison]:
+def _texts(before: _Side, after: _Side, sources: list[TextSource], options: MeasureOptions) -> list[TextComparison]:
     if before.loaded and after.loaded:
-        return [_both(before.loaded, after.loaded, source, options, seed) for source in sources]
+        return [_both(before.loaded, after.loaded, source, options) for source in sources]
     found = []
     for source in sources:
         first, second = (_text_result(side, source, options) for side in (before, after))
         if first and second:
-            found.append(_from_results(source.name, first, second, seed))
+            found.append(_from_results(source.name, first, second))
     return found
 
 
@@ -247,7 +245,7 @@ def _text_result(side: _Side, source: TextSource, options: MeasureOptions) -> Te
     return found if found and (found.digest, found.window) == (source.digest, options.window) else None
 
 
-def _both(base: Loaded, new: Loaded, source: TextSource, options: MeasureOptions, seed: int) -> TextComparison:
+def _both(base: Loaded, new: Loaded, source: TextSource, options: MeasureOptions) -> TextComparison:
     if not same_tokenizer(base.tokenizer, new.tokenizer, source.texts):
         results = [
             TextResult.of(
@@ -255,18 +253,17 @@ def _both(base: Loaded, new: Loaded, source: TextSource, options: MeasureOptions
             )
             for one in (base, new)
         ]
-        return _from_results(source.name, results[0], results[1], seed, per_byte=True)
+        return _from_results(source.name, results[0], results[1], per_byte=True)
     found = text_divergence(base.model, new.model, base.tokenizer, source.texts, window=options.window)
     tokens = found.base.windows.tokens.double().numpy()
-    interval = ratio_interval(found.kl.numpy(), tokens, seed=seed)
+    neighbours = len(tokens) > len(source.texts)
+    interval = ratio_interval(found.kl.numpy(), tokens, neighbours=neighbours, logarithmic=True)
     kl = KlMeasurement(source.name, found.kl_per_token, interval, len(tokens), int(tokens.sum()))
-    rise = ratio_interval((found.new.nll - found.base.nll).numpy(), tokens, seed=seed)
+    rise = ratio_interval((found.new.nll - found.base.nll).numpy(), tokens, neighbours=neighbours)
     return TextComparison(source.name, found.base.loss, found.new.loss, rise, False, kl)
 
 
-def _from_results(
-    name: str, base: TextResult, new: TextResult, seed: int, *, per_byte: bool | None = None
-) -> TextComparison:
+def _from_results(name: str, base: TextResult, new: TextResult, *, per_byte: bool | None = None) -> TextComparison:
     """Without KL. Windows are paired where both models made the same of the text, else whole texts by their bytes."""
     if per_byte is None:
         per_byte = base.tokens != new.tokens
@@ -276,7 +273,8 @@ def _from_results(
     else:
         sizes, first, second = base.tokens, base.nll, new.nll
         losses = (base.loss, new.loss)
-    interval = ratio_interval(np.subtract(second, first), np.array(sizes, dtype=np.float64), seed=seed)
+    neighbours = len(sizes) > len(base.bytes)
+    interval = ratio_interval(np.subtract(second, first), np.array(sizes, dtype=np.float64), neighbours=neighbours)
     return TextComparison(name, *losses, interval, per_byte, None)
 
 
@@ -302,7 +300,7 @@ def _data(before: ModelResult, after: ModelResult, seed: int) -> DataComparison 
             "use models with the same tokenizer, or leave out --data"
         )
     rise = np.subtract(after.data.nll, before.data.nll)
-    interval = ratio_interval(rise, np.array(before.data.tokens, dtype=np.float64), seed=seed)
+    interval = ratio_interval(rise, np.array(before.data.tokens, dtype=np.float64))
     return DataComparison(before.data.loss, after.data.loss, interval, right)
 
 

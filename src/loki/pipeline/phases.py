@@ -26,7 +26,7 @@ from loki.restoring.verify import VerifyReport, verify
 from loki.selection.select import select
 from loki.selection.strategy import Inputs
 
-# What every phase leaves in the run directory, in their order; `moments` is a phase of runs with `protect` only.
+# What every phase leaves in the run directory, in their order; `moments` is a phase of runs that protect directions.
 ARTEFACTS = {
     "analyse": "scores.h5",
     "moments": "moments.safetensors",
@@ -35,6 +35,9 @@ ARTEFACTS = {
     "train": "trained",
     "restore": "restored",
 }
+
+
+MOMENTS_TOKENS = 2**17  # of the calibration data: some sixty per input of the widest block
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,12 @@ def run_phases(
         write_positions(positions, select(inputs, settings.quota, settings.selection, progress=progress))
 
     def measure() -> None:
-        options = MomentsSettings(samples_per_subject=settings.analysis.samples_per_subject)
+        options = MomentsSettings(
+            max_tokens=MOMENTS_TOKENS,
+            samples_per_subject=settings.analysis.samples_per_subject,
+            dtype=settings.analysis.dtype,
+            device=settings.analysis.device,
+        )
         measure_moments(base, settings.calibration, moments, options, progress=progress)
 
     def create() -> None:
@@ -147,8 +155,8 @@ def run_phases(
             model_name=base,
             target_pos_path=positions,
             save_dir=loki_model,
-            moments=None if settings.protect is None else moments,
-            protect=settings.protect,
+            moments=moments if settings.protect else None,
+            protect=settings.protect or None,
         )
 
     def learn() -> None:
@@ -167,7 +175,7 @@ def run_phases(
         )
 
     phase("analyse", "scores of every row", score)
-    if settings.protect is not None:
+    if settings.protect:
         phase("moments", "use of every input direction", measure, needless=is_finished(output, "create"))
     phase("select", f"the {settings.quota:g}% of the rows to train", choose)
     phase("create", "LoKI model", create)

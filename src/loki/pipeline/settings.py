@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from loki.analysis.options import AnalysisOptions
-from loki.artefacts.training_settings import TrainingSettings, check_held_out
+from loki.artefacts.training_settings import DEFAULT_PROTECT, TrainingSettings, check_held_out
 from loki.calibration.sources import load_calibration
 from loki.data.preparing import prepare_training_data
 from loki.data.settings import DataSettings
@@ -42,7 +42,7 @@ class RunSettings:
         analysis: how the scoring is run.
         training: how they are trained.
         protect: share of the input directions that training leaves alone, see `loki.implanting.directions`; their use
-            is measured on the calibration data. None trains along all of them.
+            is measured on the calibration data. 0 trains along all of them, as published.
     """
 
     model: str
@@ -55,7 +55,10 @@ class RunSettings:
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    protect: float | None = None
+    protect: float = DEFAULT_PROTECT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protect", self.protect or 0.0)  # null in the file of an older run
 
     def check(self, base: ModelDirectory) -> dict[str, Any]:
         """Refuse now what a later phase would refuse after hours of analysis.
@@ -71,7 +74,7 @@ class RunSettings:
                 implanted, or quota or strategy make no sense.
         """
         base.check()
-        if self.protect is not None:
+        if self.protect:
             check_protect(self.protect)
         text, tokenizer = base.text_config, base.tokenizer
         strategy = find_strategy(self.selection.strategy)
