@@ -44,7 +44,7 @@ def test_comparison_shows_and_keeps_what_came_out(
     assert "Best learning rate of each method, mean of 1 seeds" in outcome.out
     assert "0.99 not reached" in outcome.out
     runs = json.loads((tmp_path / "run" / "comparison.json").read_text())
-    assert [run["method"] for run in runs] == ["LoKI q=30", "full fine-tuning"]
+    assert [run["method"] for run in runs] == ["LoKI q=30, protect 0.5", "full fine-tuning"]
     assert "not reached" in (tmp_path / "run" / "comparison.md").read_text()
 
 

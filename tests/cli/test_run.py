@@ -28,7 +28,7 @@ def test_all_phases_and_what_a_repetition_does(shell: Shell, words: list[object]
     assert outcome.out.endswith(summary)
     assert page.is_file()
     phases = [line.split()[0] for line in outcome.out.splitlines() if re.search(r"\d s   ", line)]
-    assert phases == ["analyse", "select", "create", "train", "restore", "verify"]
+    assert phases == ["analyse", "moments", "select", "create", "train", "restore", "verify"]
     before = (restored / "model.safetensors").stat().st_mtime_ns
     assert shell.done(*words).out.endswith(summary)
     assert (restored / "model.safetensors").stat().st_mtime_ns == before

@@ -1,9 +1,13 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from loki.analysis.moments import measure_moments
+from loki.analysis.options import MomentsSettings
 from loki.demo.build import WEIGHTS
 from loki.demo.compare import BATCH_SIZE, best_runs, compare, comparison_table, methods_to_compare
+from loki.demo.data import write_calibration
 from loki.demo.outcome import Outcome
 from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, World, tiny_world
 
@@ -23,21 +27,24 @@ def outcome(method: str, learning_rate: float, people: float, new: float = 1.0, 
 
 
 @pytest.mark.slow
-def test_every_method_learns_and_trains_what_it_should(small_world: World) -> None:
-    methods = methods_to_compare(POSITIONS, quota=25, hidden_size=128)
+def test_every_method_learns_and_trains_what_it_should(small_world: World, tmp_path: Path) -> None:
+    moments = tmp_path / "moments.safetensors"
+    write_calibration(tmp_path / "calibration.jsonl", tiny_world())
+    measure_moments(str(WEIGHTS), str(tmp_path / "calibration.jsonl"), moments, MomentsSettings(max_tokens=2000))
+    methods = methods_to_compare(POSITIONS, 25, 128, moments)
     for method in methods:
         fast = replace(method, learning_rates=method.learning_rates[-1:])
         (run,) = compare(WEIGHTS, small_world, [fast], required_accuracy=0.9, seeds=[3])
         assert run.new_accuracy >= 0.9 > run.before[NEW_PEOPLE]
         assert run.steps >= 1 and run.steps % -(-len(small_world.new) // BATCH_SIZE) == 0
         if "rows" in run.method or "LoKI" in run.method:
-            assert run.trainable_parameters == 4 * 32 * 512
+            assert run.trainable_parameters == 4 * 32 * (256 if "protect" in run.method else 512)
     assert run.method == "full fine-tuning"
     assert run.trainable_parameters > 10**6
 
 
 def test_random_rows_are_as_many_and_differ_by_seed() -> None:
-    random_rows = methods_to_compare(POSITIONS, quota=25, hidden_size=128)[1].adapter
+    random_rows = methods_to_compare(POSITIONS, 25, 128, Path("moments.safetensors"))[2].adapter
     assert random_rows is not None
     first, again, other = (random_rows(seed).positions for seed in (0, 0, 1))
     assert first == again != other

@@ -15,7 +15,7 @@ from loki.restoring.verify import verify
 
 pytestmark = pytest.mark.slow  # all of it needs a whole demo
 
-PHASES = ["prepare", "analyse", "select", "create", "train", "restore", "verify", "measure"]
+PHASES = ["prepare", "analyse", "moments", "select", "create", "train", "restore", "verify", "measure"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_what_is_reported_is_what_the_artefacts_show(result: DemoResult, run_dir
     assert report.changed_rows == 4 * 38
     trained = load_model(run_directory / "trained")
     trainable = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    assert result.outcome.trainable_parameters == trainable == 4 * 38 * 512
+    assert result.outcome.trainable_parameters == trainable == 4 * 38 * 256  # along half of 512 input directions
     with ScoresReader(run_directory / "scores.h5") as scores:
         assert (scores.samples, scores.layers, scores.hidden) == (256, 4, 128)
 

@@ -35,7 +35,7 @@ def test_every_phase_once(settings: RunSettings, tmp_path: Path) -> None:
     output = tmp_path / "run"
     result = run(settings, output)
     assert (result.report.selected_rows, result.report.differences) == (24, [])
-    assert list(result.seconds) == ["analyse", "select", "create", "train", "restore", "verify"]
+    assert list(result.seconds) == ["analyse", "moments", "select", "create", "train", "restore", "verify"]
     AutoModelForCausalLM.from_pretrained(output / "restored")
     before = modified(output)
     assert run(settings, output).report == result.report

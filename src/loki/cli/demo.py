@@ -13,7 +13,8 @@ def demo(
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare", help="Also train with all parameters, LoRA and random rows, and show all side by side."
+            "--compare",
+            help="Also train the published rows, random ones, LoRA and all parameters, and show all side by side.",
         ),
     ] = False,
     output: Annotated[
@@ -40,6 +41,7 @@ def demo(
     from loki.demo.demo import QUOTA, REQUIRED_ACCURACY, default_output, run_demo
     from loki.demo.reporting import result_tables, save_comparison, save_results
     from loki.demo.world import tiny_world
+    from loki.pipeline.phases import ARTEFACTS
     from loki.report.run_comparison import report_on
 
     quiet_libraries()
@@ -55,7 +57,7 @@ def demo(
     for table in result_tables(result):
         console.print(table.rich(), "")
     if compare:
-        methods = methods_to_compare(result.positions, QUOTA, result.hidden_size)
+        methods = methods_to_compare(result.positions, QUOTA, result.hidden_size, output / ARTEFACTS["moments"])
         with progress_bar() as progress:
             outcomes = compare_methods(
                 output / "base", tiny_world(), methods, required_accuracy=REQUIRED_ACCURACY, progress=progress

@@ -1,4 +1,4 @@
-"""LoKI beside full fine-tuning, LoRA and randomly chosen rows, all on the same new facts.
+"""LoKI beside its published form, full fine-tuning, LoRA and randomly chosen rows, all on the same new facts.
 
 Every method is trained with the same optimiser on the same batches until it knows the facts equally well, once for each
 learning rate of a small grid and each seed. What is reported is each method's best learning rate.
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback
 
 from loki.artefacts.positions import Positions
+from loki.artefacts.training_settings import DEFAULT_PROTECT
 from loki.demo.outcome import Outcome
 from loki.demo.stopping import StopWhenKnown
 from loki.demo.world import World
@@ -28,6 +29,7 @@ from loki.models.loading import load_model, load_tokenizer
 from loki.report.table import ResultTable
 
 IGNORED_LABEL = -100
+PROTECTED_LEARNING_RATES = (1.25e-3, 2.5e-3, 5e-3, 1e-2)
 ROW_LEARNING_RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3)
 FULL_LEARNING_RATES = (6.25e-6, 1.25e-5, 2.5e-5, 5e-5)
 LORA_LEARNING_RATES = (6.25e-5, 1.25e-4, 2.5e-4, 5e-4)
@@ -52,8 +54,19 @@ class Method:
     adapter: Callable[[int], PeftConfig] | None
 
 
-def methods_to_compare(positions: Positions, quota: float, hidden_size: int) -> list[Method]:
-    """LoKI on `positions`, randomly chosen rows (as many per layer), LoRA on all linear layers, full fine-tuning."""
+def methods_to_compare(positions: Positions, quota: float, hidden_size: int, moments: Path) -> list[Method]:
+    """LoKI on `positions` as it is by default and as published, random rows, LoRA and full fine-tuning.
+
+    Args:
+        positions: the selected rows.
+        quota: their percentage.
+        hidden_size: rows per layer.
+        moments: file of second moments, for the directions that are protected by default.
+    """
+
+    def protected(seed: int) -> PeftConfig:
+        del seed
+        return LoKIConfig(positions=positions, moments=moments, protect=DEFAULT_PROTECT)
 
     def random_rows(seed: int) -> PeftConfig:
         generator = torch.Generator().manual_seed(seed)
@@ -65,7 +78,8 @@ def methods_to_compare(positions: Positions, quota: float, hidden_size: int) -> 
         return LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
 
     return [
-        Method(f"LoKI q={quota:g}", ROW_LEARNING_RATES, lambda seed: LoKIConfig(positions=positions)),  # noqa: ARG005
+        Method(f"LoKI q={quota:g}, protect {DEFAULT_PROTECT:g}", PROTECTED_LEARNING_RATES, protected),
+        Method(f"published rows q={quota:g}", ROW_LEARNING_RATES, lambda seed: LoKIConfig(positions=positions)),  # noqa: ARG005
         Method(f"random rows q={quota:g}", ROW_LEARNING_RATES, random_rows),
         Method(f"LoRA r={LORA_RANK}", LORA_LEARNING_RATES, lora),
         Method("full fine-tuning", FULL_LEARNING_RATES, None),
