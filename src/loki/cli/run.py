@@ -122,9 +122,9 @@ def run(
         "training": vars(training),
     }
     for name, group in groups.items():
-        typed = {key: value for key, value in group.items() if key in given}
+        chosen = {key: value for key, value in group.items() if key in given}
         values[name] = (
-            {**(values.get(name) or {}), **typed} if isinstance(values.get(name) or {}, dict) else values[name]
+            {**(values.get(name) or {}), **chosen} if isinstance(values.get(name) or {}, dict) else values[name]
         )
     settings = RunSettings.from_dict(values)
     output = output or Path("runs") / Path(settings.model).resolve().name
