@@ -42,7 +42,7 @@ def section(title: str, name: str, command: Any) -> str:
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     lines = [f"## {title}", ""]
     if name:
-        words = " ".join(f"{argument.name.upper()}{' ...' * (argument.nargs != 1)}" for argument in arguments)
+        words = " ".join(map(usage, arguments))
         lines += [*help_text(command.help or ""), "", "```", f"loki {name} {words} [OPTIONS]".replace("  ", " "), "```"]
     if arguments:
         rows = [[f"`{one.name.upper()}`", cell(one.help or ""), default(one)] for one in arguments]
@@ -54,12 +54,18 @@ def section(title: str, name: str, command: Any) -> str:
     return "\n".join(lines)
 
 
+def usage(argument: Any) -> str:
+    """An argument on the command line: in brackets if it may be left out, with dots if there may be several."""
+    name = argument.name.upper() + " ..." * (argument.nargs != 1)
+    return name if argument.required else f"[{name}]"
+
+
 def help_text(text: str) -> list[str]:
     """A command's docstring; what is indented below `Example:` becomes a block of code."""
     words, _, example = inspect.cleandoc(text).replace("\b", "").partition("Example:\n")
     lines = [words.strip()]
     if example.strip():
-        lines += ["", "```console", *(line.strip() for line in example.splitlines() if line.strip()), "```"]
+        lines += ["", "```bash", *(line.strip() for line in example.splitlines() if line.strip()), "```"]
     return lines
 
 
@@ -100,7 +106,7 @@ def default(parameter: Any) -> str:
         return "required"
     value = parameter.default
     value = getattr(value, "value", value)
-    if value is None or value is False or value == [] or callable(value) or type(value).__name__ == "Sentinel":
+    if value is None or value is False or value in ("", []) or callable(value) or type(value).__name__ == "Sentinel":
         return ""
     return f"`{'true' if value is True else value}`"
 

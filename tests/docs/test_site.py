@@ -50,6 +50,8 @@ def test_the_reference_has_every_command_with_every_option() -> None:
     assert {name.replace("-", "_") for name in sections} == set(COMMANDS)
     for name, section in sections.items():
         assert options(GROUP.commands[name]) <= set(re.findall(r"`(--[\w-]+)`", section)), name
+    assert re.search(r"`--seed` INTEGER \|.*\| `0` \|", sections["select"])
+    assert re.search(r"`--quota` NUMBER \|.*\| required \|", sections["select"])
 
 
 def test_documented_commands_are_understood() -> None:
