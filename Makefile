@@ -14,7 +14,7 @@ OUTPUT_DIR ?= kva_result/hdf5
 RESULT_FILE ?= kva_mmlu.h5
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-compare test test-slow test-lowest lint chromium llamafactory analysing_mmlu_llama analysing_mmlu_qwen2 benchmarks clean
+.PHONY: help demo demo-compare test test-slow test-lowest lint chromium llamafactory analysing_mmlu_llama analysing_mmlu_qwen2 docs benchmarks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
@@ -63,9 +63,12 @@ analysing_mmlu_qwen2: $(UV) ## The published analysis of a Qwen2 model on MMLU (
 	$(RUN) accelerate launch --mixed_precision bf16 analyse_mmlu_qwen2.py --model_path $(QWEN_MODEL) \
 		--output_dir $(OUTPUT_DIR)/$(notdir $(QWEN_MODEL)) --result_file $(RESULT_FILE) --write_mode w --data $(DATA)
 
+docs: $(UV) ## The documentation site, into site/ (strict)
+	$(RUN) --group docs mkdocs build --strict
+
 benchmarks: $(UV) ## Speed and memory of KVA beside Captum, and of a training step beside LoRA
 	$(RUN) python benchmarks/kva.py
 	$(RUN) python benchmarks/training_step.py
 
 clean: ## Remove environments and caches, not results
-	rm -rf .venv .venv-uv .venv-lowest .venv-llamafactory uv.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-uv .venv-lowest .venv-llamafactory uv.lock site .pytest_cache .mypy_cache .ruff_cache .hypothesis

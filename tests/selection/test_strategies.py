@@ -117,8 +117,8 @@ def test_sizes_add_up_and_the_same_call_selects_the_same(
         assert sum(map(len, positions)) == rows_for_quota(quota, 60)
 
 
-def test_readme_shows_the_strategies_as_they_are_registered() -> None:
-    assert as_table() in (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_documentation_shows_the_strategies_as_they_are_registered() -> None:
+    assert as_table() in (Path(__file__).parents[2] / "docs" / "guides" / "strategies.md").read_text()
 
 
 def test_unknown_order() -> None:

@@ -24,7 +24,9 @@ def select(
     ] = None,
     strategy: Annotated[
         str,
-        typer.Option("--strategy", help=f"{', '.join(strategy_names())}: README.md says what each takes."),
+        typer.Option(
+            "--strategy", help=f"{', '.join(strategy_names())}: docs/guides/strategies.md says what each takes."
+        ),
     ] = SelectionSettings.strategy,
     by: Annotated[
         By, typer.Option("--by", help="Go by the scores with their sign, as published, or without.")

@@ -1,8 +1,8 @@
 """The strategies by which rows are selected, one entry each.
 
 Everything that depends on a strategy is read from its entry: the help of the command line, the check of names, what
-can be counted without a scores file, how many rows a quota means, and the table in README.md (`as_table`). A new
-strategy is a new entry, and a function if it does not count samples.
+can be counted without a scores file, how many rows a quota means, and the table in docs/guides/strategies.md
+(`as_table`). A new strategy is a new entry, and a function if it does not count samples.
 """
 
 from dataclasses import dataclass
@@ -157,7 +157,7 @@ def find_strategy(name: str, *, counting: bool = False) -> Strategy:
 
 
 def as_table() -> str:
-    """All strategies as a Markdown table, as it stands in README.md."""
+    """All strategies as a Markdown table, as it stands in docs/guides/strategies.md."""
     quota_of = {Scope.LAYER: "every layer", Scope.MODEL: "the model"}
     rows = ["| strategy | needs | quota of | selects | source |", "| --- | --- | --- | --- | --- |"]
     for strategy in STRATEGIES.values():

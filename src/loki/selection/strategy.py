@@ -142,7 +142,8 @@ class Strategy:
             LokiError: if something is missing, or superfluous.
         """
         if missing := [name for name in Input if name in self.needs - given]:
-            raise LokiError(f"strategy {self.name} needs {' and '.join(missing)}: README.md says what each selects by")
+            where = "docs/guides/strategies.md says what each selects by"
+            raise LokiError(f"strategy {self.name} needs {' and '.join(missing)}: {where}")
         superfluous = [name for name in Input if name in given - self.needs - self.takes]
         if strict and superfluous:
             raise LokiError(f"strategy {self.name} has no use for {' and '.join(superfluous)}: leave it out")
