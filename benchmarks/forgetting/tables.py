@@ -157,10 +157,11 @@ def main(
     if not cells:
         raise SystemExit(f"{folder} holds no cell: run them with run.py")
     for model in sorted({cell["model"] for cell in cells}):
-        print(best_table(cells, model).markdown())
-        print(rates_table(cells, model).markdown())
+        own = [cell for cell in cells if cell["model"] == model]  # each is measured on texts of its own
+        print(best_table(own, model).markdown())
+        print(rates_table(own, model).markdown())
         if picture:
-            draw(cells, model, picture.with_name(f"{model}-{picture.name}"))
+            draw(own, model, picture.with_name(f"{model}-{picture.name}"))
 
 
 if __name__ == "__main__":
