@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -76,11 +77,21 @@ def test_the_rate_learns_and_the_rows_are_as_before(model: PreTrainedModel) -> N
     assert search_rate(model, EXAMPLES, None, SETTINGS).trials == found.trials
 
 
+class NeverBeyond(Progress):
+    """A progress with no more done than there is to do."""
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        task = self._tasks[task_id]
+        assert task.total is not None
+        assert task.completed <= task.total
+
+
 def test_rates_beyond_the_grid_are_tried_where_the_best_is_its_edge(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_search, "RATES", (1e-6, 3e-6))
-    found = search_rate(model, EXAMPLES, None, SETTINGS)
+    found = search_rate(model, EXAMPLES, None, SETTINGS, progress=NeverBeyond(console=Console(quiet=True)))
     assert found.learning_rate > 3e-6
     monkeypatch.setattr(rate_search, "RATES", (1e3, 3e3))
     assert search_rate(model, EXAMPLES, None, SETTINGS).learning_rate < 1e3

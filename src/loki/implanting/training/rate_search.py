@@ -175,6 +175,8 @@ def search_rate(
                 beyond = best.learning_rate / _FACTOR
             else:
                 break
+            if progress and task is not None:
+                progress.update(task, total=len(trials) + 1 + _FINALISTS)
             trials.append(attempt(_rounded(beyond), _STEPS[0]))
         finalists = [attempt(trial.learning_rate, _STEPS[1]) for trial in sorted(trials, key=rank)[:_FINALISTS]]
     finally:
