@@ -33,7 +33,8 @@ def reference() -> str:
     """The sections of all commands as Markdown, in the order of `loki --help`."""
     group = command_group()
     every = section("Options of every command", "", group)
-    return "\n\n".join([every, *(section(f"loki {name}", name, command) for name, command in group.commands.items())])
+    own = {name: one for name, one in group.commands.items() if name.replace("-", "_") in COMMANDS}
+    return "\n\n".join([every, *(section(f"loki {name}", name, command) for name, command in own.items())])
 
 
 def section(title: str, name: str, command: Any) -> str:

@@ -23,7 +23,7 @@ HOOK.loader.exec_module(CLI_REFERENCE)
 GROUP = CLI_REFERENCE.command_group()
 # Options that are named in the text and belong to other programs.
 OF_OTHERS = {"--multi_gpu", "--num_processes", "--log_samples"}
-OF_EVERY = {"--debug", "--quiet", "--json", "--log-file", "--version", "--help"}
+OF_EVERY = {"--debug", "--quiet", "--json", "--log-file", "--version", "--help", "--install-completion"}
 
 
 @pytest.mark.slow
