@@ -37,6 +37,11 @@ def check_protect(protect: float) -> float:
     return protect
 
 
+def free_directions(size: int, protect: float) -> int:
+    """How many directions of a block of `size` inputs are trained along."""
+    return size - round(protect * size)
+
+
 def check_measured_on(moments: Path, model_fingerprint: str | None) -> None:
     """Check that second moments were measured on a model.
 
@@ -75,7 +80,7 @@ def least_used_directions(moments: Path, protect: float, positions: Positions, *
         blocks, size, _ = moment.shape
         if blocks * size != width:
             raise LokiError(f"moments file {moments} is for {blocks * size} inputs, but the model has {width}")
-        count = size - round(protect * size)
+        count = free_directions(size, protect)
         if count == 0:
             raise LokiError(
                 f"--protect {protect} leaves none of {size} input directions to train: choose a smaller one"

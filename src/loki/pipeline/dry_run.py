@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from loki.analysis.analyse import analyse
+from loki.analysis.moments import blocks_of
+from loki.analysis.options import MomentsSettings
 from loki.artefacts.training_settings import DEFAULT_EPOCHS, Rate
 from loki.calibration.sources import load_calibration
 from loki.data.fitting import length_within
 from loki.data.preparing import prepare_training_data
-from loki.implanting.splitting import active_parameters, split_rows
+from loki.implanting.directions import free_directions
+from loki.implanting.splitting import active_parameters, loki_linears, split_rows
 from loki.implanting.training.encoded import Encoded
 from loki.implanting.training.planning import LEAST_STEPS
 from loki.implanting.training.rate_search import seconds_per_step
@@ -37,6 +40,7 @@ class DryRun:
         samples: calibration samples to analyse.
         examples: training examples.
         rows: selected rows.
+        protect: share of the input directions that is left alone.
         trainable_parameters: values in them.
         parameters: values in the model.
         steps: optimiser steps at most, without those that a rate is found with.
@@ -49,6 +53,7 @@ class DryRun:
     samples: int
     examples: int
     rows: int
+    protect: float
     trainable_parameters: int
     parameters: int
     steps: int
@@ -60,6 +65,7 @@ class DryRun:
         """What to print."""
         return [
             f"analyse  {self.samples} samples, about {_span(self.analysis_seconds)}",
+            *([f"moments  of the calibration data; {self.protect:.0%} of the directions stay"] if self.protect else []),
             f"select   {self.rows} rows",
             f"train    {self.trainable_parameters:,} of {self.parameters:,} parameters, {self.examples} examples, "
             f"at most {self.steps} steps, about {_span(self.training_seconds)}",
@@ -109,6 +115,9 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
     parameters, weights = model.num_parameters(), model.get_memory_footprint()
     split_rows(model, [list(range(per_layer))] * layers)  # which rows makes no difference to the time
     trainable = sum(parameter.numel() for parameter in active_parameters(model).values())
+    if settings.protect:
+        linears = loki_linears(model).values()
+        trainable = sum(len(linear.rows) * _free_directions(linear.in_features, settings.protect) for linear in linears)
     per_epoch = math.ceil(len(examples) / (training.batch_size * training.gradient_accumulation))
     epochs = training.epochs or DEFAULT_EPOCHS
     steps = training.max_steps if training.max_steps > 0 else math.ceil(epochs * per_epoch)
@@ -122,6 +131,7 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
         samples=len(ids),
         examples=len(examples),
         rows=rows if isinstance(rows, int) and rows > per_layer else per_layer * layers,
+        protect=settings.protect,
         trainable_parameters=trainable,
         parameters=parameters,
         steps=steps,
@@ -129,6 +139,11 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
         analysis_seconds=len(ids) * _seconds_per_sample(base, settings, ids),
         training_seconds=(steps + searched) * seconds_per_step(model, examples, training),
     )
+
+
+def _free_directions(width: int, protect: float) -> int:
+    blocks = blocks_of(width, MomentsSettings.block_size)
+    return blocks * free_directions(width // blocks, protect)
 
 
 def _seconds_per_sample(base: ModelDirectory, settings: RunSettings, ids: list[list[int]]) -> float:
