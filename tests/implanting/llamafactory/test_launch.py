@@ -118,7 +118,7 @@ def test_its_standard_input_closes_with_this_process(run: RunDirectory) -> None:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    while "alone" not in run.log.read_text() and time.monotonic() < deadline:
+    while run.log.read_text() != "alone\n" and time.monotonic() < deadline:
         time.sleep(0.02)
     assert run.log.read_text() == "alone\n"
 
