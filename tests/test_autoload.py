@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import loki_autoload
 from tests.evaluation.models import save_loki_adapter
@@ -79,7 +81,15 @@ ADAPTER_LOADERS = {
 }
 
 
-@pytest.mark.parametrize("loader", ADAPTER_LOADERS)
+# Transformers' own loading of adapters imports what this release of PEFT lacks, whatever the method.
+OLD_PEFT = Version(version("peft")) <= Version("0.18.1")
+BY_TRANSFORMERS = pytest.mark.skipif(OLD_PEFT, reason="Transformers loads no adapters with this release of PEFT")
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [pytest.param(loader, marks=() if "Peft" in loader else BY_TRANSFORMERS) for loader in ADAPTER_LOADERS],
+)
 def test_a_loki_adapter_is_loaded_by_who_never_imports_loki(loader: str, llama_dir: Path, tmp_path: Path) -> None:
     adapter = save_loki_adapter(llama_dir, tmp_path / "adapter")
     ran = run_python(
