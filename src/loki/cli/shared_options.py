@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 
 BaseModel = Annotated[str, typer.Argument(help="Base model: a local directory or hub id.", show_default=False)]
+Trainable = Annotated[
+    str, typer.Argument(help="LoKI model directory; or, with --positions, an ordinary model.", show_default=False)
+]
+PositionsOfOrdinary = Annotated[Path | None, typer.Option("--positions", help="Positions file, for an ordinary model.")]
 Positions = Annotated[Path, typer.Option("--positions", help="Positions file made by `loki select`.")]
 Data = Annotated[
     list[str],

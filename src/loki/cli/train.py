@@ -9,7 +9,7 @@ import typer
 from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, error_console, say
 from loki.cli.option_groups import with_options
-from loki.cli.shared_options import Data
+from loki.cli.shared_options import Data, PositionsOfOrdinary, Trainable
 from loki.cli.training_options import Published, say_learned, with_published_rate
 from loki.data.settings import DataSettings
 from loki.errors import LokiError
@@ -25,14 +25,10 @@ class Backend(StrEnum):
 @app.command()
 @with_options(settings=TrainingSettings, data_settings=DataSettings)
 def train(
-    model: Annotated[
-        str, typer.Argument(help="LoKI model directory; or, with --positions, an ordinary model.", show_default=False)
-    ],
+    model: Trainable,
     data: Data,
     output: Annotated[Path, typer.Option("--output", help="Directory for checkpoints and the trained LoKI model.")],
-    positions: Annotated[
-        Path | None, typer.Option("--positions", help="Positions file, for an ordinary model.")
-    ] = None,
+    positions: PositionsOfOrdinary = None,
     backend: Annotated[
         Backend, typer.Option("--backend", help="Who trains: TRL, or LlamaFactory in its own environment.")
     ] = Backend.TRL,

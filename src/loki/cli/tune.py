@@ -8,7 +8,7 @@ import typer
 from loki.artefacts.training_settings import RATE_DAMAGE, TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
-from loki.cli.shared_options import Data
+from loki.cli.shared_options import Data, PositionsOfOrdinary, Trainable
 from loki.data.settings import DataSettings
 
 
@@ -17,14 +17,10 @@ from loki.data.settings import DataSettings
     leave_out=("settings.learning_rate", "settings.rate_damage"), settings=TrainingSettings, data_settings=DataSettings
 )
 def tune(
-    model: Annotated[
-        str, typer.Argument(help="LoKI model directory; or, with --positions, an ordinary model.", show_default=False)
-    ],
+    model: Trainable,
     data: Data,
     output: Annotated[Path, typer.Option("--output", help="Directory that `loki train` will write to.")],
-    positions: Annotated[
-        Path | None, typer.Option("--positions", help="Positions file, for an ordinary model.")
-    ] = None,
+    positions: PositionsOfOrdinary = None,
     eval_data: Annotated[str | None, typer.Option("--eval-data", help="Held-out data to judge by.")] = None,
     rate_damage: Annotated[
         float,

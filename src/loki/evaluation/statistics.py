@@ -55,16 +55,13 @@ class Flips:
     p_value: float
 
 
-def bootstrap(
-    statistic: Callable[..., Any], *samples: Values, seed: int | list[int], method: str = "percentile"
-) -> tuple[Interval, Values]:
+def bootstrap(statistic: Callable[..., Any], *samples: Values, seed: int | list[int]) -> tuple[Interval, Values]:
     """Interval of `statistic(*samples, axis=-1)`, resampling the items of all samples together (paired).
 
     Args:
         statistic: of arrays whose last axis holds the items; vectorised over the others.
         samples: `[N]` each; the same item at the same index.
         seed: of the resampling.
-        method: `percentile` or `bca`, see `scipy.stats.bootstrap`.
 
     Returns:
         The interval, and the statistic of every resample.
@@ -87,13 +84,11 @@ def bootstrap(
             confidence_level=CONFIDENCE,
             n_resamples=RESAMPLES,
             batch=max(1, _BATCH_VALUES // count),
-            method=method,
+            method="percentile",
             rng=np.random.default_rng(seed),
         )
     interval = Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))
     distribution: Values = found.bootstrap_distribution
-    if method == "bca" and math.isnan(interval.low):  # all items alike
-        interval = percentiles(distribution)
     return interval, distribution
 
 

@@ -125,7 +125,7 @@ def search_rate(
         examples: training data.
         held_out: data to judge by beside them; None holds a tenth of them out meanwhile.
         settings: batch size, weight decay and seed of the training, and the damage that a rate may do.
-        general: token ids of the text that damage is looked at on; None where the settings name no limit.
+        general: token ids of the text that damage is looked at on; None does not look.
         known: trials of an interrupted search with the same arguments, which are not made again.
         note: called with every trial once it was made.
         progress: where to show how far it has come.
@@ -135,7 +135,7 @@ def search_rate(
     """
     started = time.monotonic()
     trained, held_out = _parts(examples, held_out, settings.seed)
-    tried = _Tryout(model, trained, held_out, settings, general if settings.rate_damage is not None else None)
+    tried = _Tryout(model, trained, held_out, settings, general)
     limit = math.inf if settings.rate_damage is None else settings.rate_damage
     made = {(trial.learning_rate, trial.steps): trial for trial in known}
     size = settings.batch_size * settings.gradient_accumulation

@@ -78,7 +78,7 @@ class Study:
             material.encoded,
             material.encoded_held_out,
             self._job.settings,
-            general=self._general_text(model),
+            general=None if self._job.settings.rate_damage is None else self._general_text(model),
             known=known,
             note=note,
             progress=self._progress,
