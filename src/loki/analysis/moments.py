@@ -58,7 +58,7 @@ def measure_moments(
     settings = settings or MomentsSettings()
     refuse_existing_file(output, overwrite=overwrite)
     protect_inputs(output, model, data)
-    source = ModelDirectory.of(model)
+    source = ModelDirectory.of(model, trust_remote_code=settings.trust_remote_code)
     loaded = source.load(dtype=settings.dtype, device=pick_device(settings.device))
     config = text_config(loaded.config)
     texts = load_token_ids(

@@ -61,6 +61,7 @@ class MomentsSettings:
         save_every: batches between saved intermediate sums.
         dtype: type to compute in: `auto` (as saved), float32, bfloat16 or float16.
         device: where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust_remote_code: run Python code that the model brings along.
 
     Raises:
         LokiError: if a value is out of range.
@@ -75,6 +76,7 @@ class MomentsSettings:
     save_every: int = 50
     dtype: str = "auto"
     device: str = "auto"
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_tokens", "samples_per_subject", "block_size", "batch_size", "save_every"):

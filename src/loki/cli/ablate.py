@@ -39,14 +39,17 @@ def ablate(
     from loki.evaluation.ablation import AblationOptions
     from loki.evaluation.ablation import ablate as ablate_rows
     from loki.evaluation.subjects import find_subject
-    from loki.files import refuse_existing_file, write_json
+    from loki.files import protect_inputs, refuse_existing_file, write_json
+    from loki.models.model_directory import models_read
     from loki.report.ablation import ablation_tables
 
+    options = measured.options()
     if output is not None:
         refuse_existing_file(output, overwrite=overwrite)
-    options = measured.options()
+        protect_inputs(output, *models_read(model), scores, *options.inputs)
     quiet_libraries()
-    found = ablate_rows(find_subject(model), scores, AblationOptions(tuple(parse_quotas(quotas))), options)
+    subject = find_subject(model, trust_remote_code=options.trust_remote_code)
+    found = ablate_rows(subject, scores, AblationOptions(tuple(parse_quotas(quotas))), options)
     for table in ablation_tables(found):
         console.print(table.rich())
     values = asdict(found)

@@ -11,6 +11,7 @@ from loki.analysis.options import AnalysisOptions
 from loki.cli.app import app, error_console, say, warnings_as_lines
 from loki.cli.option_groups import with_options
 from loki.cli.published_choices import ATTRIBUTION, SELECTION, Published, check_published
+from loki.cli.shared_options import TrustRemoteCode
 from loki.kva.settings import AttributionSettings
 from loki.selection.strategies import SelectionSettings, strategy_names
 from loki.selection.strategy import By
@@ -93,9 +94,7 @@ def analyse(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output, or an interrupted run with other settings.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model directory brings along.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score how much every row of the model's down_proj weights matters for general knowledge.
 

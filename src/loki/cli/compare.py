@@ -54,7 +54,8 @@ def compare(
     from loki.cli.quiet import quiet_libraries
     from loki.evaluation.compare import compare as compare_models
     from loki.evaluation.verdict import Limits
-    from loki.files import refuse_existing_file, write_json
+    from loki.files import protect_inputs, refuse_existing_file, write_json
+    from loki.models.model_directory import models_read
     from loki.report.comparison import comparison_file, comparison_tables, flips_table
 
     options = measured.options()
@@ -62,6 +63,7 @@ def compare(
         raise LokiError("--markdown and --latex are two forms of the same tables: choose one")
     if output is not None:
         refuse_existing_file(output, overwrite=overwrite)
+        protect_inputs(output, *models_read(base, *new), positions, *options.inputs)
     limits = Limits(parse_percent(max_drop, "--max-drop"), max_kl)
     quiet_libraries()
     found = compare_models(

@@ -7,7 +7,7 @@ import typer
 
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
-from loki.cli.shared_options import Data
+from loki.cli.shared_options import Data, TrustRemoteCode
 from loki.data.settings import DataSettings
 
 
@@ -22,6 +22,7 @@ def data(
     examples: Annotated[int, typer.Option("--examples", help="How many examples to show.")] = 3,
     whole: Annotated[bool, typer.Option("--whole", help="Show all of a long prompt.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draw where sources have shares.")] = 42,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show what a model would be trained on: examples with the trained tokens in colour, and figures over all.
 
@@ -37,7 +38,7 @@ def data(
 
     if examples < 0 or max_length < 1:
         raise LokiError(f"--examples {examples} and --max-length {max_length}: numbers from 0 and from 1 are expected")
-    directory = ModelDirectory(model)
+    directory = ModelDirectory(model, trust_remote_code=trust_remote_code)
     tokenizer = training_tokenizer(directory, settings.chat_template)
     sources = as_sources(data, split=settings.data_split, subset=settings.data_subset)
     records = load_training_data(sources, chat_template=bool(tokenizer.chat_template))

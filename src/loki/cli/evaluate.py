@@ -29,12 +29,14 @@ def evaluate(
     from loki.evaluation.measure import evaluate as measure
     from loki.evaluation.measure import save_result
     from loki.evaluation.subjects import find_subject
-    from loki.files import refuse_existing_file
+    from loki.files import protect_inputs, refuse_existing_file
+    from loki.models.model_directory import models_read
 
-    refuse_existing_file(output, overwrite=overwrite)
     options = measured.options()
+    refuse_existing_file(output, overwrite=overwrite)
+    protect_inputs(output, *models_read(model), *options.inputs)
     quiet_libraries()
-    result = measure(find_subject(model), options)
+    result = measure(find_subject(model, trust_remote_code=options.trust_remote_code), options)
     save_result(output, result, overwrite=overwrite)
     for name, loss in result.texts.items():
         say(f"{name}: loss {loss.loss:.4f} nats per token, {loss.loss_per_byte:.4f} per byte")

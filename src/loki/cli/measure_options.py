@@ -26,6 +26,7 @@ class Measured:
         dtype: type to compute in: auto (the checkpoint's; float32 on a CPU, where that is faster), float32, bfloat16
             or float16.
         device: where to compute: auto, cpu, cuda or cuda:N.
+        trust_remote_code: run Python code that the model brings along.
     """
 
     text: list[Path] | None = None
@@ -41,6 +42,7 @@ class Measured:
     window: int = MeasureOptions.window
     dtype: str = MeasureOptions.dtype
     device: str = MeasureOptions.device
+    trust_remote_code: bool = MeasureOptions.trust_remote_code
 
     def options(self) -> MeasureOptions:
         """The options as the library takes them.
@@ -71,6 +73,7 @@ class Measured:
             window=self.window,
             dtype=self.dtype,
             device=self.device,
+            trust_remote_code=self.trust_remote_code,
         )
 
 

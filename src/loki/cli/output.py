@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from rich.progress import Progress
 
 from loki.errors import LokiError
 
+_TIME = "%Y-%m-%d %H:%M:%S"  # at the beginning of every line of a log
+_LOG_BEGIN = rb"\d{4}-\d\d-\d\d "
 # Of the processes that `accelerate launch` or `torchrun` starts, only the main one speaks.
 _SILENT = os.environ.get("RANK", "0") != "0"
 
@@ -36,7 +39,7 @@ class Speaker(Console):
         if all(isinstance(item, str) for item in objects):
             options.setdefault("soft_wrap", True)
         if self.log_console is not None and not _SILENT:
-            self.log_console.print(f"{datetime.now():%Y-%m-%d %H:%M:%S}", *objects, **options)
+            self.log_console.print(f"{datetime.now():{_TIME}}", *objects, **options)
         bar = self.bar
         if bar is None or self.quiet or self is bar.console:
             super().print(*objects, **options)
@@ -101,10 +104,12 @@ def speaking(*, quiet: bool, as_json: bool, log_file: Path | None) -> Iterator[N
         log_file: file that all lines are added to as well, with the time.
 
     Raises:
-        LokiError: if the log file cannot be written.
+        LokiError: if the log file cannot be written, or is another file than a log.
     """
     global _log_file, _json
     _values.clear()
+    if log_file is not None:
+        _refuse_other_file(log_file)
     try:
         _log_file = log_file.open("a", encoding="utf-8") if log_file else None
     except OSError as error:
@@ -123,6 +128,19 @@ def speaking(*, quiet: bool, as_json: bool, log_file: Path | None) -> Iterator[N
         console.log_console = error_console.log_console = None
         if _log_file:
             _log_file.close()
+
+
+def _refuse_other_file(log_file: Path) -> None:
+    """Refuse to add lines to what is no log: it may be the data that the command reads."""
+    if not log_file.is_file():
+        return
+    try:
+        with log_file.open("rb") as stream:
+            begin = stream.read(len("2000-01-01 "))
+    except OSError:
+        return  # opening it to write says why
+    if begin and not re.fullmatch(_LOG_BEGIN, begin):
+        raise LokiError(f"--log-file {log_file} holds something other than a log of loki: name another")
 
 
 def end_with_json(command: str, code: int, error: str | None = None) -> None:

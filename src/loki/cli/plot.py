@@ -43,13 +43,14 @@ def plot(
     Example:
         loki plot layers scores.h5 --output layers.png
     """
-    from loki.files import atomic_file, refuse_existing_file
+    from loki.files import atomic_file, protect_inputs, refuse_existing_file
 
     if kind not in KINDS:
         raise LokiError(f"picture {kind!r} is not known: choose one of {', '.join(KINDS)}")
     if output.suffix not in _FORMATS:
         raise LokiError(f"--output {output} names no picture: end it in {', '.join(_FORMATS)}")
     refuse_existing_file(output, overwrite=overwrite)
+    protect_inputs(output, *inputs)
     figure = _figure(kind, inputs, quota)
     with atomic_file(output, overwrite=overwrite) as temporary:
         figure.savefig(temporary, format=output.suffix[1:], dpi=150)

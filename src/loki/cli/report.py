@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import TrustRemoteCode
 
 
 @app.command()
@@ -21,6 +22,7 @@ def report(
         bool, typer.Option("--compare/--no-compare", help="Compare with the base where that was not done before.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it exists.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write one self-contained page of a run: what was selected, changed, learned and lost, and how to repeat it.
 
@@ -31,7 +33,7 @@ def report(
         loki report runs/mine --output report.html
     """
     from loki.cli.quiet import quiet_libraries
-    from loki.files import refuse_existing_file
+    from loki.files import protect_inputs, refuse_existing_file
     from loki.report.page import write_report
     from loki.report.run_comparison import compare_run
     from loki.report.run_directory import read_run
@@ -39,7 +41,8 @@ def report(
     target = output or run_directory / "report.html"
     refuse_existing_file(target, overwrite=overwrite)
     quiet_libraries()
-    run = read_run(run_directory)
+    run = read_run(run_directory, trust_remote_code=trust_remote_code)
+    protect_inputs(target, data, run.base_model, *run.inputs)
     if compare:
         compare_run(run, data=data)
     say(f"Report: {write_report(run, target, overwrite=overwrite)}", report=target)

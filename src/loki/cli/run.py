@@ -11,6 +11,7 @@ from loki.artefacts.training_settings import DEFAULT_PROTECT, RATE_DAMAGE, Train
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.published_choices import ATTRIBUTION, SELECTION, check_published, typed
+from loki.cli.shared_options import TrustRemoteCode
 from loki.cli.training_options import say_learned, with_published_rate
 from loki.data.settings import DataSettings
 from loki.kva.settings import AttributionSettings
@@ -89,6 +90,7 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do finished phases again whose settings changed; else start anew.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Run all phases; a finished phase is not run again, an interrupted one goes on.
 
@@ -97,8 +99,10 @@ def run(
     """
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
+    from loki.files import protect_inputs
     from loki.pipeline import RunSettings, read_config
     from loki.pipeline import run as run_phases
+    from loki.pipeline.settings import CONFIG
     from loki.report.run_comparison import report_on
 
     quiet_libraries()
@@ -117,7 +121,12 @@ def run(
     groups = {
         "selection": {"strategy": strategy, "by": by},
         "attribution": {name: value for name, value in vars(attribution).items() if name != "seed"},
-        "analysis": {"samples_per_subject": samples_per_subject, "dtype": dtype, "device": device},
+        "analysis": {
+            "samples_per_subject": samples_per_subject,
+            "dtype": dtype,
+            "device": device,
+            "trust_remote_code": trust_remote_code,
+        },
         "data_settings": vars(data_settings),
         "training": vars(training),
     }
@@ -128,6 +137,8 @@ def run(
         )
     settings = RunSettings.from_dict(values)
     output = output or Path("runs") / Path(settings.model).resolve().name
+    if config is not None and config.resolve() != (output / CONFIG).resolve():  # its own is written anew as it is
+        protect_inputs(output, config)
     if dry_run:
         from loki.pipeline.dry_run import estimate
 

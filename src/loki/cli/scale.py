@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, console, say
+from loki.cli.shared_options import Overwrite, TrustRemoteCode
 
 
 @app.command()
@@ -23,6 +24,8 @@ def scale(
     ] = 0.01,
     plot: Annotated[Path | None, typer.Option("--plot", help="Picture of accuracy over damage to write, PNG.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Find how much of what was trained to keep: accuracy on the new task against damage to general text.
 
@@ -33,9 +36,14 @@ def scale(
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.evaluation.scale_sweep import sweep_scales
+    from loki.files import protect_inputs, refuse_existing_file
+    from loki.models.model_directory import models_read
     from loki.ranks import pick_device
     from loki.report.scale_curve import plot_scales, scale_table
 
+    if plot is not None:
+        refuse_existing_file(plot, overwrite=overwrite)
+        protect_inputs(plot, *models_read(trained, base), data, keep)
     quiet_libraries()
     with progress_bar() as progress:
         sweep = sweep_scales(
@@ -46,10 +54,11 @@ def scale(
             scales=parse_numbers(scales),
             tolerance=tolerance,
             device=pick_device(device),
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
     if plot is not None:
-        plot_scales(sweep, plot)
+        plot_scales(sweep, plot, overwrite=overwrite)
     console.print(scale_table(sweep).rich())
     chosen = sweep.chosen
     say(

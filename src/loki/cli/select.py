@@ -7,12 +7,14 @@ import typer
 
 from loki.cli.app import app, say
 from loki.cli.published_choices import SELECTION, Published, check_published
-from loki.cli.shared_options import Overwrite
+from loki.cli.shared_options import Overwrite, TrustRemoteCode
 from loki.selection.strategies import SelectionSettings, find_strategy, strategy_names
 from loki.selection.strategy import By, Inputs
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from loki.models.model_directory import ModelDirectory
 
 
 @app.command()
@@ -59,6 +61,7 @@ def select(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random strategy.")] = SelectionSettings.seed,
     published: Published = False,
     overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Select the rows to implant into: a quota of those that the analysis found least important.
 
@@ -72,6 +75,7 @@ def select(
     from loki.artefacts.positions import merge_positions, read_positions, write_positions
     from loki.cli.progress import progress_bar
     from loki.files import protect_inputs, refuse_existing_file
+    from loki.models.model_directory import ModelDirectory
     from loki.selection.select import default_positions_path
     from loki.selection.select import select as select_rows
 
@@ -81,14 +85,15 @@ def select(
     settings = SelectionSettings(strategy, by, seed)
     gradients = Path(task) if task is not None else None
     find_strategy(strategy).check_inputs(Inputs(scores, model, moments, gradients).given(), strict=True)
-    output = output or default_positions_path(Inputs(scores, model), quota)
+    base = ModelDirectory(model, trust_remote_code=trust_remote_code) if model is not None else None
+    output = output or default_positions_path(Inputs(scores, base), quota)
     refuse_existing_file(output, overwrite=overwrite)
     protect_inputs(output, scores, model, moments, task, *(exclude or []))
     excluded = merge_positions([read_positions(path) for path in exclude]) if exclude else None
     with progress_bar() as progress:
         if task is not None and Path(task).suffix != ".h5":
-            gradients = task_gradients(task, model, output.with_suffix(".task.h5"), overwrite, progress)
-        inputs = Inputs(scores, model, moments, gradients)
+            gradients = task_gradients(task, base, output.with_suffix(".task.h5"), overwrite, progress)
+        inputs = Inputs(scores, base, moments, gradients)
         positions = select_rows(inputs, quota, settings, exclude=excluded, progress=progress)
     write_positions(output, positions, overwrite=overwrite)
     rows = sum(map(len, positions))
@@ -99,7 +104,9 @@ def select(
     )
 
 
-def task_gradients(task: str, model: str | None, output: Path, overwrite: bool, progress: "Progress | None") -> Path:
+def task_gradients(
+    task: str, model: "ModelDirectory | None", output: Path, overwrite: bool, progress: "Progress | None"
+) -> Path:
     """The file with the task's gradients, computed now unless it is there already."""
     from loki.errors import LokiError
     from loki.files import protect_inputs

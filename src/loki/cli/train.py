@@ -9,7 +9,7 @@ import typer
 from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, error_console, say
 from loki.cli.option_groups import with_options
-from loki.cli.shared_options import Data, PositionsOfOrdinary, Trainable
+from loki.cli.shared_options import Data, PositionsOfOrdinary, Trainable, TrustRemoteCode
 from loki.cli.training_options import Published, say_learned, with_published_rate
 from loki.data.settings import DataSettings
 from loki.errors import LokiError
@@ -82,6 +82,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew where the output holds something.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train the selected rows with TRL or LlamaFactory; an interrupted training goes on from its last checkpoint.
 
@@ -127,6 +128,7 @@ def train(
                 ),
                 data_settings=data_settings,
                 overwrite=overwrite,
+                trust_remote_code=trust_remote_code,
                 console=console,
                 progress=progress,
             )
@@ -141,6 +143,7 @@ def train(
                 eval_data=eval_data,
                 data_settings=data_settings,
                 overwrite=overwrite,
+                trust_remote_code=trust_remote_code,
                 console=console,
                 progress=progress,
             )

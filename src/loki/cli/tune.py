@@ -8,7 +8,7 @@ import typer
 from loki.artefacts.training_settings import RATE_DAMAGE, TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
-from loki.cli.shared_options import Data, PositionsOfOrdinary, Trainable
+from loki.cli.shared_options import Data, PositionsOfOrdinary, Trainable, TrustRemoteCode
 from loki.data.settings import DataSettings
 
 
@@ -34,6 +34,7 @@ def tune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew where the output holds something.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Find a learning rate: a few are tried for some steps, the better ones for more, under a budget of damage.
 
@@ -60,6 +61,7 @@ def tune(
             eval_data=eval_data,
             data_settings=data_settings,
             overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
     console.print(rate_table(found).rich())

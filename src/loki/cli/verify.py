@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.shared_options import TrustRemoteCode
 
 
 @app.command()
@@ -14,9 +15,7 @@ def verify(
     tuned: Annotated[str, typer.Argument(help="The model after.", show_default=False)],
     positions: Annotated[Path, typer.Option("--positions", help="Positions file: the rows that may differ.")],
     device: Annotated[str, typer.Option("--device", help="Where to run both models: auto, cpu or cuda.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the models bring along.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check that nothing but the selected rows differs between two models; exit code 1 if something else does.
 

@@ -16,7 +16,7 @@ from loki.demo.outcome import Outcome
 from loki.demo.stopping import StopWhenKnown
 from loki.demo.tokenizer import MAX_LENGTH
 from loki.demo.world import World, tiny_world
-from loki.errors import CheckFailed
+from loki.errors import CheckFailed, LokiError
 from loki.files import atomic_directory, refuse_existing
 from loki.metrics.accuracy import accuracy_by_family, greedy_answer
 from loki.models.loading import load_model, load_tokenizer
@@ -25,6 +25,7 @@ from loki.pipeline.phases import ARTEFACTS, Stopwatch, remove_artefacts, run_pha
 from loki.pipeline.settings import RunSettings
 from loki.restoring.verify import VerifyReport
 
+FACTS = "new-facts.jsonl"
 QUOTA = 30
 EXAMPLES = 4
 REQUIRED_ACCURACY = 0.99
@@ -79,20 +80,20 @@ def run_demo(
         progress: where to show how far a phase has come (default: nowhere).
 
     Raises:
-        LokiError: if `output` exists and `overwrite` is False.
+        LokiError: if `output` exists and `overwrite` is False, or holds something else than a demo.
         CheckFailed: if the new facts were not learned, or anything but the selected rows changed.
     """
-    refuse_existing(output, overwrite=overwrite)
+    _refuse_other(output, overwrite=overwrite)
     watch = Stopwatch(announce)
     world = tiny_world()
-    base, calibration, facts = output / "base", output / "calibration.jsonl", output / "new-facts.jsonl"
+    base, calibration, facts = output / "base", output / "calibration.jsonl", output / FACTS
     settings = RunSettings(str(base), facts, str(calibration), quota=QUOTA, training=TRAINING, protect=DEFAULT_PROTECT)
 
     with watch.phase("prepare", f"the model before: {base}"):
+        write_facts(facts, world.new, overwrite=overwrite)  # first: what a killed demo left is known by it
         with atomic_directory(base, overwrite=overwrite) as temporary:
             shutil.copytree(WEIGHTS, temporary, dirs_exist_ok=True)
         write_calibration(calibration, world, overwrite=overwrite)
-        write_facts(facts, world.new, overwrite=overwrite)
         before = _accuracy(base, world)
         remove_artefacts(output, "analyse")  # of an earlier demo: all phases are to be shown
     enough = StopWhenKnown(load_tokenizer(base), world.new, REQUIRED_ACCURACY)
@@ -128,6 +129,16 @@ def default_output(*, overwrite: bool = False) -> Path:
     """`runs/demo`, or the first of `runs/demo-2`, `runs/demo-3`, ... that does not exist unless `overwrite` is set."""
     candidates = chain([Path("runs/demo")], (Path(f"runs/demo-{number}") for number in count(2)))
     return next(path for path in candidates if overwrite or not path.exists())
+
+
+def _refuse_other(output: Path, *, overwrite: bool) -> None:
+    if not overwrite or (output / FACTS).is_file():
+        refuse_existing(output, overwrite=overwrite)
+        return
+    try:
+        refuse_existing(output, overwrite=False)
+    except LokiError as error:
+        raise LokiError(f"{output} holds no demo, so --overwrite leaves it alone: choose another --output") from error
 
 
 def _accuracy(model: Path, world: World) -> dict[str, float]:

@@ -158,7 +158,11 @@ def compare(
     """
     harness = Harness(options.tasks) if options.tasks.tasks else None
     sources = text_sources(options.texts)
-    subjects = [None if is_result(str(name)) else find_subject(name, positions=positions) for name in (base, *new)]
+    trust = options.trust_remote_code
+    subjects = [
+        None if is_result(str(name)) else find_subject(name, positions=positions, trust_remote_code=trust)
+        for name in (base, *new)
+    ]
     before = _take(str(base), subjects[0], options, harness)
     comparisons = []
     for name, subject in zip(new, subjects[1:], strict=True):

@@ -40,6 +40,7 @@ class MeasureOptions:
         max_length: the most tokens of an example of `data`.
         dtype: type to compute in; `auto` is the checkpoint's on a GPU and float32 on a CPU, which is faster and exact.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trust_remote_code: run Python code that the models bring along.
     """
 
     texts: tuple[Path, ...] | None = ()
@@ -50,3 +51,10 @@ class MeasureOptions:
     max_length: int = 1024
     dtype: str = "auto"
     device: str = "auto"
+    trust_remote_code: bool = False
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that are read beside the models."""
+        named = [*(self.texts or ()), self.data, self.tasks.include_path]
+        return [path for path in named if path is not None]

@@ -71,6 +71,7 @@ def sweep_scales(
     window: int = 128,
     windows: int = 32,
     device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> ScaleSweep:
     """Measure a trained model with several scales; it and its base are in memory together.
@@ -86,6 +87,7 @@ def sweep_scales(
         window: tokens per window of general text.
         windows: windows of it, from all over.
         device: where to compute.
+        trust_remote_code: run Python code that the base model brings along.
         progress: where to show how far it has come.
 
     Raises:
@@ -101,9 +103,18 @@ def sweep_scales(
         whole = Path(temporary, "whole")
         # Scale 0 is the base as it was trained: converted where the LoKI model was made in another type.
         none = Path(temporary, "none")
-        restore_loki_model(trained, whole, base_model=base_model)
-        restore_loki_model(trained, none, base_model=base_model, scale=0.0, allow_unchanged=True)
-        directory = ModelDirectory(none)  # which has the base's tokenizer where the trained model has none
+        restore_loki_model(trained, whole, base_model=base_model, trust_remote_code=trust_remote_code)
+        restore_loki_model(
+            trained,
+            none,
+            base_model=base_model,
+            scale=0.0,
+            allow_unchanged=True,
+            trust_remote_code=trust_remote_code,
+        )
+        directory = ModelDirectory(
+            none, trust_remote_code=trust_remote_code
+        )  # which has the base's tokenizer where the trained model has none
         examples = encode_examples(prepare_training_data(data, directory, max_length))
         texts = load_token_ids(
             keep,
@@ -112,7 +123,10 @@ def sweep_scales(
             vocab_size=directory.text_config.vocab_size,
         )
         texts = texts[:: max(1, len(texts) // windows)][:windows]
-        model, base = ModelDirectory(whole).load(device=device), directory.load(device=device)
+        model, base = (
+            ModelDirectory(whole, trust_remote_code=trust_remote_code).load(device=device),
+            directory.load(device=device),
+        )
     before = dict(base.named_parameters())
     changes = {
         name: parameter.float() - before[name].float()

@@ -68,18 +68,19 @@ class Subject:
         return loaded.eval(), tokenizer
 
 
-def find_subject(name: AnyModel, *, positions: Positions | None = None) -> Subject:
+def find_subject(name: AnyModel, *, positions: Positions | None = None, trust_remote_code: bool = False) -> Subject:
     """What `name` stands for.
 
     Args:
         name: a model directory, a LoKI directory, an adapter of PEFT, or a hub id of one.
         positions: the rows that may differ, where the user knows them; a LoKI directory or adapter knows its own, and
             the restored model of a run has them beside it.
+        trust_remote_code: run Python code that the model brings along.
 
     Raises:
         LokiError: if there is no such thing, or an adapter cannot be evaluated.
     """
-    model = ModelDirectory.of(name)
+    model = ModelDirectory.of(name, trust_remote_code=trust_remote_code)
     directory = model.path
     if not (directory / CONFIG_NAME).is_file() or (directory / "config.json").is_file():
         own = getattr(model.config, "target_pos", None)
@@ -100,7 +101,8 @@ def find_subject(name: AnyModel, *, positions: Positions | None = None) -> Subje
     if not base:
         raise LokiError(f"adapter {directory} names no base model: set base_model_name_or_path in its {CONFIG_NAME}")
     # An adapter of another method changes more than rows, whatever rows the user names.
-    return Subject(str(name), ModelDirectory(base), directory, getattr(config, "row_lists", None))
+    known = ModelDirectory(base, trust_remote_code=trust_remote_code)
+    return Subject(str(name), known, directory, getattr(config, "row_lists", None))
 
 
 def _positions_of_run(directory: Path) -> Positions | None:

@@ -179,6 +179,16 @@ def chosen_directions(
     return directions
 
 
+def check_implantable(source: ModelDirectory) -> None:
+    """Refuse now a base model that no LoKI model directory can be made of.
+
+    Raises:
+        LokiError: if it brings its own code, is a LoKI model or of an unknown family, or its rows are no plain numbers.
+    """
+    _classes(source.config, None, None)
+    source.editable_projections([[0] for _ in source.projection_names])
+
+
 def _classes(
     base: PretrainedConfig,
     config_class: type[PretrainedConfig] | None,
@@ -186,6 +196,11 @@ def _classes(
 ) -> tuple[Any, Any]:
     if isinstance(base, LoKIConfigMixin):
         raise LokiError(f"the base model is a LoKI model already ({base.model_type}): restore it first")
+    if not type(base).__module__.startswith("transformers."):
+        raise LokiError(
+            f"the base model brings its own code ({type(base).__name__}), which no LoKI model directory can carry: "
+            "train an adapter on it (`loki adapter --trust-remote-code`, which `loki restore` merges)"
+        )
     found_config, found_model = loki_classes(base.model_type)
     given = (config_class or found_config, model_class or found_model)
     for wanted, found in zip(given, (found_config, found_model), strict=True):

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from loki.inputs import reading
+from loki.models.architectures import LOKI_MODEL_TYPE_PREFIX
 
 
 def class_of_type(model_type: str) -> str | None:
@@ -28,6 +29,11 @@ def auto_class(config: PretrainedConfig) -> Any:
     return AutoModelForImageTextToText if wraps else AutoModelForCausalLM
 
 
+def own_code(config: PretrainedConfig, trust_remote_code: bool) -> bool:
+    """Whether code of the model's directory is to be run for its classes: those of LoKI's types are in this package."""
+    return trust_remote_code and not config.model_type.startswith(LOKI_MODEL_TYPE_PREFIX)
+
+
 def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of `config` without weights, on the meta device.
 
@@ -37,5 +43,6 @@ def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Pr
     place = config.name_or_path or config.model_type
     advice = "correct its config.json, or fetch or save the model again"
     with reading("the configuration of model", place, advice=advice), torch.device("meta"):
-        model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+        trust = own_code(config, trust_remote_code)
+        model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust)
     return model

@@ -15,12 +15,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loki.errors import LokiError
 from loki.inputs import checked, read_json, reading
 from loki.models.architectures import LOKI_MODEL_TYPE_PREFIX, base_model_type
 from loki.models.checkpoint import check_weights, stored_tensors
-from loki.models.classes import auto_class, class_of_type
+from loki.models.classes import auto_class, class_of_type, own_code
 from loki.models.config_schema import GenerationFields, TokenizerConfiguration, check_configuration
 from loki.models.hub import fetch
 
@@ -60,15 +61,20 @@ def load_config(model: str | PathLike[str], *, trust_remote_code: bool = False) 
     """The configuration of a decoder-only causal language model.
 
     Raises:
-        LokiError: if there is no config.json, or the model is not a decoder-only causal language model.
+        LokiError: if there is no config.json, the model is not a decoder-only causal language model, or it needs its
+            own code, which is not trusted.
     """
     path = resolve_model(model)
     file = path / "config.json"
     if not file.exists():
         raise LokiError(f"model directory {path} has no config.json: it is not a Transformers model")
-    check_configuration(read_json(file, what="model configuration"), file, stored_tensors(path))
+    value = read_json(file, what="model configuration")
+    check_configuration(value, file, stored_tensors(path))
+    trust = trust_remote_code and not str(value.get("model_type")).startswith(LOKI_MODEL_TYPE_PREFIX)
+    if isinstance(value.get("auto_map"), dict) and value.get("model_type") not in CONFIG_MAPPING and not trust:
+        raise LokiError(f"model {path} brings its own Python code: read it, and pass --trust-remote-code to run it")
     with reading("model configuration", file, advice="correct it, or fetch or save the model again"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
         architectures = list(map(str, config.architectures or []))
     _check_causal(path, config, architectures)
     return config
@@ -128,7 +134,7 @@ def load_model(
         config=config,  # Transformers copies it before it notes things there
         dtype=torch_dtype,
         device_map=device_map,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=own_code(config, trust_remote_code),
     )
     model_at_work = loaded.eval() if device_map else loaded.to(device).eval()
     check_forward(model_at_work, path)
@@ -223,10 +229,10 @@ def _without_reports_of_missing_weights() -> Iterator[None]:
 
 
 def _check_causal(path: Path, config: PretrainedConfig, architectures: list[str]) -> None:
-    own_code = hasattr(config, "auto_map") and not config.model_type.startswith(LOKI_MODEL_TYPE_PREFIX)
+    brings_code = hasattr(config, "auto_map") and not config.model_type.startswith(LOKI_MODEL_TYPE_PREFIX)
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder model"
-    elif class_of_type(base_model_type(config.model_type)) is None and not own_code:
+    elif class_of_type(base_model_type(config.model_type)) is None and not brings_code:
         kind = "no causal language model"
     elif architectures and not any(word in name for name in architectures for word in _GENERATES):
         kind = f"a {architectures[0]}, no causal language model"

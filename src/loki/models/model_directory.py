@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from loki.artefacts.positions import Positions, check_positions_fit
 from loki.errors import LokiError
+from loki.inputs import read_json
 from loki.models.architectures import text_config
 from loki.models.checkpoint import PLAIN_DTYPES, Checkpoint, fingerprint
 from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
@@ -16,6 +18,24 @@ from loki.models.tensor_names import projection_names
 
 AnyModel: TypeAlias = str | PathLike[str]
 """A model as functions take it: a local directory, a hub id, or a `ModelDirectory`."""
+
+
+def models_read(*models: AnyModel | None) -> list[str | PathLike[str]]:
+    """The models, and the base that a local adapter or LoKI directory among them names: all that is read of them.
+
+    Raises:
+        LokiError: if a configuration cannot be read.
+    """
+    found: list[str | PathLike[str]] = []
+    for model in models:
+        if model is None:
+            continue
+        found.append(model)
+        for file in (Path(model) / "config.json", Path(model) / "adapter_config.json"):
+            value = read_json(file, what="configuration") if file.is_file() else None
+            base = value.get("base_model_name_or_path") if isinstance(value, dict) else None
+            found += [base] if isinstance(base, str) and base else []
+    return found
 
 
 class ModelDirectory:

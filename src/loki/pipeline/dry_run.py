@@ -21,7 +21,6 @@ from loki.implanting.training.encoded import Encoded
 from loki.implanting.training.planning import LEAST_STEPS
 from loki.implanting.training.rate_search import seconds_per_step
 from loki.models.architectures import max_positions
-from loki.models.loading import load_model
 from loki.models.model_directory import ModelDirectory
 from loki.pipeline.settings import RunSettings
 from loki.ranks import pick_device
@@ -88,7 +87,7 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
     Raises:
         LokiError: for all that the run would refuse before its first phase.
     """
-    base = ModelDirectory(settings.model)
+    base = settings.base
     settings.check(base)
     training, text = settings.training, base.text_config
     calibration = load_calibration(
@@ -111,7 +110,7 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
     layers = len(base.projection_names)
     rows = find_strategy(settings.selection.strategy).rows(settings.quota, layers, text.hidden_size)
     per_layer = max(1, round(settings.quota / 100 * text.hidden_size))
-    model = load_model(base, device=pick_device())
+    model = base.load(device=pick_device())
     parameters, weights = model.num_parameters(), model.get_memory_footprint()
     split_rows(model, [list(range(per_layer))] * layers)  # which rows makes no difference to the time
     trainable = sum(parameter.numel() for parameter in active_parameters(model).values())

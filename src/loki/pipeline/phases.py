@@ -125,6 +125,7 @@ def run_phases(
     places = {name: output / artefact for name, artefact in ARTEFACTS.items()}
     scores, moments, positions, loki_model, trained, restored = places.values()
     trainings: list[TrainingResult] = []
+    trust = settings.analysis.trust_remote_code
 
     def phase(name: str, result: str, work: Callable[[], object], *, needless: bool = False) -> None:
         finished = is_finished(output, name) or needless
@@ -147,6 +148,7 @@ def run_phases(
             samples_per_subject=settings.analysis.samples_per_subject,
             dtype=settings.analysis.dtype,
             device=settings.analysis.device,
+            trust_remote_code=trust,
         )
         measure_moments(base, settings.calibration, moments, options, progress=progress)
 
@@ -168,6 +170,7 @@ def run_phases(
                 settings.training,
                 eval_data=settings.eval_data,
                 data_settings=settings.data_settings,
+                trust_remote_code=trust,
                 callbacks=callbacks,
                 console=console,
                 progress=progress,
@@ -180,8 +183,8 @@ def run_phases(
     phase("select", f"the {settings.quota:g}% of the rows to train", choose)
     phase("create", "LoKI model", create)
     phase("train", "trained LoKI model", learn)
-    phase("restore", "ordinary model", lambda: restore_loki_model(trained, restored))
+    phase("restore", "ordinary model", lambda: restore_loki_model(trained, restored, trust_remote_code=trust))
     with watch.phase("verify", "only the selected rows differ"):
-        report = verify(base, restored, read_positions(positions))
+        report = verify(base, restored, read_positions(positions), trust_remote_code=trust)
         report.raise_for_differences()
     return RunResult(base, restored, report, watch.seconds, trainings[0] if trainings else None)

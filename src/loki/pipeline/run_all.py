@@ -15,7 +15,6 @@ from loki.artefacts.run_records import read_record, remove_recorded, write_recor
 from loki.data.sources import local_paths
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing
-from loki.models.model_directory import ModelDirectory
 from loki.pipeline.phases import ARTEFACTS, RunResult, Stopwatch, is_finished, remove_artefacts, run_phases
 from loki.pipeline.settings import CONFIG, RunSettings
 
@@ -64,7 +63,7 @@ def run(
         CheckFailed: if anything but the selected rows differs in the end.
     """
     console = console or Console(quiet=True)
-    base = ModelDirectory(settings.model)
+    base = settings.base
     _begin(settings, output, settings.check(base), overwrite=overwrite, console=console)
     watch = Stopwatch(lambda line: console.print(line, highlight=False, soft_wrap=True))
     return run_phases(settings, base, output, watch, callbacks=callbacks, console=console, progress=progress)

@@ -15,6 +15,7 @@ from loki.data.preparing import prepare_training_data
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, one_line
+from loki.implanting.create import check_implantable
 from loki.implanting.directions import check_protect
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions
@@ -39,7 +40,7 @@ class RunSettings:
         data_settings: which part of the data, and how conversations are rendered.
         selection: how rows are selected.
         attribution: how they are scored.
-        analysis: how the scoring is run.
+        analysis: how the scoring is run; its `trust_remote_code` holds for all phases.
         training: how they are trained.
         protect: share of the input directions that training leaves alone, see `loki.implanting.directions`; their use
             is measured on the calibration data. 0 trains along all of them, as published.
@@ -74,6 +75,7 @@ class RunSettings:
                 implanted, or quota or strategy make no sense.
         """
         base.check()
+        check_implantable(base)
         if self.protect:
             check_protect(self.protect)
         text, tokenizer = base.text_config, base.tokenizer
@@ -100,6 +102,15 @@ class RunSettings:
         """All settings as JSON values, data by their paths: what `from_dict` reads, and a run is repeated from."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return values
+
+    @property
+    def base(self) -> ModelDirectory:
+        """The model, looked up now.
+
+        Raises:
+            LokiError: if there is none.
+        """
+        return ModelDirectory(self.model, trust_remote_code=self.analysis.trust_remote_code)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunSettings":

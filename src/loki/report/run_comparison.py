@@ -27,7 +27,11 @@ def compare_run(run: RunContents, *, data: Path | None = None, overwrite: bool =
     if not run.base_model or not restored.is_dir() or (run.comparison and not overwrite):
         return
     is_demo = demo_data.is_file()  # its tokenizer knows the words of the tiny world only
-    options = MeasureOptions(texts=None if is_demo else (), data=data or (demo_data if is_demo else None))
+    options = MeasureOptions(
+        texts=None if is_demo else (),
+        data=data or (demo_data if is_demo else None),
+        trust_remote_code=run.base_model.trust_remote_code,
+    )
     found = compare(run.base_model, [str(restored)], options, Limits(), positions=run.positions)
     values = comparison_file(found)
     write_json(run.path / COMPARISON, values, overwrite=True)

@@ -70,13 +70,19 @@ class RunContents:
     comparison: dict[str, Any] = field(default_factory=dict)
     ablation: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """All that the run directory holds but for pages."""
+        return [path for path in self.path.iterdir() if path.suffix != ".html"]
 
-def read_run(path: Path, base: ModelDirectory | None = None) -> RunContents:
+
+def read_run(path: Path, base: ModelDirectory | None = None, *, trust_remote_code: bool = False) -> RunContents:
     """Read what `loki run` or `loki demo` left, finished or not. What cannot be read counts as missing.
 
     Args:
         path: the run directory.
         base: its base model, where that has been looked up already.
+        trust_remote_code: run Python code that the base model brings along.
 
     Raises:
         LokiError: if `path` is not a directory, or no run began there.
@@ -93,7 +99,7 @@ def read_run(path: Path, base: ModelDirectory | None = None) -> RunContents:
     run.base = str(base or (path / "base" if (path / "base").is_dir() else run.settings.get("model", "")))
     if run.base:
         try:
-            run.base_model = ModelDirectory.of(base or run.base)
+            run.base_model = ModelDirectory.of(base or run.base, trust_remote_code=trust_remote_code)
         except LokiError as error:
             run.missing["base"] = f"base model: {error}"
     _take(run, "scores.h5", "not analysed yet (loki analyse)", lambda place: _take_scores(run, place))

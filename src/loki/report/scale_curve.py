@@ -15,8 +15,12 @@ def scale_table(sweep: ScaleSweep) -> ResultTable:
     return ResultTable("Scale of what was trained", ["scale", "answers right", "loss", "KL per token"], rows)
 
 
-def plot_scales(sweep: ScaleSweep, path: Path) -> None:
-    """Draw accuracy over damage as PNG, the chosen scale encircled; an old file is replaced."""
+def plot_scales(sweep: ScaleSweep, path: Path, *, overwrite: bool = False) -> None:
+    """Draw accuracy over damage as PNG, the chosen scale encircled.
+
+    Raises:
+        LokiError: if `path` exists and `overwrite` is False.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -27,5 +31,5 @@ def plot_scales(sweep: ScaleSweep, path: Path) -> None:
     axes.plot(sweep.chosen.kl, sweep.chosen.accuracy, marker="o", markersize=12, fillstyle="none", color="black")
     axes.set(xlabel="KL(base || model) on general text, nats per token", ylabel="new answers exactly right")
     axes.grid(alpha=0.3)
-    with atomic_file(path, overwrite=True) as temporary:
+    with atomic_file(path, overwrite=overwrite) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

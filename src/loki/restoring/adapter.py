@@ -107,7 +107,7 @@ def restore_adapter(
             hidden=base.text_config.hidden_size,
             trained=path,
         )
-    if vanished:
+    if vanished and scale != 0:
         _log.warning(
             "%s of %s changed rows change by less than the base's type can hold, and are the base's: restore on the "
             "base in float32 to keep them",

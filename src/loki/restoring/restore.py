@@ -16,7 +16,7 @@ from loki.inputs import checked, read_json
 from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, rows_digest
 from loki.models.loading import load_config
-from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.models.model_directory import AnyModel, ModelDirectory, models_read
 from loki.models.rewriting import cast_floats, rewrite_weights
 from loki.models.side_files import copy_side_files
 from loki.models.tensor_names import projection_names, selected_by_tensor
@@ -65,7 +65,7 @@ def restore_loki_model(
     target = Path(save_dir)
     check_scale(scale, allow_zero=allow_unchanged)
     refuse_existing(target, overwrite=overwrite)
-    protect_inputs(target, model_path, base_model, target_pos_path)
+    protect_inputs(target, *models_read(model_path, base_model), target_pos_path)
     if is_adapter(Path(model_path)):
         return restore_adapter(
             Path(model_path),

@@ -64,6 +64,7 @@ def train_with_llamafactory(
     eval_data: Data | None = None,
     data_settings: DataSettings | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -83,15 +84,15 @@ def train_with_llamafactory(
         eval_data: held-out data in the same form; its loss is computed whenever a checkpoint is saved.
         data_settings: which part of the data, and how conversations are rendered; None takes the defaults.
         overwrite: start anew where `output` holds something.
+        trust_remote_code: run Python code that the model brings along.
         console: where to say what is trained (default: nowhere).
         progress: where to show how far it has come (default: nowhere).
 
     Raises:
         LokiError: for bad input of any kind, where LlamaFactory is missing or fails, or no row changed.
     """
-    job = Job(
-        model, data, output, settings or TrainingSettings(), positions, eval_data, data_settings or DataSettings()
-    )
+    settings, data_settings = settings or TrainingSettings(), data_settings or DataSettings()
+    job = Job(model, data, output, settings, positions, eval_data, data_settings, trust_remote_code)
     backend = LlamaFactory(llamafactory or LlamaFactorySettings(), progress)
     return run_job(backend, job, overwrite=overwrite, console=console, progress=progress)
 
@@ -125,6 +126,11 @@ class LlamaFactory:
     def sharded(self) -> bool:
         """Whether no process holds the whole model; ZeRO-2 shards gradients and optimiser alone."""
         return False
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Nothing beside the job's."""
+        return []
 
     @property
     def rows_kept_beside(self) -> bool:

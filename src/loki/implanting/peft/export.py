@@ -8,6 +8,7 @@ from peft import LoraConfig
 from loki.errors import LokiError
 from loki.files import protect_inputs
 from loki.implanting.peft.adapter_files import KEY_PREFIX, LayerDelta, read_adapter, write_adapter
+from loki.models.model_directory import models_read
 
 
 def export_lora(adapter: Path, output: Path, *, full_rows: bool = False, overwrite: bool = False) -> int:
@@ -30,7 +31,7 @@ def export_lora(adapter: Path, output: Path, *, full_rows: bool = False, overwri
     Raises:
         LokiError: if `adapter` is not a LoKI adapter, has no rank and `full_rows` is False, or `output` exists.
     """
-    protect_inputs(output, adapter)
+    protect_inputs(output, *models_read(adapter))
     saved = read_adapter(adapter)
     config = saved.config
     if config.rank is None and not full_rows:

@@ -12,6 +12,7 @@ from loki.files import protect_inputs
 from loki.implanting.peft.adapter_files import KEY_PREFIX, LayerDelta, SavedAdapter, read_adapter, write_adapter
 from loki.implanting.peft.base_weight import sum_fingerprints
 from loki.implanting.peft.config import LoKIConfig
+from loki.models.model_directory import models_read
 
 
 def merge_adapters(adapters: list[Path], output: Path, *, overwrite: bool = False) -> LoKIConfig:
@@ -35,7 +36,7 @@ def merge_adapters(adapters: list[Path], output: Path, *, overwrite: bool = Fals
     """
     if len(adapters) < 2:
         raise LokiError("merge-adapters needs at least two adapters")
-    protect_inputs(output, *adapters)
+    protect_inputs(output, *models_read(*adapters))
     given = [read_adapter(path) for path in adapters]
     for first, second in combinations(given, 2):
         _check_pair(first, second)

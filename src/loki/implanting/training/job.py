@@ -12,6 +12,7 @@ from rich.progress import Progress
 from loki.artefacts.training_settings import Rate, check_held_out
 from loki.data.preparing import save_chat_template
 from loki.errors import LokiError
+from loki.files import protect_inputs
 from loki.implanting.create import write_loki_card
 from loki.implanting.training.material import Material, read_material
 from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
@@ -52,6 +53,10 @@ class Backend(Protocol):
     @property
     def foreign_template(self) -> bool:
         """Whether it has a chat template of its own, so that the tokenizer's is not asked."""
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and directories that it reads beside the job's."""
 
     @property
     def rows_kept_beside(self) -> bool:
@@ -184,6 +189,7 @@ def _begin(
     """Read and check, and prepare the output: what is trained on, what decides the result, what to resume from."""
     settings = job.settings
     check_held_out(settings, job.eval_data)
+    ranks.on_all(lambda: protect_inputs(job.output, *job.inputs, *backend.inputs))
     material = ranks.on_all(
         lambda: read_material(
             job.model,
@@ -194,6 +200,7 @@ def _begin(
             data_settings=job.data_settings,
             seed=settings.seed,
             foreign_template=backend.foreign_template,
+            trust_remote_code=job.trust_remote_code,
         )
     )
     ranks.on_all(lambda: backend.check(job, material))

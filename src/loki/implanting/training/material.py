@@ -95,6 +95,7 @@ def read_material(
     data_settings: DataSettings = _DEFAULTS,
     seed: int = 0,
     foreign_template: bool = False,
+    trust_remote_code: bool = False,
 ) -> Material:
     """Read and check what a training needs.
 
@@ -107,12 +108,13 @@ def read_material(
         data_settings: which part of the data, and how conversations are rendered.
         seed: of the draw where sources are weighted.
         foreign_template: whether the back end has a chat template of its own, so that the tokenizer's is not asked.
+        trust_remote_code: run Python code that the model brings along.
 
     Raises:
         LokiError: if the model is missing, damaged or of an unsupported kind, the positions do not fit it, or are
             missing or superfluous, or data cannot be used.
     """
-    directory = ModelDirectory.of(model)
+    directory = ModelDirectory.of(model, trust_remote_code=trust_remote_code)
     config = training_configuration(directory, positions)
     tokenizer = training_tokenizer(directory, data_settings.chat_template)
     length = length_within(config, max_length)

@@ -39,6 +39,7 @@ class Job:
         positions: positions file, for an ordinary model.
         eval_data: held-out data.
         data_settings: which part of the data, and how conversations are rendered.
+        trust_remote_code: run Python code that the model brings along.
     """
 
     model: str | Path
@@ -48,6 +49,7 @@ class Job:
     positions: Path | None = None
     eval_data: Data | None = None
     data_settings: DataSettings = field(default_factory=DataSettings)
+    trust_remote_code: bool = False
 
     @property
     def inputs(self) -> tuple[str | Path | None, ...]:

@@ -25,7 +25,6 @@ from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, RankError, out_of_memory
-from loki.files import protect_inputs
 from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
@@ -58,6 +57,7 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     levers: Levers | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -78,6 +78,7 @@ def train(
         callbacks: further Transformers callbacks.
         levers: what keeps damage low; None uses nothing of it.
         overwrite: start anew where `output` holds something.
+        trust_remote_code: run Python code that the model brings along.
         console: where to say what is trained (default: nowhere).
         progress: where to show how far it has come (default: nowhere).
 
@@ -91,7 +92,7 @@ def train(
         data_settings or DataSettings(),
         levers or Levers(),
     )
-    job = Job(model, data, output, settings, positions, eval_data, data_settings)
+    job = Job(model, data, output, settings, positions, eval_data, data_settings, trust_remote_code)
     return run_job(TRL(callbacks, progress, levers), job, overwrite=overwrite, console=console, progress=progress)
 
 
@@ -105,6 +106,7 @@ def tune(
     eval_data: Data | None = None,
     data_settings: DataSettings | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> RateSearch:
     """Find the learning rate that `train` with the same arguments would find; `train` then continues from it.
@@ -114,9 +116,8 @@ def tune(
     Raises:
         LokiError: for bad input of any kind, or where no rate learns within `settings.rate_damage`.
     """
-    job = Job(
-        model, data, output, settings or TrainingSettings(), positions, eval_data, data_settings or DataSettings()
-    )
+    settings, data_settings = settings or TrainingSettings(), data_settings or DataSettings()
+    job = Job(model, data, output, settings, positions, eval_data, data_settings, trust_remote_code)
     return find_rate(TRL(), job, overwrite=overwrite, progress=progress)
 
 
@@ -142,6 +143,11 @@ class TRL:
         self._replay: Replay | None = None
 
     @property
+    def inputs(self) -> list[Path]:
+        """What the levers read."""
+        return self.levers.inputs
+
+    @property
     def rows_kept_beside(self) -> bool:
         """Whether checkpoints hold the exact rows beside the weights."""
         return self._sharding is None
@@ -164,9 +170,8 @@ class TRL:
         """Read what is replayed, and refuse DeepSpeed ZeRO-3, whose settings are known once arguments were made.
 
         Raises:
-            LokiError: if it is on, or the levers' data cannot be used or lies in the output.
+            LokiError: if it is on, or the levers' data cannot be used.
         """
-        protect_inputs(job.output, *self.levers.inputs)
         if self.levers.replay:
             fraction, seed = self.levers.replay_fraction, job.settings.seed
             self._replay = read_replay(self.levers.replay, fraction, material, seed=seed)
