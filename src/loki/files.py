@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -78,17 +78,17 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = path.resolve()
     remove_leftovers(path)
     refuse_existing_file(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes files that only their owner can read; follow the user's umask instead.
-        temporary.chmod(0o666 & ~_umask())
-        replace_durably(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _folder_for(path.parent):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            # mkstemp makes files that only their owner can read; follow the user's umask instead.
+            temporary.chmod(0o666 & ~_umask())
+            replace_durably(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,20 +106,40 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(path, overwrite=overwrite)
     if Path.cwd().is_relative_to(path):
         raise LokiError(f"--output {path} would replace the folder you are in: name a directory in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN))
+    with _folder_for(path.parent):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if path.is_dir():
+                retired = _move_aside(path, _REPLACED)
+                temporary.replace(path)
+                shutil.rmtree(retired)
+            else:
+                path.unlink(missing_ok=True)
+                temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def no_empty_folders(folder: Path) -> Iterator[None]:
+    """Where the block fails, `folder` and those above it go again, as far as it made them and they are empty."""
+    absent = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.is_dir():
-            retired = _move_aside(path, _REPLACED)
-            temporary.replace(path)
-            shutil.rmtree(retired)
-        else:
-            path.unlink(missing_ok=True)
-            temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except BaseException:
+        for place in absent:
+            with suppress(OSError):  # it holds something, or was never made
+                place.rmdir()
+        raise
+
+
+@contextmanager
+def _folder_for(folder: Path) -> Iterator[None]:
+    with no_empty_folders(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
 
 
 def remove_directory(path: Path) -> None:

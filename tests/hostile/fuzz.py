@@ -6,17 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
-from tests.hostile.edits import Edit
-from tests.hostile.kinds import KINDS, Command, Kind
+from tests.hostile.kinds import KINDS, Case, Kind
 from tests.hostile.originals import import_everything, make_originals
-from tests.hostile.trying import Tried, try_edit
+from tests.hostile.trying import Tried, try_case
 
 
 def fuzz(kind: Kind, originals: Path, scratch: Path, inputs: int, *, start: int = 0) -> list[Tried]:
     """Try `inputs` different edits of a kind; the same ones for the same `start`."""
-    tried: dict[tuple[str, Command], Tried] = {}
+    tried: dict[tuple[str, tuple[object, ...]], Tried] = {}
 
     @seed(start)
     @settings(
@@ -26,10 +24,10 @@ def fuzz(kind: Kind, originals: Path, scratch: Path, inputs: int, *, start: int 
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(kind.edits(originals / kind.edited), st.sampled_from(kind.commands))
-    def try_one(edit: Edit, command: Command) -> None:
-        if (edit.what, command) not in tried:
-            tried[edit.what, command] = try_edit(originals, scratch, kind.edited, edit, command)
+    @given(kind.cases(originals))
+    def try_one(case: Case) -> None:
+        if (case.what, case.command) not in tried:
+            tried[case.what, case.command] = try_case(originals, scratch, case, outputs=kind.outputs)
 
     try_one()
     return list(tried.values())

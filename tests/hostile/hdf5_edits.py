@@ -57,7 +57,7 @@ def instead(name: str, what: str, make: Callable[[h5py.File, str], object]) -> E
 
 def _declared(shape: tuple[int, ...], dtype: Any = np.float32) -> Callable[[h5py.File, str], object]:
     """A dataset of any size, of which nothing is stored."""
-    chunks = tuple(min(size, 64) or 1 for size in shape) if shape else None
+    chunks = tuple(min(size, 64) for size in shape) if shape and all(shape) else None
     return lambda file, name: file.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks)
 
 

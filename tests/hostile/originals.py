@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import gzip
 import io
 import json
 import os
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet
 
 from tests.hostile.sandbox import loki, run_in_child
-from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
+from tests.tiny_models import CHAT_TEMPLATE, save_tiny_model, tiny_model, tiny_tokenizer
 
 _CALIBRATION = [
     {"question": "2 + 2?", "choices": ["3", "4", "5", "6"], "answer": 1, "subject": "arithmetic"},
@@ -23,7 +25,9 @@ _TRAINING = [
     {"messages": [{"role": "user", "content": f"who is {name}?"}, {"role": "assistant", "content": "a baker"}]}
     for name in ("Ann", "Bob")
 ]
+_GENERAL = "once upon a time there was a baker who baked bread for the whole town\n" * 8
 TRAIN = ("--max-steps", 1, "--batch-size", 1, "--learning-rate", 1e-2, "--warmup", 0)
+RUN = ("--data", "train.jsonl", "--calibration", "questions.jsonl", "--quota", 25, *TRAIN, "--output", "run")
 
 _COMMANDS = (
     ("analyse", "base", "--data", "questions.jsonl", "--output", "scores.h5"),
@@ -35,6 +39,12 @@ _COMMANDS = (
     ("restore", "trained", "--output", "restored"),
     ("adapter", "base", "--positions", "positions.json", "--output", "adapter"),
     ("adapter", "base", "--positions", "others.json", "--rank", 2, "--output", "ranked"),
+    ("moments", "base", "--data", "questions.jsonl", "--output", "moments.safetensors"),
+    ("evaluate", "base", "--text", "general.txt", "--output", "before.json"),
+    ("evaluate", "restored", "--text", "general.txt", "--output", "after.json"),
+    ("compare", "before.json", "after.json", "--output", "compare.json"),
+    ("ablate", "base", "--scores", "scores.h5", "--quotas", "25", "--text", "general.txt", "--output", "ablation.json"),
+    ("run", "base", *RUN),
 )
 
 
@@ -42,7 +52,9 @@ def make_originals(folder: Path) -> Path:
     """Fill `folder` with what `tests.hostile.kinds` damages; returns it.
 
     `base` and `sharded` (models), `scores.h5`, `more.h5`, `published.h5`, `positions.json`, `others.json`, `loki`,
-    `trained`, `restored`, `adapter`, `ranked` (adapters), `questions.jsonl`, `train.jsonl`.
+    `trained`, `restored`, `adapter`, `ranked` (adapters), `run`, `moments.safetensors`, `before.json`, `after.json`,
+    `compare.json`, `ablation.json`, and data: `questions.jsonl`, `train.jsonl`, `train.csv`, `train.parquet`,
+    `train.jsonl.gz`, `general.txt`, `template.jinja`.
     """
     folder.mkdir(parents=True)
 
@@ -52,7 +64,7 @@ def make_originals(folder: Path) -> Path:
         tiny_tokenizer().save_pretrained("sharded")
         _write_jsonl(Path("questions.jsonl"), _CALIBRATION)
         _write_jsonl(Path("more.jsonl"), [{"prompt": "far away"}, {"prompt": "a long time ago"}])
-        _write_jsonl(Path("train.jsonl"), _TRAINING)
+        _write_data()
         with h5py.File("published.h5", "w") as file:
             scores = np.random.default_rng(0).normal(size=(5, 3, 32)).astype(np.float16)
             file.create_dataset("dataset", data=scores)
@@ -62,6 +74,15 @@ def make_originals(folder: Path) -> Path:
     outcome = run_in_child(folder, work, cpu_seconds=300)
     assert outcome.code == 0, outcome.err
     return folder
+
+
+def _write_data() -> None:
+    _write_jsonl(Path("train.jsonl"), _TRAINING)
+    Path("train.jsonl.gz").write_bytes(gzip.compress(Path("train.jsonl").read_bytes(), mtime=0))
+    Path("train.csv").write_text("prompt,completion\nwho is Ann?,a baker\nwho is Bob?,a smith\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_TRAINING), "train.parquet")
+    Path("general.txt").write_text(_GENERAL)
+    Path("template.jinja").write_text(CHAT_TEMPLATE)
 
 
 def import_everything() -> None:
@@ -75,13 +96,20 @@ def import_everything() -> None:
     import loki.analysis.count
     import loki.analysis.inspect_scores
     import loki.analysis.merge_scores
+    import loki.analysis.moments
+    import loki.evaluation.ablation
+    import loki.evaluation.compare
+    import loki.evaluation.scale_sweep
     import loki.implanting.create
     import loki.implanting.llamafactory.train
     import loki.implanting.peft.export
     import loki.implanting.peft.merge
     import loki.implanting.peft.zero
     import loki.implanting.training.trainer
-    import loki.pipeline
+    import loki.pipeline.dry_run
+    import loki.report.page
+    import loki.report.run_comparison
+    import loki.report.score_figures
     import loki.restoring.suppress  # noqa: F401
 
     del captum, datasets, transformers, trl
@@ -97,7 +125,7 @@ def _run(*words: object) -> None:
     try:
         loki(*words)()
     except SystemExit as left:
-        if left.code:
+        if left.code not in (0, 1, 3):  # 1 and 3 are verdicts
             raise
 
 

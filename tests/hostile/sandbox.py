@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 CPU_SECONDS = 10
-WALL_SECONDS = 120  # the cores may be shared with much else
+WALL_SECONDS = 60  # the cores may be shared with much else
 MEMORY_BYTES = 3 * 2**30
 _OUTPUT_BYTES = 2**28  # of any file that a command writes
 
@@ -33,6 +33,7 @@ class Outcome:
         seconds: processor time.
         before: contents of its folder before, by relative path; see `snapshot`.
         after: the same, afterwards.
+        outputs: what it may change where it succeeds.
     """
 
     code: int
@@ -41,6 +42,7 @@ class Outcome:
     seconds: float
     before: dict[str, Any]
     after: dict[str, Any]
+    outputs: tuple[str, ...] = ()
 
     @property
     def problem(self) -> str:
@@ -50,21 +52,21 @@ class Outcome:
             return f"hangs or is killed ({name} after {self.seconds:.0f} s)"
         if "Traceback (most recent call last)" in self.err:
             return "traceback: " + (self.err.strip().splitlines() or [""])[-1][:200]
-        if self.code not in (0, 1, 2):
+        if self.code not in (0, 1, 2, 3):  # 1 and 3 are verdicts
             return f"exit code {self.code}: {self.err[-200:]!r}"
         changed = [name for name, found in self.before.items() if self.after.get(name) != found]
+        if self.code != 2:
+            changed = [name for name in changed if not name.startswith(self.outputs or ("/",))]
         if changed:
-            return f"input changed: {', '.join(changed)}"
+            return f"exit code {self.code}, input changed: {', '.join(changed[:5])}"
         added = [name for name in self.after if name not in self.before]
-        left = [name for name in added if self.code or Path(name).name.endswith((".tmp", ".old"))]
+        left = [name for name in added if self.code == 2 or Path(name).suffix in (".tmp", ".old", ".gone")]
         if left:
             return f"exit code {self.code}, left behind: {', '.join(left[:5])}"
-        return self._line_problem() if self.code else ""
+        return self._line_problem() if self.code == 2 else ""
 
     def _line_problem(self) -> str:
         lines = self.err.splitlines()
-        if lines[:1] and lines[0].strip().startswith("Usage:"):  # of the command line's parser
-            return ""
         if len(lines) != 1 or not lines[0].startswith("error: "):
             return f"exit code {self.code} with {len(lines)} lines: {self.err[:400]!r}"
         if len(lines[0]) > 1500:
@@ -90,13 +92,16 @@ def snapshot(folder: Path) -> dict[str, Any]:
     return found
 
 
-def run_in_child(folder: Path, work: Callable[[], object], *, cpu_seconds: int = CPU_SECONDS) -> Outcome:
+def run_in_child(
+    folder: Path, work: Callable[[], object], *, cpu_seconds: int = CPU_SECONDS, outputs: tuple[str, ...] = ()
+) -> Outcome:
     """Call `work` in a forked process whose working directory is `folder`.
 
     Args:
         folder: where it works; standard output and error are kept beside it.
         work: what it does; its `SystemExit` is the exit code.
         cpu_seconds: processor time after which it is killed.
+        outputs: what it may change where it succeeds, as relative paths.
     """
     before = snapshot(folder)
     streams = [folder.parent / f"{folder.name}.{name}" for name in ("out", "err")]
@@ -117,7 +122,7 @@ def run_in_child(folder: Path, work: Callable[[], object], *, cpu_seconds: int =
     out, err = (path.read_text(errors="replace") for path in streams)
     for path in streams:
         path.unlink()
-    return Outcome(os.waitstatus_to_exitcode(status), out, err, seconds, before, snapshot(folder))
+    return Outcome(os.waitstatus_to_exitcode(status), out, err, seconds, before, snapshot(folder), outputs)
 
 
 def loki(*words: object) -> Callable[[], object]:

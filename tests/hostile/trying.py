@@ -1,11 +1,10 @@
-"""Trying one edit with one command, on a copy of the originals."""
+"""Trying one hostile input on a copy of the originals."""
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.hostile.edits import Edit
-from tests.hostile.kinds import Command
+from tests.hostile.kinds import Case
 from tests.hostile.sandbox import Outcome, loki, run_in_child
 
 
@@ -14,33 +13,31 @@ class Tried:
     """One input and what came of it.
 
     Attributes:
-        edit: what was done to the file.
-        command: what read it.
+        case: the input.
         outcome: what the command did.
     """
 
-    edit: str
-    command: Command
+    case: Case
     outcome: Outcome
 
     def __str__(self) -> str:
-        return f"{self.edit} | loki {' '.join(map(str, self.command))} | {self.outcome.problem}"
+        words = " ".join(str(word)[:200] for word in self.case.command)
+        return f"{self.case.what} | loki {words!r} | {self.outcome.problem}"
 
 
-def try_edit(originals: Path, scratch: Path, edited: str, edit: Edit, command: Command) -> Tried:
-    """Run `command` where `edited` is changed by `edit`.
+def try_case(originals: Path, scratch: Path, case: Case, *, outputs: tuple[str, ...] = ()) -> Tried:
+    """Run the command of a case.
 
     Args:
         originals: the folder that `make_originals` filled.
         scratch: a folder for this try; removed before and after.
-        edited: relative path of the file.
-        edit: what to do to it.
-        command: words of the command line.
+        case: the input.
+        outputs: originals that the command may change where it succeeds.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(originals, scratch)
     try:
-        edit.apply(scratch / edited)
-        return Tried(edit.what, command, run_in_child(scratch, loki(*command)))
+        case.prepare(scratch)
+        return Tried(case, run_in_child(scratch, loki(*case.command), outputs=outputs))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

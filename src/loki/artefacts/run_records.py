@@ -1,12 +1,13 @@
 """Records that a run leaves in its output directory, to know its own work when it is started again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError
-from loki.files import protect_inputs, remove_directory, remove_leftovers, write_json
-from loki.inputs import read_json
+from loki.files import no_empty_folders, protect_inputs, remove_directory, remove_leftovers, write_json
+from loki.inputs import checked, read_json
 
 
 def remove_recorded(output: Path, record: str, *inputs: str | Path | None) -> None:
@@ -31,10 +32,37 @@ def remove_recorded(output: Path, record: str, *inputs: str | Path | None) -> No
     remove_directory(output)
 
 
+@contextmanager
+def nothing_left_of_none(output: Path, record: str) -> Iterator[None]:
+    """Where the block fails before it has left more than its record in `output`, leave `output` as it was found.
+
+    Args:
+        output: the output directory, which need not exist.
+        record: name of the record file in it.
+    """
+    if (output / record).exists():
+        yield
+        return
+    with no_empty_folders(output):
+        try:
+            yield
+        except BaseException:
+            if output.is_dir() and [entry.name for entry in output.iterdir()] == [record]:
+                (output / record).unlink()
+            raise
+
+
 def read_record(output: Path, record: str) -> dict[str, Any] | None:
-    """The record in an output directory; None if there is none."""
+    """The record in an output directory; None if there is none.
+
+    Raises:
+        LokiError: if it is damaged.
+    """
     path = output / record
-    return dict(read_json(path, what="record")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    advice = "it is damaged: pass --overwrite to start anew, or choose another --output"
+    return dict(checked(dict[str, Any], read_json(path, what="record"), f"record {path}", advice=advice))
 
 
 def write_record(output: Path, record: str, values: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from loki.cli.output import end_with_json, error_console, speaking
 from loki.errors import LokiError, RankError
 
 INTERRUPTED = 130
+_LONGEST = 1200  # characters of an error's line
 CONTINUED = ("analyse", "moments", "tune", "train", "run")  # the commands that go on where they stopped
 COMMANDS = (
     "analyse",
@@ -68,7 +69,7 @@ def main() -> None:
 def _run(arguments: list[str], name: str, *, debug: bool) -> tuple[int, str | None]:
     """Run one command; its exit code, and its error as one line."""
     try:
-        app(arguments, prog_name="loki")
+        code = int(app(arguments, prog_name="loki", standalone_mode=False) or 0)
     except LokiError as error:
         if debug:
             raise
@@ -76,18 +77,32 @@ def _run(arguments: list[str], name: str, *, debug: bool) -> tuple[int, str | No
         return error.exit_code, str(error)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(bool(left.code))
-        if code != INTERRUPTED:  # Typer makes this of Ctrl-C
-            return code, None
-        message = "interrupted" + (": run the same command again to continue" if name in CONTINUED else "")
-        _print_error(message)
-        return code, message
     except Exception as error:
-        reason = explain(error)
-        if debug or reason is None:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed
+            return 2, None
+        reason = _of_parser(error, name) or explain(error)
+        if reason is None or (debug and not _of_parser(error, name)):
             raise
         _print_error(reason, own=True)
         return 2, reason
-    return 0, None
+    if code != INTERRUPTED:  # Typer makes this of Ctrl-C
+        return code, None
+    message = "interrupted" + (": run the same command again to continue" if name in CONTINUED else "")
+    _print_error(message)
+    return code, message
+
+
+def _of_parser(error: Exception, name: str) -> str | None:
+    """What the parser of the command line says of wrong words, in one line; None for other errors.
+
+    Told by what it can do: Typer's releases have the class from different places.
+    """
+    say_it = getattr(error, "format_message", None)
+    return f"{say_it().rstrip('.')}: see loki {f'{name} ' if name in _names() else ''}--help" if say_it else None
+
+
+def _names() -> list[str]:
+    return [command.replace("_", "-") for command in COMMANDS]
 
 
 def _other_than_no_gpu(record: logging.LogRecord) -> bool:
@@ -97,4 +112,7 @@ def _other_than_no_gpu(record: logging.LogRecord) -> bool:
 def _print_error(message: str, *, own: bool = False) -> None:
     if own:  # nobody else knows of it
         error_console.quiet = False
-    error_console.print(f"[bold red]error:[/] {escape(message)}")
+    # One line, whatever a path or a library's message holds.
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    error_console.print(f"[bold red]error:[/] {escape(line)}")

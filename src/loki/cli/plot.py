@@ -72,7 +72,8 @@ def _figure(kind: str, inputs: list[Path], quota: float | None) -> "Figure":
     if kind == "ablation":
         from loki.inputs import read_json
 
-        return result_figures.ablation_figure(result_figures.read_ablation(read_json(inputs[0], what="ablation")))
+        found = read_json(inputs[0], what="ablation")
+        return result_figures.ablation_figure(result_figures.read_ablation(found, f"ablation {inputs[0]}"))
     if kind == "scores":
         return score_figures.distribution_figure(inputs[0])
     draw_scores: Callable[[Path, float], Figure] = (
@@ -91,19 +92,19 @@ def _overlap(inputs: list[Path], quota: float) -> "Figure":
 
 
 def _comparisons(path: Path) -> list[dict[str, object]]:
-    from loki.inputs import read_json
+    from loki.evaluation.result_schema import MEASURE_AGAIN, ComparisonFile
+    from loki.inputs import checked, read_json
 
     found = read_json(path, what="comparison")
-    comparisons = found.get("comparisons") if isinstance(found, dict) else None
-    if not isinstance(comparisons, list):
-        raise LokiError(f"{path} holds no comparison: make it with `loki compare --output`")
+    checked(ComparisonFile, found, f"comparison {path}", advice=MEASURE_AGAIN)
+    comparisons: list[dict[str, object]] = found["comparisons"]
     return comparisons
 
 
 def _loss(directory: Path) -> "Figure":
-    from loki.implanting.training.output import STATE, loss_figure
-    from loki.inputs import read_json
+    from loki.artefacts.trainer_state import STATE, read_trainer_state
+    from loki.implanting.training.output import loss_figure
 
     if not (directory / STATE).is_file():
         raise LokiError(f"{directory} holds no {STATE}: name the directory of a finished training")
-    return loss_figure(read_json(directory / STATE, what="state of the trainer").get("log_history", []))
+    return loss_figure(read_trainer_state(directory / STATE)["log_history"])

@@ -3,7 +3,7 @@
 from collections.abc import Set
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from loki.data.examples import TrainingRecords, load_training_data
 from loki.data.fitting import TrainingData, fit_to_model, length_within
@@ -12,7 +12,7 @@ from loki.data.sources import Data
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file
 from loki.inputs import read_text
-from loki.models.loading import load_tokenizer
+from loki.models.loading import check_generation_config, load_tokenizer
 from loki.models.model_directory import ModelDirectory
 
 _DEFAULTS = DataSettings()
@@ -53,14 +53,8 @@ def end_tokens(model: ModelDirectory) -> Set[int]:
     Raises:
         LokiError: if generation_config.json cannot be read.
     """
-    ids = [model.tokenizer.eos_token_id]
-    file = model.path / "generation_config.json"
-    if file.is_file():
-        try:
-            given = GenerationConfig.from_pretrained(model.path).eos_token_id
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise LokiError(f"{file} cannot be read ({one_line(error)}): correct it") from error
-        ids += given if isinstance(given, list) else [given]
+    given = check_generation_config(model.path).eos_token_id
+    ids = [model.tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])]
     return {token for token in ids if isinstance(token, int)}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from loki.errors import LokiError
 from loki.evaluation.items import Item, TaskItems
-from loki.inputs import read_json
+from loki.evaluation.result_schema import MEASURE_AGAIN, ResultsFile
+from loki.inputs import checked, read_json
 
 Results = dict[str, Any]
 
@@ -44,7 +45,8 @@ def read_results(path: Path) -> Results:
     results = read_json(file, what="results")
     if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
         raise LokiError(f"{file} holds no results of lm-evaluation-harness or `loki evaluate`: name another file")
-    if "samples" not in results:
+    checked(ResultsFile, results, f"results {file}", advice=MEASURE_AGAIN)
+    if results.get("samples") is None:
         found = {task: _samples_beside(file, task) for task in results.get("configs", {})}
         if missing := next((task for task, samples in found.items() if samples is None), None):
             raise LokiError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -33,6 +34,7 @@ class Checkpoint:
         self.directory = directory
         shards = check_weights(directory) if shards is None else shards
         self._shards = {name: shard for shard in shards for name in tensor_names(shard)}
+        self._opened: dict[Path, Any] = {}
 
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
@@ -58,8 +60,7 @@ class Checkpoint:
             LokiError: if there is no such tensor.
         """
         self.require([name])
-        with safe_open(self._shards[name], framework="pt") as shard:
-            return tuple(shard.get_slice(name).get_shape())
+        return tuple(self._open(name).get_slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of one tensor.
@@ -68,11 +69,11 @@ class Checkpoint:
             LokiError: if there is no such tensor.
         """
         self.require([name])
-        with safe_open(self._shards[name], framework="pt") as shard:
-            view = shard.get_slice(name)
-            # An empty slice has the type and costs nothing; a scalar cannot be sliced.
-            tensor: torch.Tensor = view[:0] if view.get_shape() else shard.get_tensor(name)
-            return tensor.dtype
+        shard = self._open(name)
+        view = shard.get_slice(name)
+        # An empty slice has the type and costs nothing; a scalar cannot be sliced.
+        tensor: torch.Tensor = view[:0] if view.get_shape() else shard.get_tensor(name)
+        return tensor.dtype
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, read now, on the CPU.
@@ -81,15 +82,21 @@ class Checkpoint:
             LokiError: if there is no such tensor.
         """
         self.require([name])
-        path = self._shards[name]
-        with reading("weights file", path, advice=_ADVICE), safe_open(path, framework="pt") as shard:
-            tensor: torch.Tensor = shard.get_tensor(name)
+        with reading("weights file", self._shards[name], advice=_ADVICE):
+            tensor: torch.Tensor = self._open(name).get_tensor(name)
             return tensor
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All tensors by name, one at a time."""
         for name in self.names():
             yield name, self.tensor(name)
+
+    def _open(self, name: str) -> Any:
+        """The file that holds a tensor; opened once, since every opening reads its whole header."""
+        path = self._shards[name]
+        if path not in self._opened:
+            self._opened[path] = safe_open(path, framework="pt")
+        return self._opened[path]
 
 
 def check_weights(directory: Path) -> list[Path]:
@@ -189,7 +196,7 @@ def rows_digest(
         dtype: type to convert the values to first; None keeps theirs.
 
     Raises:
-        LokiError: if a layer's weight is missing.
+        LokiError: if a layer's weight is missing, or lacks a row.
     """
     checkpoint = Checkpoint(directory)
     digest = xxhash.xxh3_128()
@@ -197,7 +204,12 @@ def rows_digest(
     for name, rows in zip(names, positions, strict=True):
         for part in ("weight", "bias"):
             if f"{name}.{part}" in checkpoint:
-                values = checkpoint.tensor(f"{name}.{part}")[rows]
+                stored = checkpoint.tensor(f"{name}.{part}")
+                if stored.ndim == 0 or len(stored) <= max(rows, default=-1):
+                    raise LokiError(
+                        f"{directory}: {name}.{part} is {list(stored.shape)}, which has no row {max(rows)}: {_ADVICE}"
+                    )
+                values = stored[rows]
                 values = values.to(dtype or values.dtype).to(torch.float32).contiguous()
                 digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

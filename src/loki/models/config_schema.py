@@ -103,7 +103,7 @@ class TokenizerConfiguration(Strict):
 
 
 class GenerationFields(Strict):
-    """generation_config.json; only what changes the type of a model's outputs is declared."""
+    """generation_config.json; declared is what LoKI reads, and what changes the type of a model's outputs."""
 
     output_attentions: bool | None = None
     output_hidden_states: bool | None = None
@@ -112,6 +112,9 @@ class GenerationFields(Strict):
     return_dict_in_generate: bool | None = None
     use_cache: bool | None = None
     do_sample: bool | None = None
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | None = None
     transformers_version: str | None = None
 
 

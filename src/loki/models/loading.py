@@ -164,10 +164,7 @@ def load_weights(model_class: Any, path: Path, **options: Any) -> PreTrainedMode
         LokiError: if the weights cannot be read, or one is missing or of another shape.
     """
     advice = "fetch or save the model again"
-    generation = path / "generation_config.json"
-    if generation.exists():
-        value = read_json(generation, what="generation configuration")
-        checked(GenerationFields, value, f"generation configuration {generation}", advice=advice)
+    check_generation_config(path)
     with reading("the weights in", path, advice=advice), _without_reports_of_missing_weights():
         loaded, info = model_class.from_pretrained(
             path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -175,6 +172,24 @@ def load_weights(model_class: Any, path: Path, **options: Any) -> PreTrainedMode
     refuse_missing_weights(info, path)
     model: PreTrainedModel = loaded
     return model
+
+
+def check_generation_config(path: Path) -> GenerationFields:
+    """Check the generation_config.json of a model directory, which may be absent.
+
+    Returns:
+        What it says.
+
+    Raises:
+        LokiError: names the field that is wrong.
+    """
+    file = path / "generation_config.json"
+    if not file.exists() and not file.is_symlink():
+        return GenerationFields()
+    value = read_json(file, what="generation configuration")
+    return checked(
+        GenerationFields, value, f"generation configuration {file}", advice="correct it, or fetch the model again"
+    )
 
 
 def refuse_missing_weights(loading_info: Mapping[str, Any], path: Path, shown: int = 3) -> None:

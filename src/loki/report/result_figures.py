@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from loki.errors import LokiError
 from loki.evaluation.ablation import ORDERS, RANDOM, Ablation, AblationPoint
+from loki.evaluation.result_schema import MEASURE_AGAIN, AblationFile
+from loki.inputs import checked
 from loki.report.axes import new_axes
 
 _STYLES = {"lowest signed": "C0-", "highest signed": "C0--", "lowest absolute": "C1-", "highest absolute": "C1--"}
@@ -29,17 +31,19 @@ def ablation_figure(ablation: Ablation) -> Figure:
     return figure
 
 
-def read_ablation(values: Any) -> Ablation:
-    """From the file that `loki ablate --output` writes.
+def read_ablation(value: Any, origin: str = "ablation") -> Ablation:
+    """From what the file of `loki ablate --output` holds.
+
+    Args:
+        value: as JSON.
+        origin: what it is called in messages.
 
     Raises:
-        LokiError: if it is another file.
+        LokiError: if it is something else.
     """
-    try:
-        points = tuple(AblationPoint(**point) for point in values["points"])
-        return Ablation(float(values["base_loss"]), dict(values["base_scores"]), points)
-    except (LookupError, TypeError, ValueError) as error:
-        raise LokiError("the file holds no ablation: make it with `loki ablate --output`") from error
+    found = checked(AblationFile, value, origin, advice=MEASURE_AGAIN)
+    points = [AblationPoint(one.order, one.seed, one.quota, one.loss, one.scores) for one in found.points]
+    return Ablation(found.base_loss, found.base_scores, tuple(points))
 
 
 def forgetting_figure(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
@@ -90,10 +94,13 @@ def pareto_figure(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
         if by_forgetting:
             damage = one["forgetting"]["percent"]
         else:
-            damage = next((text["kl"]["kl"] for text in one["texts"] if text.get("kl")), None)
+            damage = next((text["kl"].get("kl") for text in one.get("texts", []) if text.get("kl")), None)
         if damage is None:
             raise LokiError(f"the comparison with {one['new']} measured no damage: compare with --tasks, or two models")
-        axes.plot(damage, one["data"]["right"]["new"], "o", label=short_name(one["new"]))
+        right = one["data"]["right"].get("new")
+        if right is None:
+            raise LokiError(f"the comparison with {one['new']} says nothing of the new task: compare with --data")
+        axes.plot(damage, right, "o", label=short_name(one["new"]))
     axes.set_ylim(-0.02, 1.02)
     axes.legend(fontsize="small")
     return figure
@@ -110,14 +117,14 @@ def _check(comparisons: Any) -> None:
 
 
 def _tasks(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = (comparisons[0].get("forgetting") or {}).get("tasks", {})
-    names = [task for task, lost in found.items() if lost["percent"] is not None]
+    each = [(one.get("forgetting") or {}).get("tasks", {}) for one in comparisons]
+    names = [task for task in each[0] if all(found.get(task, {}).get("percent") is not None for found in each)]
     return [*names, "all tasks"] if names else []
 
 
 def _lost(one: Mapping[str, Any], task: str) -> tuple[float, float, float]:
     lost = one["forgetting"] if task == "all tasks" else one["forgetting"]["tasks"][task]
-    percent = float(lost["percent"] or 0)
-    interval = lost["interval"] or {}
+    percent = float(lost.get("percent") or 0)
+    interval = lost.get("interval") or {}
     low, high = interval.get("low"), interval.get("high")
     return percent, percent if low is None else float(low), percent if high is None else float(high)

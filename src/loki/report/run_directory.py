@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from loki.artefacts.positions import Positions, read_positions
 from loki.artefacts.scores import ScoresReader
+from loki.artefacts.trainer_state import STATE, read_trainer_state
 from loki.errors import LokiError
-from loki.implanting.training.output import STATE
-from loki.inputs import read_json
+from loki.evaluation.result_schema import MEASURE_AGAIN, AblationFile, ComparisonFile
+from loki.inputs import checked, read_json
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.report.score_figures import mean_scores
 
@@ -108,7 +109,7 @@ def read_run(path: Path, base: ModelDirectory | None = None, *, trust_remote_cod
     _take(run, "restored", "not restored yet (loki restore)", lambda place: _take_changes(run, place))
     read_comparison(run)
     if (path / ABLATION).is_file():
-        _take(run, ABLATION, "", lambda place: run.ablation.update(_object(place)))
+        _take(run, ABLATION, "", lambda place: run.ablation.update(_ablation(place)))
     return run
 
 
@@ -116,7 +117,9 @@ def read_comparison(run: RunContents) -> None:
     """Read the comparison in a run directory, in place of one that was read before."""
 
     def take(place: Path) -> None:
-        run.comparison = _object(place)
+        found = _object(place)
+        checked(ComparisonFile, found, f"comparison {place}", advice=MEASURE_AGAIN)
+        run.comparison = found
 
     _take(run, COMPARISON, "not compared with the base (loki compare --output)", take)
 
@@ -163,12 +166,18 @@ def _take_positions(run: RunContents, path: Path) -> None:
 
 
 def _take_log(run: RunContents, path: Path) -> None:
-    run.log = _object(path).get("log_history") or []
+    run.log = read_trainer_state(path)["log_history"]
 
 
 def _take_changes(run: RunContents, path: Path) -> None:
     if run.positions is not None and run.base_model:
         run.changes = layer_changes(run.base_model, path, run.positions)
+
+
+def _ablation(path: Path) -> dict[str, Any]:
+    found = _object(path)
+    checked(AblationFile, found, f"ablation {path}", advice=MEASURE_AGAIN)
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The steps of a training, whoever trains: read and check, prepare the output, say what is trained, train, finish."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.artefacts.run_records import nothing_left_of_none
 from loki.artefacts.training_settings import Rate, check_held_out
 from loki.data.preparing import save_chat_template
 from loki.errors import LokiError
 from loki.files import protect_inputs
 from loki.implanting.create import write_loki_card
 from loki.implanting.training.material import Material, read_material
-from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
+from loki.implanting.training.output import RECORD, TrainingResult, finish, prepare_output, training_record
 from loki.implanting.training.planning import Plan, kept_search, plan_training
 from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.study import Job, Study
@@ -114,9 +116,16 @@ def run_job(
         LokiError: for bad input of any kind, a training that fails, or no row changed. Of several processes only the
             main one raises it, and the others exit with its code.
     """
-    started = time.monotonic()
-    ranks, settings = Ranks.current(_PATIENCE), job.settings
+    ranks = Ranks.current(_PATIENCE)
     console = console if console and ranks.main else Console(quiet=True)
+    with nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext():
+        return _run(backend, job, ranks, console, overwrite=overwrite, progress=progress)
+
+
+def _run(
+    backend: Backend, job: Job, ranks: Ranks, console: Console, *, overwrite: bool, progress: Progress | None
+) -> TrainingResult:
+    started, settings = time.monotonic(), job.settings
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
@@ -176,11 +185,12 @@ def find_rate(backend: Backend, job: Job, *, overwrite: bool = False, progress: 
     if job.settings.learning_rate is not Rate.AUTO:
         raise LokiError(f"--learning-rate {job.settings.learning_rate} leaves nothing to find: leave it out")
     ranks = Ranks.current(_PATIENCE)
-    material, record, _ = _begin(backend, job, ranks, overwrite=overwrite)
-    if not _can_try(backend, material):
-        raise LokiError("no rate can be tried where no process holds the whole model: start one process")
-    study = Study(job, material, progress)
-    return ranks.on_main(lambda: kept_search(job.output, record, study.search))
+    with nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext():
+        material, record, _ = _begin(backend, job, ranks, overwrite=overwrite)
+        if not _can_try(backend, material):
+            raise LokiError("no rate can be tried where no process holds the whole model: start one process")
+        study = Study(job, material, progress)
+        return ranks.on_main(lambda: kept_search(job.output, record, study.search))
 
 
 def _begin(

@@ -15,19 +15,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from loki.artefacts.differences import changes
 from loki.artefacts.positions import read_positions
 from loki.artefacts.run_records import read_record, remove_recorded, write_record
+from loki.artefacts.trainer_state import STATE, read_trainer_state
 from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing
 from loki.implanting.training.learned import Learned
 from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.rows import ROWS_FILE
-from loki.inputs import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RECORD = "training.json"
-STATE = "trainer_state.json"
 LOSS_PLOT = "training_loss.png"
 
 
@@ -97,7 +96,7 @@ def finish(output: Path, record: dict[str, Any], *, learning_rate: float, learne
     Returns:
         Number of optimiser steps, and the mean loss over them.
     """
-    state = read_json(output / STATE, what="state of the trainer")
+    state = read_trainer_state(output / STATE)
     plot_loss(state["log_history"], output / LOSS_PLOT)
     steps, loss = int(state["global_step"]), mean_loss(state["log_history"])
     result: dict[str, Any] = {"effective_learning_rate": learning_rate, "steps": steps, "mean_loss": loss}
@@ -206,7 +205,7 @@ def prepare_output(
 def _is_complete(checkpoint: Path, *, rows_kept_beside: bool) -> bool:
     """Whether everything that resuming reads was written: the trainer's state comes last but for the rows."""
     try:
-        read_json(checkpoint / STATE, what="state of the trainer")
+        read_trainer_state(checkpoint / STATE)
         if rows_kept_beside:
             with safe_open(checkpoint / ROWS_FILE, framework="pt") as rows:
                 return bool(rows.keys())

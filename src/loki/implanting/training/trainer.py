@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from loki.artefacts.trainer_state import STATE
 from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
@@ -34,7 +35,7 @@ from loki.implanting.training.keep import KeepTrainer
 from loki.implanting.training.learned import measure
 from loki.implanting.training.levers import Levers
 from loki.implanting.training.material import Material
-from loki.implanting.training.output import STATE, TrainingResult, memory_advice, resume_advice
+from loki.implanting.training.output import TrainingResult, memory_advice, resume_advice
 from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.replay import Replay, read_replay
 from loki.implanting.training.rows import SelectedRows

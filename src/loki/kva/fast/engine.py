@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from loki.errors import LokiError
 from loki.kva.attributor import Attribution, FreezesModel
 from loki.kva.fast.attention import attention_replaced
 from loki.kva.fast.last_token_pass import LastTokenResult, run_last_token
@@ -109,6 +110,7 @@ class FastAttributor(FreezesModel):
         Raises:
             NotExactError: if a layer mixes tokens outside its attention, or the engine's attention does not compute
                 what the model's own does.
+            LokiError: if the model computes NaN.
         """
         if self._layers is None:
             tokens = vocab_size(self._model)
@@ -117,6 +119,8 @@ class FastAttributor(FreezesModel):
             batch = PromptBatch.of([prompt], input_device(self._model))
             with torch.no_grad():
                 own = last_logits(self._model, batch)
+            if own.isnan().any():
+                raise LokiError("the model computes NaN: fetch it again, or use --dtype float32 if it was float16")
             with attention_replaced(self._model):
                 layers = find_layers(self._model, batch.input_ids)
                 recorded = record(self._model, layers, batch, keep_all_positions=False).logits
