@@ -3,6 +3,7 @@
 Only what LoKI reads is declared; what `lm_eval` writes beside it is let through.
 """
 
+from collections import Counter
 from typing import Annotated, Any, Self
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -145,8 +146,8 @@ class AblationFile(Strict):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        quotas = {point.quota for point in self.points}
+        drawn = Counter((point.order, point.quota) for point in self.points)
         for order in {point.order for point in self.points}:
-            if {point.quota for point in self.points if point.order == order} != quotas:
-                raise ValueError(f"should have a point of every quota for {order}")
+            if len({drawn[order, point.quota] for point in self.points}) > 1:
+                raise ValueError(f"should have as many points of every quota for {order}")
         return self

@@ -41,8 +41,12 @@ def read_ablation(value: Any, origin: str = "ablation") -> Ablation:
     Raises:
         LokiError: if it is something else.
     """
+    if not isinstance(value, dict) or "points" not in value:
+        raise LokiError(f"{origin} holds no ablation: make it with `loki ablate --output`")
     found = checked(AblationFile, value, origin, advice=MEASURE_AGAIN)
     points = [AblationPoint(one.order, one.seed, one.quota, one.loss, one.scores) for one in found.points]
+    if missing := ORDERS.keys() - {point.order for point in points}:
+        raise LokiError(f"{origin} has no curve {min(missing)}: make it again with `loki ablate --output`")
     return Ablation(found.base_loss, found.base_scores, tuple(points))
 
 
