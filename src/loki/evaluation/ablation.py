@@ -147,6 +147,7 @@ def ablate(
     options, measure = options or AblationOptions(), measure or MeasureOptions()
     if not options.quotas or not options.seeds:
         raise LokiError("an ablation needs at least one quota and one seed")
+    subject.model.check_editable()
     selections = list(_selections(scores, options))
     harness = Harness(measure.tasks) if measure.tasks.tasks else None
     texts = [text for source in text_sources(measure.texts) for text in source.texts]

@@ -186,7 +186,7 @@ def check_implantable(source: ModelDirectory) -> None:
         LokiError: if it brings its own code, is a LoKI model or of an unknown family, or its rows are no plain numbers.
     """
     _classes(source.config, None, None)
-    source.editable_projections([[0] for _ in source.projection_names])
+    source.check_editable()
 
 
 def _classes(

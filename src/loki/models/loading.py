@@ -19,6 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from loki.errors import LokiError
 from loki.inputs import checked, read_json, reading
+from loki.inputs.tensors import FLOATS
 from loki.models.architectures import LOKI_MODEL_TYPE_PREFIX, base_model_type
 from loki.models.checkpoint import check_weights, stored_tensors
 from loki.models.classes import auto_class, class_of_type, own_code
@@ -69,7 +70,16 @@ def load_config(model: str | PathLike[str], *, trust_remote_code: bool = False) 
     if not file.exists():
         raise LokiError(f"model directory {path} has no config.json: it is not a Transformers model")
     value = read_json(file, what="model configuration")
-    check_configuration(value, file, stored_tensors(path))
+    tensors = stored_tensors(path)
+    check_configuration(value, file, tensors)
+    packed = next(
+        (name for name, entry in tensors.items() if name.endswith("proj.weight") and entry.dtype not in FLOATS), None
+    )
+    if packed is not None and not value.get("quantization_config"):
+        raise LokiError(
+            f"model {path} holds {packed} as {tensors[packed].dtype}, and its config.json has no "
+            "quantization_config that says how to read it: fetch it again, or use the unquantised base model"
+        )
     trust = trust_remote_code and not str(value.get("model_type")).startswith(LOKI_MODEL_TYPE_PREFIX)
     if isinstance(value.get("auto_map"), dict) and value.get("model_type") not in CONFIG_MAPPING and not trust:
         raise LokiError(f"model {path} brings its own Python code: read it, and pass --trust-remote-code to run it")

@@ -160,6 +160,14 @@ class ModelDirectory:
                 )
         return names
 
+    def check_editable(self) -> None:
+        """Refuse a model whose rows are no plain numbers.
+
+        Raises:
+            LokiError: see `editable_projections`.
+        """
+        self.editable_projections([[0] for _ in self.projection_names])
+
     def check(self) -> None:
         """Check now that the configuration is that of a causal language model, and that the weights are whole.
 

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import torch
 from peft.utils import CONFIG_NAME
+from transformers import PreTrainedModel
 
 from loki.artefacts.model_card import RESTORED, write_model_card
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
+from loki.implanting.peft.base_parts import different_parts, parts_of_directory
 from loki.implanting.peft.base_weight import base_fingerprint, same_base
+from loki.implanting.peft.model import find_projections
 from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.models.rewriting import rewrite_weights
@@ -66,8 +69,9 @@ def restore_adapter(
     protect_inputs(output, path, named)
     base = ModelDirectory.of(named, trust_remote_code=trust_remote_code)
     base.editable_projections(adapter.config.row_lists, origin=f"the positions of {path}")
-    stored = _stored_names(adapter, base)
-    _check_base(adapter, base, stored)
+    unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
+    stored = _stored_names(adapter, base, unloaded)
+    _check_base(adapter, base, unloaded, stored)
     if not allow_unchanged and not any(layer.matrix.any() for layer in adapter.adapted):
         raise LokiError(
             f"{path} changes nothing: check the learning rate and the data, or pass --allow-unchanged to restore it "
@@ -117,14 +121,13 @@ def restore_adapter(
     return output
 
 
-def _stored_names(adapter: SavedAdapter, base: ModelDirectory) -> dict[str, str]:
+def _stored_names(adapter: SavedAdapter, base: ModelDirectory, unloaded: PreTrainedModel) -> dict[str, str]:
     """Under which name the base stores the weight of every adapted module."""
     modules = [layer.module for layer in adapter.adapted]
-    unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
     return dict(zip(modules, stored_modules(unloaded, modules, base.checkpoint.names()), strict=True))
 
 
-def _check_base(adapter: SavedAdapter, base: ModelDirectory, stored: dict[str, str]) -> None:
+def _check_base(adapter: SavedAdapter, base: ModelDirectory, unloaded: PreTrainedModel, stored: dict[str, str]) -> None:
     checkpoint = base.checkpoint
     selected = []
     for index, layer in enumerate(adapter.layers):
@@ -139,8 +142,22 @@ def _check_base(adapter: SavedAdapter, base: ModelDirectory, stored: dict[str, s
                 f"{name} of {base.path} is {list(weight.shape)}, which {adapter.path} does not fit: check --base"
             )
         selected.append((index, layer.rows, weight))
-    wanted = adapter.config.base_fingerprint
-    if wanted and not same_base(base_fingerprint(selected), wanted):
+    config, made_on = adapter.config, f"{adapter.path} was made on another base than {base.path}"
+    if config.base_fingerprint and not same_base(base_fingerprint(selected), config.base_fingerprint):
+        raise LokiError(f"{made_on}: its selected rows have other values; name the right one with --base")
+    if config.base_values:
+        # As it was loaded then: a base in bfloat16 may have been trained on in float32, or the other way round.
+        dtype = config.base_values.partition(":")[0]
+        as_loaded = [(layer, rows, weight.to(getattr(torch, dtype))) for layer, rows, weight in selected]
+        if base_fingerprint(as_loaded, exact=True) != config.base_values:
+            here = str(selected[0][2].dtype).removeprefix("torch.")
+            raise LokiError(
+                f"{made_on}: its rows are the same in another precision ({dtype} then, {here} here); name the right "
+                "one with --base"
+            )
+    projections = list(find_projections(unloaded, config.target_modules))
+    if different := different_parts(config.base_parts or {}, parts_of_directory(base, projections)):
         raise LokiError(
-            f"{adapter.path} was made for other weights than those of {base.path}: name its base with --base"
+            f"{made_on}: the weights of {' and '.join(different)} in its layers are others; name the right one with "
+            "--base"
         )

@@ -66,6 +66,7 @@ def _model(request: Request) -> ModelDirectory:
 
 def _weights(model: ModelDirectory) -> Iterator[torch.Tensor]:
     """`down_proj.weight` `[D, d_ff]` of every layer in float32, one in memory at a time."""
+    model.check_editable()
     for name in model.projection_names:
         yield model.checkpoint.tensor(f"{name}.weight").float()
 

@@ -104,6 +104,7 @@ def write_task_gradients(
     """
     settings = settings or TaskGradientSettings()
     directory = ModelDirectory.of(model)
+    directory.check_editable()
     batches = _batches(directory, task, settings)
     provenance = _provenance(directory, task, batches, settings)
     if output.is_file() and _holds(output, provenance):

@@ -33,3 +33,5 @@ class AdapterConfiguration(Strict):
     rows_per_layer: Number | None = None
     target_modules: list[Name] | Name | None = None
     base_fingerprint: Name | None = None
+    base_values: Name | None = None
+    base_parts: dict[Name, Name] | None = None

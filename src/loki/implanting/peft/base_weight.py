@@ -26,7 +26,7 @@ def plain_weight(layer: nn.Module) -> torch.Tensor | None:
     return data if data.shape == (layer.out_features, layer.in_features) else None
 
 
-def base_fingerprint(selected: Iterable[tuple[int, list[int], torch.Tensor]]) -> str:
+def base_fingerprint(selected: Iterable[tuple[int, list[int], torch.Tensor]], *, exact: bool = False) -> str:
     """What tells a base model from another by its selected rows: `DTYPE:HEX`.
 
     The 64-bit hashes of the rows (layer, index and the first 64 values, in bfloat16) are summed, so that the sum over
@@ -35,12 +35,14 @@ def base_fingerprint(selected: Iterable[tuple[int, list[int], torch.Tensor]]) ->
 
     Args:
         selected: layer index, row indices, and the weight `[D, d_ff]` for each layer.
+        exact: hash the values as they are, not rounded to bfloat16: another precision of the base is another base.
     """
     total = 0
     dtype = torch.float32
     for layer, rows, weight in selected:
         dtype = weight.dtype
-        values = weight[rows, :_COLUMNS].detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy()
+        wanted = torch.float32 if exact else torch.bfloat16
+        values = weight[rows, :_COLUMNS].detach().to("cpu", wanted).contiguous().view(torch.uint8).numpy()
         for row, row_values in zip(rows, values, strict=True):
             total += xxhash.xxh3_64_intdigest(f"{layer}|{row}|".encode() + row_values.tobytes())
     return f"{str(dtype).removeprefix('torch.')}:{total % 2**64:016x}"
@@ -61,9 +63,10 @@ def same_base(first: str, second: str) -> bool:
     return first_sum == second_sum or not comparable
 
 
-def sum_fingerprints(fingerprints: list[str | None]) -> str | None:
+def sum_fingerprints(fingerprints: list[str | None], *, exact: bool = False) -> str | None:
     """The fingerprint of the union of disjoint sets of rows; None if one is unknown or they cannot be compared."""
     parts = [fingerprint.split(":") for fingerprint in fingerprints if fingerprint]
-    if len(parts) < len(fingerprints) or len({dtype == "float16" for dtype, _ in parts}) > 1:
+    kinds = {dtype if exact else dtype == "float16" for dtype, _ in parts}
+    if len(parts) < len(fingerprints) or len(kinds) > 1:
         return None
     return f"{parts[0][0]}:{sum(int(value, 16) for _, value in parts) % 2**64:016x}"

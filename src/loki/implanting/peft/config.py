@@ -37,6 +37,8 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
             refused.
         base_fingerprint: of the selected rows of the base (`base_weight.base_fingerprint`). Written when the adapter is
             saved; where it is given, another base is refused. None: any base whose shape fits.
+        base_values: the same in their own precision, for `loki restore`. None: any precision.
+        base_parts: of the other weights of its layers (`base_parts.base_parts`), for `loki restore`. None: any.
         task_type: CAUSAL_LM or None; other tasks add a head, of which nothing would be trained or saved.
 
     Raises:
@@ -54,6 +56,8 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
     target_modules: list[str] | str | None = None
     rows_per_layer: int | None = None
     base_fingerprint: str | None = None
+    base_values: str | None = None
+    base_parts: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,10 +76,14 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
             raise LokiError("LoKIConfig needs positions: a positions file (loki select writes one) or a list per layer")
         else:
             self.positions = check_positions(self.positions)
-        if self.base_fingerprint is not None and not is_fingerprint(self.base_fingerprint):
-            raise LokiError(
-                f"LoKIConfig: base_fingerprint {self.base_fingerprint!r} is damaged: save or fetch the adapter again"
-            )
+        for name in ("base_fingerprint", "base_values"):
+            if getattr(self, name) is not None and not is_fingerprint(getattr(self, name)):
+                raise LokiError(
+                    f"LoKIConfig: {name} {getattr(self, name)!r} is damaged: save or fetch the adapter again"
+                )
+        for part, value in (self.base_parts or {}).items():
+            if not is_fingerprint(value):
+                raise LokiError(f"LoKIConfig: base_parts, {part}: damaged: save or fetch the adapter again")
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise LokiError(f"LoKIConfig: rank {self.rank!r} is not a positive number; None trains the full rows")
         if self.protect is not None:
@@ -88,6 +96,8 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         # configuration can be applied to several models.
         self.found_rows: int | None = None
         self.found_fingerprint: str | None = None
+        self.found_values: str | None = None
+        self.found_parts: dict[str, str] = {}
         self.found_directions: Directions = {}  # made from the moments
 
     @property
@@ -107,6 +117,7 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
             directions_shape=None,
             directions_digests=None,
             base_fingerprint=None,
+            base_values=None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,4 +126,6 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         del values["moments"]
         values["rows_per_layer"] = self.rows_per_layer or self.found_rows
         values["base_fingerprint"] = self.base_fingerprint or self.found_fingerprint
+        values["base_values"] = self.base_values or self.found_values
+        values["base_parts"] = self.base_parts or self.found_parts or None
         return values

@@ -55,9 +55,16 @@ def merge_adapters(adapters: list[Path], output: Path, *, overwrite: bool = Fals
         given[0].config.with_full_rows([sorted(chain.from_iterable(rows)) for rows in lists]),
         rank=rank,
         base_fingerprint=sum_fingerprints([part.config.base_fingerprint for part in parts]),
+        base_values=sum_fingerprints([part.config.base_values for part in parts], exact=True),
+        base_parts=_common_parts([part.config.base_parts or {} for part in parts]),
     )
     write_adapter(output, config, config, tensors, overwrite=overwrite)
     return config
+
+
+def _common_parts(given: list[dict[str, str]]) -> dict[str, str] | None:
+    """What all adapters say alike of their base."""
+    return {part: value for part, value in given[0].items() if all(one.get(part) == value for one in given)} or None
 
 
 def _check_pair(first: SavedAdapter, second: SavedAdapter) -> None:

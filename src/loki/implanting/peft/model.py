@@ -12,6 +12,7 @@ from torch import nn
 from loki.artefacts.positions import check_positions_fit
 from loki.errors import LokiError
 from loki.implanting.directions import digest, least_used_directions
+from loki.implanting.peft.base_parts import base_parts
 from loki.implanting.peft.base_weight import base_fingerprint, plain_weight, same_base
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import InputDirections, RowAdapter, adapter_weight
@@ -34,6 +35,7 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
         refuse_zero_3()
         projections = find_projections(self.model, peft_config.target_modules)
         check_adapter_fits(peft_config, projections)
+        peft_config.found_parts = base_parts(self.model.named_parameters(), projections)
         self._rows_by_module = dict(zip(projections, peft_config.row_lists, strict=True))
         self._directions_by_module = dict(zip(projections, _directions(peft_config, projections), strict=True))
         return peft_config
@@ -167,7 +169,9 @@ def check_adapter_fits(config: LoKIConfig, projections: dict[str, nn.Module]) ->
             f"load it on the base it was made for ({config.base_model_name_or_path})"
         )
     config.found_rows = hidden
-    config.found_fingerprint = _fingerprint(config, projections)
+    selected = _selected(config, projections)
+    config.found_fingerprint = base_fingerprint(selected) if selected is not None else None
+    config.found_values = base_fingerprint(selected, exact=True) if selected is not None else None
     found, wanted = config.found_fingerprint, config.base_fingerprint
     if found and wanted and not same_base(found, wanted):
         raise LokiError(
@@ -176,15 +180,20 @@ def check_adapter_fits(config: LoKIConfig, projections: dict[str, nn.Module]) ->
         )
 
 
-def _fingerprint(config: LoKIConfig, projections: dict[str, nn.Module]) -> str | None:
-    """None where the rows cannot be read as they were saved: quantised, sharded, not yet loaded, merged into."""
+def _selected(
+    config: LoKIConfig, projections: dict[str, nn.Module]
+) -> list[tuple[int, list[int], torch.Tensor]] | None:
+    """The selected rows of every layer, for a fingerprint.
+
+    None where they cannot be read as they were saved: quantised, sharded, not yet loaded, merged into.
+    """
     selected = []
     for layer, (rows, module) in enumerate(zip(config.row_lists, projections.values(), strict=True)):
         weight = plain_weight(_base_layer(module))
         if weight is None or (isinstance(module, BaseTunerLayer) and module.merged):
             return None
         selected.append((layer, rows, weight))
-    return base_fingerprint(selected)
+    return selected
 
 
 def _base_layer(module: Any) -> Any:

@@ -10,6 +10,7 @@ from loki.artefacts.positions import Positions
 from loki.files import protect_inputs
 from loki.implanting.directions import check_measured_on
 from loki.implanting.peft.adapter_files import KEY_PREFIX, write_adapter
+from loki.implanting.peft.base_parts import parts_of_directory
 from loki.implanting.peft.base_weight import base_fingerprint
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
@@ -60,7 +61,10 @@ def save_zero_adapter(
     projections = find_projections(unloaded, None)
     adapted = get_peft_model(unloaded, config, low_cpu_mem_usage=True)
     config.base_model_name_or_path = base.name
-    config.base_fingerprint = _fingerprint(base.checkpoint, config, projections)
+    config.base_parts = parts_of_directory(base, projections) or None
+    if (selected := _selected(base.checkpoint, config, projections)) is not None:
+        config.base_fingerprint = base_fingerprint(selected)
+        config.base_values = base_fingerprint(selected, exact=True)
     tensors = {}
     # Else PEFT would look for the base model's configuration, on the hub too.
     for name, weight in get_peft_model_state_dict(adapted, save_embedding_layers=False).items():
@@ -74,12 +78,12 @@ def save_zero_adapter(
     return config
 
 
-def _fingerprint(checkpoint: Checkpoint, config: LoKIConfig, projections: dict[str, nn.Module]) -> str | None:
+def _selected(
+    checkpoint: Checkpoint, config: LoKIConfig, projections: dict[str, nn.Module]
+) -> list[tuple[int, list[int], torch.Tensor]] | None:
     names = [f"{name}.weight" for name in projections]
     # Transformers can rename weights while loading; such a base is recognised only once it is loaded.
     if not all(name in checkpoint for name in names):
         return None
-    return base_fingerprint(
-        (layer, rows, checkpoint.tensor(name))
-        for layer, (rows, name) in enumerate(zip(config.row_lists, names, strict=True))
-    )
+    lists = zip(config.row_lists, names, strict=True)
+    return [(layer, rows, checkpoint.tensor(name)) for layer, (rows, name) in enumerate(lists)]
