@@ -4,6 +4,9 @@ Raise `LokiError` for anything the user can mend: its text says what is wrong, w
 The command line prints it without a traceback and leaves with `exit_code`.
 """
 
+MOST = 2**31 - 1  # what libraries can count to
+LAST_SEED = 2**32 - 1  # of NumPy
+
 
 class LokiError(Exception):
     """Bad usage or input. The command line exits with code 2."""
@@ -21,6 +24,15 @@ class RankError(LokiError):
     """A failure of one process among several, which only this process can report."""
 
 
+def require_seed(settings: object) -> None:
+    """Check the field `seed`.
+
+    Raises:
+        LokiError: if it is no seed of NumPy.
+    """
+    require(settings, "seed", 0 <= getattr(settings, "seed") <= LAST_SEED, f"from 0 to {LAST_SEED}")  # noqa: B009
+
+
 def require(settings: object, name: str, holds: bool, wanted: str) -> None:
     """Check a value of a settings class whose fields are called as the options of the command line.
 
@@ -35,7 +47,24 @@ def require(settings: object, name: str, holds: bool, wanted: str) -> None:
     """
     if not holds:
         option = "--" + name.replace("_", "-")
-        raise LokiError(f"{option} {getattr(settings, name)} is out of range: it must be {wanted}")
+        value = repr(getattr(settings, name))[:40]  # not all digits of a number without end
+        raise LokiError(f"{option} {value} is out of range: it must be {wanted}")
+
+
+def require_counts(settings: object, *names: str, least: int = 1) -> None:
+    """Check fields that count something, which None leaves open.
+
+    Args:
+        settings: that has them.
+        names: of the fields.
+        least: the smallest count.
+
+    Raises:
+        LokiError: if one is below `least`, or more than libraries can count to.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        require(settings, name, value is None or least <= value <= MOST, f"from {least} to {MOST:,}")
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -79,7 +79,8 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     remove_leftovers(path)
     refuse_existing_file(path, overwrite=overwrite)
     with _folder_for(path.parent):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN)
+        with _takes_files(path.parent):
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -107,7 +108,8 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if Path.cwd().is_relative_to(path):
         raise LokiError(f"--output {path} would replace the folder you are in: name a directory in it")
     with _folder_for(path.parent):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN))
+        with _takes_files(path.parent):
+            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_WRITTEN))
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
@@ -135,10 +137,29 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless they are there.
+
+    Raises:
+        LokiError: in a place that takes none.
+    """
+    with _takes_files(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _takes_files(folder: Path) -> Iterator[None]:
+    """Explain what /proc and its like say of a new file: that it does not exist."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise LokiError(f"nothing can be written in {folder}: choose another --output") from error
+
+
 @contextmanager
 def _folder_for(folder: Path) -> Iterator[None]:
     with no_empty_folders(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         yield
 
 
@@ -238,8 +259,8 @@ def _is_running(process: int) -> bool:
 def _refuse_place(path: Path) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         raise LokiError(f"{path} is a device or a pipe: choose another --output")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
+    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
         raise LokiError(f"{path} cannot be written, because {above} is a file: choose another --output")
 
 

@@ -47,6 +47,8 @@ RUN_AGAIN = ("run", "base", *RUN)
 DRY_RUN = (*RUN_AGAIN, "--output", "out", "--dry-run")
 CONFIG = ("run", "--config", "run/run.yaml", "--output", "out", "--dry-run")
 REPORT = ("report", "run", "--output", "out.html", "--no-compare")
+LATE = "late.h5.partial"
+RESUME = ("analyse", "base", "--data", "questions.jsonl", "--output", "late.h5")
 COMPARE = ("compare", "before.json", "after.json", "--output", "out.json")
 PLOT_LOSS = ("plot", "loss", "trained", "--output", "out.png")
 PLOT_FORGETTING = ("plot", "forgetting", "compare.json", "--output", "out.png")
@@ -221,6 +223,9 @@ KINDS = (
     _file("run record", "run/run.json", _json("protect"), (RUN_AGAIN, REPORT), ("run", "out.html")),
     _file("run.yaml", "run/run.yaml", yaml_edits, (CONFIG, RUN_AGAIN), ("run",)),
     _file("record of a run's training", "run/trained/training.json", _json(), (RUN_AGAIN, REPORT), ("run",)),
+    _file("interrupted run", f"{LATE}/run.json", _json(), (RESUME,), ("late.h5",)),
+    _file("finished batch", f"{LATE}/batches/00000000.npz", text_edits, (RESUME,), ("late.h5",)),
+    _file("trained record", "trained/training.json", _json(), (RESTORE,)),
     _file("evaluation", "before.json", _json("tasks"), (COMPARE,)),
     _file("comparison", "compare.json", _json(), (PLOT_FORGETTING, PLOT_PARETO)),
     _file("ablation", "ablation.json", _json(), (PLOT_ABLATION,)),

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -51,10 +52,10 @@ _COMMANDS = (
 def make_originals(folder: Path) -> Path:
     """Fill `folder` with what `tests.hostile.kinds` damages; returns it.
 
-    `base` and `sharded` (models), `scores.h5`, `more.h5`, `published.h5`, `positions.json`, `others.json`, `loki`,
-    `trained`, `restored`, `adapter`, `ranked` (adapters), `run`, `moments.safetensors`, `before.json`, `after.json`,
-    `compare.json`, `ablation.json`, and data: `questions.jsonl`, `train.jsonl`, `train.csv`, `train.parquet`,
-    `train.jsonl.gz`, `general.txt`, `template.jinja`.
+    Models `base` and `sharded`; `scores.h5`, `more.h5`, `published.h5`, `late.h5.partial`, `positions.json`,
+    `others.json`, `moments.safetensors`; directories `loki`, `trained`, `restored`, `run`, `adapter`, `ranked`;
+    `before.json`, `after.json`, `compare.json`, `ablation.json`; data `questions.jsonl`, `train.jsonl`, `train.csv`,
+    `train.parquet`, `train.jsonl.gz`, `general.txt`, `template.jinja`.
     """
     folder.mkdir(parents=True)
 
@@ -70,6 +71,8 @@ def make_originals(folder: Path) -> Path:
             file.create_dataset("dataset", data=scores)
         for command in _COMMANDS:
             _run(*command)
+        with mock.patch("loki.analysis.analyse.assemble", side_effect=KeyboardInterrupt):
+            _run("analyse", "base", "--data", "questions.jsonl", "--output", "late.h5")
 
     outcome = run_in_child(folder, work, cpu_seconds=300)
     assert outcome.code == 0, outcome.err
@@ -125,7 +128,7 @@ def _run(*words: object) -> None:
     try:
         loki(*words)()
     except SystemExit as left:
-        if left.code not in (0, 1, 3):  # 1 and 3 are verdicts
+        if left.code not in (0, 1, 3, 130):  # 1 and 3 are verdicts, 130 is an interruption
             raise
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loki.errors import LokiError, require
+from loki.errors import LokiError, require, require_counts, require_seed
 
 AUTO = "auto"
 
@@ -43,8 +43,11 @@ class AnalysisOptions:
     def __post_init__(self) -> None:
         if self.batch_size != AUTO and (isinstance(self.batch_size, str) or self.batch_size < 1):
             raise LokiError(f"batch size {self.batch_size} makes no sense: give a positive number, or auto")
-        if self.check < 0:
-            raise LokiError(f"cannot check {self.check} samples: give a number of samples, or 0 for none")
+        if self.batch_size != AUTO:
+            require_counts(self, "batch_size")
+        require_counts(self, "check", least=0)
+        require_counts(self, "samples_per_subject")
+        require_seed(self)
 
 
 @dataclass(frozen=True)
@@ -79,5 +82,6 @@ class MomentsSettings:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_tokens", "samples_per_subject", "block_size", "batch_size", "save_every"):
-            require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
+        require_counts(self, "max_length", "samples_per_subject", "block_size", "batch_size", "save_every")
+        require(self, "max_tokens", self.max_tokens is None or 0 < self.max_tokens < 2**63, "above 0")
+        require_seed(self)

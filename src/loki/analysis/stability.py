@@ -3,18 +3,25 @@
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat
 
 from loki.analysis.batches import Batch
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.files import write_json
-from loki.inputs import read_json
+from loki.inputs import Strict, checked, read_json
 from loki.selection.overlap import overlap
 
 _FIRST_CHECKPOINT = 64  # samples
 _GROWTH = 1.25  # each checkpoint has a quarter more samples than the one before
 _IN_A_ROW = 2  # "stays above" the threshold
+
+
+class _State(Strict):
+    overlaps: list[Annotated[FiniteFloat, Field(ge=0, le=1)]]
+    positions: dict[str, Positions]
 
 
 class StabilityRule:
@@ -41,8 +48,10 @@ class StabilityRule:
         """Remember in the file `path` what is observed, so that an interrupted run stops where it would have."""
         self._path = path
         if path.exists():
-            state = read_json(path, what="record of the stopping rule")
-            self._overlaps, self._positions = state["overlaps"], state["positions"]
+            advice = f"it is damaged: remove {path.parent}, and run the same command again"
+            found = read_json(path, what="record of the stopping rule")
+            state = checked(_State, found, f"record of the stopping rule {path}", advice=advice)
+            self._overlaps, self._positions = state.overlaps, state.positions
 
     def record(self, quotas: Sequence[float]) -> dict[str, Any]:
         """What a scores file says of the rule: `until_stable`, `quotas`, and the `overlaps` observed."""

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from loki.analysis.options import AUTO
 from loki.artefacts.differences import differences
 from loki.errors import LokiError
-from loki.files import atomic_file, write_json
-from loki.inputs import read_json
+from loki.files import atomic_file, make_folder, no_empty_folders, write_json
+from loki.inputs import checked, read_json
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class WorkFolder:
             LokiError: if another run works there now.
         """
         # The system releases the lock when the process ends, however it ends.
-        with self._locked():
+        with no_empty_folders(self.path.parent), self._locked():
             try:
                 yield
             except LokiError:
@@ -179,7 +179,7 @@ class WorkFolder:
 
     def _locked(self) -> IO[str]:
         while True:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             lock = self._lock.open("w")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +194,11 @@ class WorkFolder:
             lock.close()
 
     def _recorded(self) -> dict[str, Any]:
-        return dict(read_json(self._run, what="record of the interrupted run")) if self.begun else {}
+        if not self.begun:
+            return {}
+        found = read_json(self._run, what="record of the interrupted run")
+        advice = f"it is damaged: remove {self.path}, and run the same command again"
+        return dict(checked(dict[str, Any], found, f"record {self._run}", advice=advice))
 
     def _batch(self, number: int) -> Path:
         return self._batches / f"{number:08d}.npz"

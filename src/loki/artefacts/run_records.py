@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError
-from loki.files import no_empty_folders, protect_inputs, remove_directory, remove_leftovers, write_json
+from loki.files import make_folder, no_empty_folders, protect_inputs, remove_directory, remove_leftovers, write_json
 from loki.inputs import checked, read_json
 
 
@@ -67,5 +67,5 @@ def read_record(output: Path, record: str) -> dict[str, Any] | None:
 
 def write_record(output: Path, record: str, values: Mapping[str, Any]) -> None:
     """Write the record of an output directory, which is made if it is missing."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     write_json(output / record, dict(values), overwrite=True)

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from loki.errors import LokiError, require
+from loki.errors import LokiError, require, require_counts, require_seed
 
 DEFAULT_EPOCHS = 3.0
+MOST_EPOCHS, MOST_STEPS = 10_000, 10_000_000  # more is a slip: it would never end
 DEFAULT_PROTECT = 0.5  # of the input directions: the strongest lever that was measured, see benchmarks/README.md
 RATE_DAMAGE = 0.1  # nats of KL per token, where a limit is asked for and none is named
 
@@ -104,10 +105,11 @@ class TrainingSettings:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation", "max_length", "logging_steps"):
-            require(self, name, 0 < getattr(self, name) < math.inf, "above 0")
-        require(self, "epochs", self.epochs is None or 0 < self.epochs < math.inf, "above 0")
-        require(self, "max_steps", self.max_steps == -1 or self.max_steps > 0, "above 0")
+        require_counts(self, "batch_size", "gradient_accumulation", "max_length", "logging_steps")
+        fits = self.epochs is None or 0 < self.epochs <= MOST_EPOCHS
+        require(self, "epochs", fits, f"above 0 and at most {MOST_EPOCHS:,}")
+        fits = self.max_steps == -1 or 0 < self.max_steps <= MOST_STEPS
+        require(self, "max_steps", fits, f"from 1 to {MOST_STEPS:,}")
         object.__setattr__(self, "learning_rate", parse_rate(self.learning_rate))
         if self.rate_damage is not None:
             require(self, "rate_damage", 0 < self.rate_damage < math.inf, "above 0, in nats per token")
@@ -115,14 +117,13 @@ class TrainingSettings:
             require(self, "rate_damage", automatic, "left out where --learning-rate is given: only auto tries any")
         require(self, "warmup", 0 <= self.warmup < 1, "from 0 to below 1, a fraction of the steps")
         require(self, "weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or above")
-        require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
+        require_seed(self)
         for name, kind in (("scheduler", Scheduler), ("loss", Loss), ("report_to", Report)):
             if getattr(self, name) not in list(kind):
                 option = name.replace("_", "-")
                 raise LokiError(f"--{option} {getattr(self, name)} is not known: use {', '.join(kind)}")
             object.__setattr__(self, name, kind(getattr(self, name)))
-        for name in ("save_steps", "eval_steps", "early_stopping"):
-            require(self, name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
+        require_counts(self, "save_steps", "eval_steps", "early_stopping")
         if self.keeps_best and self.eval_steps is not None:
             fits = self.save_steps is not None and self.save_steps % self.eval_steps == 0
             require(self, "save_steps", fits, f"a multiple of --eval-steps {self.eval_steps}, to keep the best")

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from loki.calibration.prompts import question_prompt
 from loki.calibration.records import Conversation, Record
 from loki.errors import LokiError, one_line
+from loki.inputs import files_below
 from loki.models.hub import fetch
 
 HUB_ID = "cais/mmlu"
@@ -105,11 +106,7 @@ def _question_files(path: Path) -> list[tuple[Path, str]]:
     """The files that hold test questions, each with its subject; sorted, so that sample ids are stable."""
     if path.is_file():
         return [(path, path.stem.removesuffix("_test"))]
-    tables = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.suffix in TABLE_SUFFIXES and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
+    tables = sorted(file for file in files_below(path, "data folder") if file.suffix in TABLE_SUFFIXES)
     files = [(file, file.parent.name) for file in tables if file.stem == "test" or file.stem.startswith("test-")]
     files += [(file, file.stem.removesuffix("_test")) for file in tables if file.stem.endswith("_test")]
     if not files:

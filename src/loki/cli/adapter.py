@@ -7,6 +7,7 @@ import typer
 
 from loki.cli.app import app, say
 from loki.cli.shared_options import BaseModel, Moments, Overwrite, Positions, Protect, TrustRemoteCode
+from loki.errors import LAST_SEED
 
 
 @app.command()
@@ -19,7 +20,9 @@ def adapter(
     ] = None,
     moments: Moments = None,
     protect: Protect = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random factor that a rank needs.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=LAST_SEED, help="Seed of the random factor that a rank needs.")
+    ] = 0,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

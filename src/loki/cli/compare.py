@@ -10,7 +10,7 @@ from loki.cli.measure_options import Measured
 from loki.cli.option_groups import with_options
 from loki.cli.parsing import parse_percent
 from loki.cli.shared_options import Overwrite
-from loki.errors import LokiError
+from loki.errors import LAST_SEED, LokiError
 
 
 @app.command()
@@ -35,13 +35,15 @@ def compare(
         float, typer.Option("--max-kl", help="KL(base || new) that is accepted, in nats per token.")
     ] = 0.1,
     show_flips: Annotated[
-        int, typer.Option("--show-flips", help="Print so many items that were lost, and gained, of every task.")
+        int, typer.Option("--show-flips", min=0, help="Print so many items that were lost, and gained, of every task.")
     ] = 0,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print the tables as LaTeX.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Also write all of it to this file, as JSON.")] = None,
     overwrite: Overwrite = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the resampling that makes intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=LAST_SEED, help="Of the resampling that makes intervals.")
+    ] = 0,
 ) -> None:
     """See what was learned and what was lost; exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE.
 

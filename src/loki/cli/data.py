@@ -9,6 +9,7 @@ from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.shared_options import Data, TrustRemoteCode
 from loki.data.settings import DataSettings
+from loki.errors import LAST_SEED
 
 
 @app.command()
@@ -21,7 +22,9 @@ def data(
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens per training example.")] = 1024,
     examples: Annotated[int, typer.Option("--examples", help="How many examples to show.")] = 3,
     whole: Annotated[bool, typer.Option("--whole", help="Show all of a long prompt.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw where sources have shares.")] = 42,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=LAST_SEED, help="Seed of the draw where sources have shares.")
+    ] = 42,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show what a model would be trained on: examples with the trained tokens in colour, and figures over all.
@@ -29,6 +32,7 @@ def data(
     Example:
         loki data MODEL --data train.jsonl
     """
+    from loki.cli.quiet import quiet_libraries
     from loki.data.examples import load_training_data
     from loki.data.preparing import fit_records, training_tokenizer
     from loki.data.preview import MARKS, TRAINED_STYLE, figures, rendered
@@ -38,6 +42,7 @@ def data(
 
     if examples < 0 or max_length < 1:
         raise LokiError(f"--examples {examples} and --max-length {max_length}: numbers from 0 and from 1 are expected")
+    quiet_libraries()
     directory = ModelDirectory(model, trust_remote_code=trust_remote_code)
     tokenizer = training_tokenizer(directory, settings.chat_template)
     sources = as_sources(data, split=settings.data_split, subset=settings.data_subset)

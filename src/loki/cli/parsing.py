@@ -13,7 +13,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         LokiError: if `text` is not a positive size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *(|[kmg]i?)b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) *(|[kmg]i?)b?", text.strip().lower())
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not size:
         raise LokiError(f"{text!r} is not a size in bytes: write 8GiB, 500MB or 1000000")

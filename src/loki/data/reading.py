@@ -9,7 +9,7 @@ from typing import Any
 
 from loki.data.sources import Source
 from loki.errors import LokiError
-from loki.inputs import read_json_lines, read_text, require_file
+from loki.inputs import files_below, read_json_lines, read_text, reading, require_file
 from loki.inputs.json_text import check_depth, check_unicode
 
 TRAIN = "train"
@@ -68,13 +68,7 @@ def _suffix(path: Path) -> str:
 
 
 def _files(folder: Path, split: str | None, what: str) -> list[Path]:
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if _suffix(file) in _SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
+    files = sorted(file for file in files_below(folder, what) if _suffix(file) in _SUFFIXES and file.is_file())
     if not files:
         raise LokiError(f"{what} {folder} holds no data: expected files that end in {', '.join(_SUFFIXES)}")
     words = {file: re.split(r"[^a-z0-9]+", str(file.relative_to(folder)).lower()) for file in files}
@@ -110,20 +104,16 @@ def _load_table(path: Path, what: str) -> Any:
     from datasets import Dataset
 
     require_file(path, what)
-    try:
+    with reading(what, path):
         read = Dataset.from_parquet if _suffix(path) == ".parquet" else Dataset.from_file
         return read(str(path))
-    except Exception as error:  # pyarrow's, and those of `datasets`, which have no class in common
-        raise LokiError(f"{what} {path} cannot be read ({_short(error)})") from error
 
 
 def _saved_dataset(path: Path, source: Source, what: str) -> Iterator[Located]:
     from datasets import DatasetDict, load_from_disk
 
-    try:
+    with reading(what, path, problem="cannot be read as a save_to_disk folder"):
         saved = load_from_disk(str(path))
-    except Exception as error:
-        raise LokiError(f"{what} {path} cannot be read as a save_to_disk folder ({_short(error)})") from error
     if isinstance(saved, DatasetDict):
         split = source.split or (TRAIN if len(saved) > 1 else next(iter(saved)))
         if split not in saved:
@@ -136,17 +126,15 @@ def _hub_dataset(source: Source, what: str) -> Iterator[Located]:
     from datasets import load_dataset
 
     name = source.location
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or _suffix(Path(name)) in _SUFFIXES:
+    local = Path(name).parent.is_dir() or _suffix(Path(name)) in _SUFFIXES
+    if local or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise LokiError(f"{what} {name} does not exist: check the path")
     split = source.split or TRAIN
-    try:
+    problem = "is neither a local path nor a hub data set that can be fetched now"
+    advice = "check the name, --data-split, --data-subset and the network"
+    name_with_part = f"{name} (split {split}, subset {source.subset or 'default'})"
+    with reading(what, name_with_part, problem=problem, advice=advice):
         data = load_dataset(name, source.subset, split=split)
-    except Exception as error:  # the hub's, its HTTP library's and those of `datasets` have no class in common
-        raise LokiError(
-            f"{what} {name} is neither a local path nor a hub data set that can be fetched now "
-            f"(split {split}, subset {source.subset or 'default'}; {_short(error)}): check the name, --data-split, "
-            "--data-subset and the network"
-        ) from error
     yield from _rows(data, name, what)
 
 

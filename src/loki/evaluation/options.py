@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loki.errors import require, require_counts
 from loki.metrics import DEFAULT_WINDOW
+
+_MOST_SHOTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,9 @@ class TaskOptions:
         fewshot: examples in the prompt; None leaves it to the task.
         apply_chat_template: ask in the model's chat template.
         batch_size: questions per forward pass.
+
+    Raises:
+        LokiError: if a number is out of range.
     """
 
     tasks: tuple[str, ...] = ()
@@ -25,6 +31,10 @@ class TaskOptions:
     fewshot: int | None = None
     apply_chat_template: bool = False
     batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        require_counts(self, "limit", "batch_size")
+        require(self, "fewshot", self.fewshot is None or 0 <= self.fewshot <= _MOST_SHOTS, f"from 0 to {_MOST_SHOTS}")
 
 
 @dataclass(frozen=True)
@@ -58,3 +68,6 @@ class MeasureOptions:
         """The files and folders that are read beside the models."""
         named = [*(self.texts or ()), self.data, self.tasks.include_path]
         return [path for path in named if path is not None]
+
+    def __post_init__(self) -> None:
+        require_counts(self, "window", "max_length")

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from loki.errors import require
 from loki.evaluation.forgetting import Forgetting
 from loki.evaluation.statistics import Interval, items_to_settle, items_without_flips
 
@@ -26,10 +27,17 @@ class Limits:
     Attributes:
         max_drop: forgetting, in percent.
         max_kl: KL(base || new) per token, in nats.
+
+    Raises:
+        LokiError: if one is below 0 or no number.
     """
 
     max_drop: float = 1.0
     max_kl: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("max_drop", "max_kl"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "0 or above")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """What is at a path, looked at before it is opened."""
 
+import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from loki.errors import LokiError
 from loki.inputs.reading import shown
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MOST_FILES = 100_000
 _POINTER_BYTES = 1024  # Git LFS's pointers are smaller
 
 
@@ -43,6 +46,25 @@ def require_file(path: Path, what: str, *, advice: str = "check the path") -> in
     if start == _LFS_POINTER:
         raise LokiError(f"{what} {path} is a Git LFS pointer, not the file itself: run `git lfs pull` there")
     return status.st_size
+
+
+def files_below(folder: Path, what: str) -> Iterator[Path]:
+    """All files in a folder and in those below it, but for hidden ones; folders that cannot be read are passed over.
+
+    Args:
+        folder: the folder.
+        what: its role, for the message.
+
+    Raises:
+        LokiError: if they are so many that it can hardly be the folder that was meant.
+    """
+    seen = 0
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        seen += len(folders) + len(names)
+        if seen > MOST_FILES:
+            raise LokiError(f"{what} {folder} holds more than {MOST_FILES:,} files: name the folder of the data alone")
+        yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
 def _name(path: Path, limit: int = 500) -> str:

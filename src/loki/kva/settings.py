@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from loki.errors import LokiError
+from loki.errors import LokiError, require, require_seed
 
 DEFAULT_STEPS = 7
+MOST_STEPS, MOST_GAUSS_STEPS = 100_000, 1_000  # the points of the latter are eigenvalues, and that many take seconds
 
 
 class Choice(StrEnum):
@@ -116,6 +117,7 @@ class AttributionSettings:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             object.__setattr__(self, name, choices(getattr(self, name)))
+        require_seed(self)
         if self.definition is Definition.SENSITIVITY:
             self._check_nothing_else_is_set()
             return
@@ -126,6 +128,8 @@ class AttributionSettings:
         fewest = 1 if self.ig_method is IgMethod.GAUSS_LEGENDRE else 2
         if self.steps < fewest:
             raise LokiError(f"steps is {self.steps}: the rule {self.ig_method} needs at least {fewest}")
+        most = MOST_GAUSS_STEPS if self.ig_method is IgMethod.GAUSS_LEGENDRE else MOST_STEPS
+        require(self, "steps", self.steps <= most, f"at most {most:,} with the rule {self.ig_method}")
 
     @property
     def described_quantity(self) -> str:

@@ -13,6 +13,7 @@ from loki.errors import LokiError
 from loki.inputs import Strict, TensorEntry, checked, shown
 
 Name = Annotated[str, Field(min_length=1, max_length=500)]
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]  # leads to no other folder
 Count = Annotated[int, Field(ge=1, lt=2**40)] | None
 Positive = Annotated[FiniteFloat, Field(gt=0)] | None
 TokenId = Annotated[int, Field(ge=-1, lt=2**31)]  # -1 stands for none in some families
@@ -87,11 +88,18 @@ class WeightIndex(Strict):
     ]
 
 
+class NamedTemplate(Strict):
+    """One of several chat templates; Transformers saves each to a file of its name."""
+
+    name: FileName
+    template: str
+
+
 class TokenizerConfiguration(Strict):
     """tokenizer_config.json; every field may be absent."""
 
     tokenizer_class: Name | None = None
-    chat_template: str | list[dict[str, str]] | dict[str, str] | None = None
+    chat_template: str | list[NamedTemplate] | dict[FileName, str] | None = None
     model_max_length: Annotated[FiniteFloat, Field(ge=1)] | None = None  # 1e30 where nobody set it
     padding_side: Name | None = None
     truncation_side: Name | None = None

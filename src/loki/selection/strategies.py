@@ -8,7 +8,7 @@ can be counted without a scores file, how many rows a quota means, and the table
 from dataclasses import dataclass
 
 from loki.artefacts.positions import Positions
-from loki.errors import LokiError
+from loki.errors import LokiError, require_seed
 from loki.selection.strategy import By, Counting, Input, Request, Scope, Strategy
 
 # What computes is imported when it is needed: the command line reads this module for its help.
@@ -130,6 +130,7 @@ class SelectionSettings:
 
     def __post_init__(self) -> None:
         find_strategy(self.strategy)
+        require_seed(self)
         if self.by not in list(By):
             raise LokiError(f"by is {self.by!r}: use {' or '.join(By)}")
         object.__setattr__(self, "by", By(self.by))

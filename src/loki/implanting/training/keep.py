@@ -13,6 +13,7 @@ from trl import SFTTrainer
 
 from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows
+from loki.inputs import reading
 
 NEW = "new"
 
@@ -91,6 +92,9 @@ class KeepTerm:
         return self._weight * kl_of_logits(base, logits, counted.to(logits.device))
 
 
+_REMOVE = "it is damaged: remove it, and run the same command again"
+
+
 class KeepTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with a `KeepTerm` in every training step; without one, or with weight 0, TRL's own to the last bit.
 
@@ -107,6 +111,18 @@ class KeepTrainer(SFTTrainer):  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
         """Write none: TRL's says "a fine-tuned version of None", see `loki.artefacts.model_card`."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading("checkpoint", resume_from_checkpoint, advice=_REMOVE):
+            super()._load_from_checkpoint(resume_from_checkpoint, model=model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading("checkpoint", str(checkpoint), advice=_REMOVE):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading("checkpoint", str(checkpoint), advice=_REMOVE):
+            super()._load_rng_state(checkpoint)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -1,0 +1,5 @@
+"""Fixtures of the attacks."""
+
+from tests.cli.running import shell
+
+__all__ = ["shell"]
