@@ -100,11 +100,21 @@ def test_one_process_alone_sends_nothing() -> None:
             call(failing(OSError("any")))
 
 
-@pytest.mark.parametrize("device", ["mps", "meta", "xpu", "cpu:3", "cuda:", "cuda:-1", "cuda:01", "gpu-of-mine", ""])
+@pytest.mark.parametrize("device", ["meta", "xpu", "cpu:3", "cuda:", "cuda:-1", "cuda:01", "gpu-of-mine", ""])
 def test_devices_that_were_never_tried(device: str) -> None:
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(LokiError, match=f"--device {device} .*cuda:N"):
         pick_device(device)
+
+
+def test_an_apple_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert pick_device() == torch.device("cpu")
+    with pytest.raises(LokiError, match=r"--device mps: .* no Apple GPU"):
+        pick_device("mps")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert pick_device() == pick_device("mps") == torch.device("mps")
 
 
 def test_cuda_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,12 @@ def write_json(path: Path, value: Any, *, overwrite: bool = False, indent: int |
         temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$LOKI_CACHE`, or `loki` in the user's cache folder."""
+    named = os.environ.get("LOKI_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "loki"
+
+
 def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as stream:

@@ -122,15 +122,19 @@ class Ranks:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`cuda` if there is one, else `cpu`; `cpu`, `cuda` and `cuda:N` are taken as they are.
+    """`cuda` or `mps` if there is one, else `cpu`; `cpu`, `mps`, `cuda` and `cuda:N` are taken as they are.
 
     Raises:
-        LokiError: if a CUDA device is asked for that this machine has not, or the name means no device of these.
+        LokiError: if a device is asked for that this machine has not, or the name means no device of these.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", device):
-        raise LokiError(f"--device {device} is not supported: use auto, cpu, cuda or cuda:N")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]*))?", device):
+        raise LokiError(f"--device {device} is not supported: use auto, cpu, mps, cuda or cuda:N")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise LokiError("--device mps: this machine has no Apple GPU that PyTorch can use: use auto or cpu")
     kind, _, index = device.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         raise LokiError(f"--device {device}: this machine has no CUDA device: use auto or cpu")

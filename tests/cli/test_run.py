@@ -69,7 +69,7 @@ def test_a_base_model_gets_a_chat_template(shell: Shell, words: list[object], tm
     (tmp_path / "chat.jinja").write_text(NO_TOOLS)
     words = [word if word != tmp_path / "train.jsonl" else tmp_path / "data" for word in words]
     words[1] = base
-    assert "give it one with --chat-template" in shell(*words).err
+    assert "with --chat-template" in shell(*words).err
     out = shell.done(*words, "--chat-template", tmp_path / "chat.jinja").out
     assert "4 training examples" in out
     assert (tmp_path / "run" / "restored" / "chat_template.jinja").read_text() == NO_TOOLS

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedTokenizerFast
 
+from loki.data.preparing import shipped_templates
 from tests.tiny_models import tiny_tokenizer
 
 QWEN = """{%- if tools %}
@@ -112,7 +113,12 @@ PARTS = (
     "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-WITH_TOOLS = {"qwen": QWEN, "llama3": LLAMA3, "hermes": HERMES}
+WITH_TOOLS = {
+    "qwen": QWEN,
+    "llama3": LLAMA3,
+    "hermes": HERMES,
+    "brought along": shipped_templates()["hermes"].read_text(encoding="utf-8"),
+}
 
 
 def tokenizer_with(template: str | None) -> PreTrainedTokenizerFast:

@@ -45,6 +45,7 @@ def test_completeness_gap() -> None:
 
 @pytest.mark.parametrize(("completeness", "advice"), [(0.1, False), (FEW_STEPS, False), (0.3, True), (math.nan, False)])
 def test_advice_where_steps_are_few(completeness: float, advice: bool) -> None:
-    text = completeness_advice(completeness, 7)
-    assert (text is not None) == advice
-    assert text is None or ("misses 30% of" in text and "try --steps 14" in text)
+    for rule, tried in (("riemann_left", "--ig-method gausslegendre --steps 7"), ("gausslegendre", "--steps 14")):
+        text = completeness_advice(completeness, rule, 7)
+        assert (text is not None) == advice
+        assert text is None or ("misses 30% of" in text and text.endswith(f"try {tried}"))

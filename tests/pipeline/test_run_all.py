@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from loki.artefacts.training_settings import TrainingSettings
+from loki.artefacts.training_settings import BackendName, TrainingSettings
 from loki.errors import LokiError
+from loki.implanting.llamafactory.train import LlamaFactorySettings
+from loki.implanting.training.levers import Levers
 from loki.pipeline import RunSettings, read_config, run
 from loki.pipeline.dry_run import estimate
 from loki.selection.strategies import SelectionSettings
@@ -88,6 +90,28 @@ def test_another_training_option_keeps_the_phases_before(settings: RunSettings, 
     assert json.loads((output / "run.json").read_text())["training"]["learning_rate"] == 3e-3
 
 
+def test_the_training_takes_the_options_of_its_command(settings: RunSettings, tmp_path: Path) -> None:
+    general = tmp_path / "general.txt"
+    general.write_text("the cat sat on the mat and looked at the moon. " * 20)
+    levers = Levers(keep=str(general), keep_length=16)
+    other = LlamaFactorySettings(python=tmp_path / "none")
+    for refused, message in (
+        (replace(settings, backend=BackendName.LLAMAFACTORY, levers=levers), "--keep"),
+        (replace(settings, backend=BackendName.LLAMAFACTORY, llamafactory=other), "--llamafactory-python"),
+        (replace(settings, llamafactory=LlamaFactorySettings(processes=2)), "--backend llamafactory"),
+    ):
+        with pytest.raises(LokiError, match=message):
+            run(refused, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run(replace(settings, levers=levers), tmp_path / "run")
+    assert json.loads((tmp_path / "run/trained/training.json").read_text())["keep_weight"] == 1.0
+    repeated = RunSettings.from_dict(read_config(tmp_path / "run/run.yaml"))
+    assert repeated.levers == levers
+    general.write_text("another text altogether. " * 40)
+    with pytest.raises(LokiError, match="kept_and_replayed"):
+        run(repeated, tmp_path / "run")
+
+
 def test_an_unfinished_training_needs_no_overwrite(
     settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +119,7 @@ def test_an_unfinished_training_needs_no_overwrite(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("loki.pipeline.phases.train", interrupt)
+        patch.setattr("loki.pipeline.phases.train_by", interrupt)
         run(settings, tmp_path / "run")
     other = replace(settings, training=replace(settings.training, seed=7))
     assert run(other, tmp_path / "run").report.differences == []
@@ -120,6 +144,7 @@ def test_a_run_is_repeated_from_its_configuration(settings: RunSettings, tmp_pat
         ({"training": [1]}, r"training is \[1\]"),
         ({"training": {"epochs": "many"}}, "training"),
         ({"model": None}, "give --model"),
+        ({"backend": "axolotl"}, "--backend axolotl"),
     ],
 )
 def test_configurations_that_are_refused(settings: RunSettings, change: dict[str, Any], message: str) -> None:

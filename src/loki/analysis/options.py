@@ -16,7 +16,7 @@ class AnalysisOptions:
         batch_size: samples per batch; `auto` chooses by prompt length and device.
         dtype: type to compute in, a name in `loki.models.loading.DTYPES`; `auto` is the type the checkpoint was saved
             in.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        device: `auto` (a GPU if there is one), `cpu`, `mps`, `cuda` or `cuda:N`.
         device_map: how Transformers spreads the model over devices, `auto` over all; None for `device` alone.
         subjects: analyse these subjects only; None for all.
         samples_per_subject: draw so many samples of every subject; None for all.
@@ -63,7 +63,7 @@ class MomentsSettings:
         batch_size: texts per forward pass.
         save_every: batches between saved intermediate sums.
         dtype: type to compute in: `auto` (as saved), float32, bfloat16 or float16.
-        device: where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: where to compute: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
         trust_remote_code: run Python code that the model brings along.
 
     Raises:

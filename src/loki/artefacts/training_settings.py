@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any
 
 from loki.errors import LokiError, require, require_counts, require_seed
@@ -11,6 +12,13 @@ DEFAULT_EPOCHS = 3.0
 MOST_EPOCHS, MOST_STEPS = 10_000, 10_000_000  # more is a slip: it would never end
 DEFAULT_PROTECT = 0.5  # of the input directions: the strongest lever that was measured, see benchmarks/README.md
 RATE_DAMAGE = 0.1  # nats of KL per token, where a limit is asked for and none is named
+
+
+class BackendName(StrEnum):
+    """Who trains."""
+
+    TRL = "trl"
+    LLAMAFACTORY = "llamafactory"
 
 
 class Scheduler(StrEnum):
@@ -49,6 +57,15 @@ class Report(StrEnum):
     TRACKIO = "trackio"
 
 
+_REPORTERS = {  # the packages that serve, the usual one first
+    Report.NONE: (),
+    Report.TENSORBOARD: ("tensorboard", "tensorboardX"),
+    Report.WANDB: ("wandb",),
+    Report.MLFLOW: ("mlflow",),
+    Report.TRACKIO: ("trackio",),
+}
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """Settings of one training; the same names and meanings as in `transformers.TrainingArguments`, where it has them.
@@ -70,6 +87,9 @@ class TrainingSettings:
         loss: nll, or dft: each token's loss times its probability, so that what the model holds for impossible pulls
             less (Dynamic Fine-Tuning, arXiv 2508.05629); a learning rate that is found by trying is found with nll.
         gradient_checkpointing: compute activations twice to save memory.
+        load_in_4bit: hold the frozen weights in 4 bits (bitsandbytes, NF4) while training, to save memory; what is
+            saved is not quantised.
+        load_in_8bit: the same in 8 bits.
         save_steps: optimiser steps between checkpoints; None saves after every epoch.
         eval_steps: optimiser steps between evaluations on held-out data; None evaluates with every checkpoint.
         load_best: end with the checkpoint of the least held-out loss instead of the last.
@@ -96,6 +116,8 @@ class TrainingSettings:
     weight_decay: float = 0.0
     loss: Loss = Loss.NLL
     gradient_checkpointing: bool = False
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
     save_steps: int | None = None
     eval_steps: int | None = None
     load_best: bool = False
@@ -123,10 +145,17 @@ class TrainingSettings:
                 option = name.replace("_", "-")
                 raise LokiError(f"--{option} {getattr(self, name)} is not known: use {', '.join(kind)}")
             object.__setattr__(self, name, kind(getattr(self, name)))
+        if self.load_in_4bit and self.load_in_8bit:
+            raise LokiError("--load-in-4bit and --load-in-8bit exclude each other: leave out one")
         require_counts(self, "save_steps", "eval_steps", "early_stopping")
         if self.keeps_best and self.eval_steps is not None:
             fits = self.save_steps is not None and self.save_steps % self.eval_steps == 0
             require(self, "save_steps", fits, f"a multiple of --eval-steps {self.eval_steps}, to keep the best")
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a frozen weight while training; None where it keeps its type."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
     @property
     def keeps_best(self) -> bool:
@@ -146,6 +175,20 @@ def check_held_out(settings: TrainingSettings, eval_data: object) -> None:
     """
     if settings.keeps_best and eval_data is None:
         raise LokiError("--load-best and --early-stopping compare the loss on held-out data: give --eval-data")
+
+
+def check_reporter(settings: TrainingSettings) -> None:
+    """Check that who is to be told of the training can be.
+
+    Raises:
+        LokiError: if its package is not installed.
+    """
+    packages = _REPORTERS[settings.report_to]
+    if packages and not any(map(find_spec, packages)):
+        raise LokiError(
+            f"--report-to {settings.report_to} needs the package {packages[0]}: install it (`pip install "
+            f"{packages[0]}`), or leave the option out"
+        )
 
 
 def parse_rate(value: float | str) -> float | Rate:

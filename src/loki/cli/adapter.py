@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.hub_options import HubOptions
+from loki.cli.option_groups import with_options
 from loki.cli.shared_options import BaseModel, Moments, Overwrite, Positions, Protect, TrustRemoteCode
 from loki.errors import LAST_SEED
 
 
 @app.command()
+@with_options(hub=HubOptions)
 def adapter(
     model: BaseModel,
     positions: Positions,
@@ -25,6 +28,8 @@ def adapter(
     ] = 0,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
+    *,
+    hub: HubOptions,
 ) -> None:
     """Make a LoKI adapter that changes nothing yet, for trainers that start from a saved PEFT adapter.
 
@@ -36,6 +41,7 @@ def adapter(
     from loki.cli.quiet import quiet_libraries
     from loki.implanting.peft.zero import save_zero_adapter
 
+    hub.check()
     quiet_libraries()
     torch.manual_seed(seed)
     save_zero_adapter(
@@ -49,3 +55,4 @@ def adapter(
         trust_remote_code=trust_remote_code,
     )
     say(f"LoKI adapter: {output}", output=output)
+    hub.push(output)

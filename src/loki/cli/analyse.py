@@ -60,7 +60,7 @@ def analyse(
     dtype: Annotated[
         str, typer.Option("--dtype", help="auto (as saved), float32, bfloat16 or float16.")
     ] = AnalysisOptions.dtype,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = AnalysisOptions.device,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, mps or cuda.")] = AnalysisOptions.device,
     device_map: Annotated[
         str | None, typer.Option("--device-map", help="auto spreads the model over all devices.", metavar="MAP")
     ] = None,
@@ -172,7 +172,7 @@ def analyse(
             samples, paths, completeness = analysis.samples, [analysis.path], analysis.completeness
     if not is_main_process():
         return
-    if advice := completeness_advice(completeness, settings.steps):
+    if advice := completeness_advice(completeness, settings.ig_method, settings.steps):
         error_console.print(advice)
     say(
         f"{samples} samples analysed: {', '.join(map(str, paths))}",

@@ -25,7 +25,7 @@ class Measured:
         window: tokens per window of text; longer texts are split.
         dtype: type to compute in: auto (the checkpoint's; float32 on a CPU, where that is faster), float32, bfloat16
             or float16.
-        device: where to compute: auto, cpu, cuda or cuda:N.
+        device: where to compute: auto, cpu, mps, cuda or cuda:N.
         trust_remote_code: run Python code that the model brings along.
     """
 

@@ -6,10 +6,13 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
+from loki.cli.hub_options import HubOptions
+from loki.cli.option_groups import with_options
 from loki.cli.shared_options import Overwrite, TrustRemoteCode
 
 
 @app.command()
+@with_options(hub=HubOptions)
 def restore(
     checkpoint: Annotated[
         Path, typer.Argument(help="Trained LoKI model or adapter, or one of its checkpoints.", show_default=False)
@@ -30,6 +33,8 @@ def restore(
     ] = False,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
+    *,
+    hub: HubOptions,
 ) -> None:
     """Turn a trained LoKI model into an ordinary one that needs no LoKI.
 
@@ -38,6 +43,7 @@ def restore(
     """
     from loki.restoring.restore import restore_loki_model
 
+    hub.check()
     restore_loki_model(
         checkpoint,
         output,
@@ -49,3 +55,4 @@ def restore(
         trust_remote_code=trust_remote_code,
     )
     say(f"Restored model: {output}", output=output)
+    hub.push(output)

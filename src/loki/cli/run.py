@@ -7,12 +7,25 @@ from typing import Annotated, Any
 import typer
 
 from loki.analysis.options import AnalysisOptions
-from loki.artefacts.training_settings import DEFAULT_PROTECT, RATE_DAMAGE, TrainingSettings
+from loki.artefacts.training_settings import DEFAULT_PROTECT, RATE_DAMAGE, BackendName, TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.published_choices import ATTRIBUTION, SELECTION, check_published, typed
 from loki.cli.shared_options import TrustRemoteCode
-from loki.cli.training_options import say_learned, with_published_rate
+from loki.cli.training_options import (
+    Backend,
+    DeepSpeed,
+    Keep,
+    KeepWeight,
+    LlamaFactoryPython,
+    MaxDamage,
+    Processes,
+    Replay,
+    ReplayFraction,
+    Template,
+    say_learned,
+    with_published_rate,
+)
 from loki.data.settings import DataSettings
 from loki.kva.settings import AttributionSettings
 from loki.selection.strategies import SelectionSettings, strategy_names
@@ -73,11 +86,23 @@ def run(
     dtype: Annotated[
         str, typer.Option("--dtype", help="To analyse in: auto (as saved), float32, bfloat16 or float16.")
     ] = AnalysisOptions.dtype,
-    device: Annotated[str, typer.Option("--device", help="To analyse on: auto, cpu or cuda.")] = AnalysisOptions.device,
+    device: Annotated[
+        str, typer.Option("--device", help="To analyse on: auto, cpu, mps or cuda.")
+    ] = AnalysisOptions.device,
+    backend: Backend = BackendName.TRL,
+    keep: Keep = None,
+    keep_weight: KeepWeight = 1.0,
+    max_damage: MaxDamage = None,
+    replay: Replay = None,
+    replay_fraction: ReplayFraction = 0.01,
     *,
     attribution: AttributionSettings,
     data_settings: DataSettings,
     training: TrainingSettings,
+    template: Template = None,
+    processes: Processes = None,
+    deepspeed: DeepSpeed = False,
+    llamafactory_python: LlamaFactoryPython = None,
     published: Annotated[
         bool, typer.Option("--published", help="The paper's own choices: its scores, rows and rate, all directions.")
     ] = False,
@@ -113,10 +138,11 @@ def run(
     if tune and training.rate_damage is None:
         training = replace(training, rate_damage=RATE_DAMAGE)
     given = {name for name in context.params if typed(context, name)} | ({"rate_damage"} if tune else set())
+    given |= {"python"} if llamafactory_python else set()
     given |= {"learning_rate", *ATTRIBUTION, *SELECTION} if published else set()
     values: dict[str, Any] = read_config(config) if config else {}
     own = {"model": model, "data": data, "calibration": calibration, "quota": quota}
-    own |= {"eval_data": eval_data, "protect": protect}
+    own |= {"eval_data": eval_data, "protect": protect, "backend": backend if "backend" in given else None}
     values |= {name: value for name, value in own.items() if value is not None and value != []}
     groups = {
         "selection": {"strategy": strategy, "by": by},
@@ -129,6 +155,19 @@ def run(
         },
         "data_settings": vars(data_settings),
         "training": vars(training),
+        "levers": {
+            "keep": keep,
+            "keep_weight": keep_weight,
+            "max_damage": max_damage,
+            "replay": replay,
+            "replay_fraction": replay_fraction,
+        },
+        "llamafactory": {
+            "template": template,
+            "processes": processes,
+            "deepspeed": deepspeed,
+            "python": llamafactory_python,
+        },
     }
     for name, group in groups.items():
         chosen = {key: value for key, value in group.items() if key in given}

@@ -23,7 +23,7 @@ def scale(
         float, typer.Option("--tolerance", help="How much accuracy the choice may give up, 0.01 for a hundredth.")
     ] = 0.01,
     plot: Annotated[Path | None, typer.Option("--plot", help="Picture of accuracy over damage to write, PNG.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, mps or cuda.")] = "auto",
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

@@ -14,7 +14,7 @@ def verify(
     base: Annotated[str, typer.Argument(help="The model before: a local directory or hub id.", show_default=False)],
     tuned: Annotated[str, typer.Argument(help="The model after.", show_default=False)],
     positions: Annotated[Path, typer.Option("--positions", help="Positions file: the rows that may differ.")],
-    device: Annotated[str, typer.Option("--device", help="Where to run both models: auto, cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Where to run both models: auto, cpu, mps or cuda.")] = "cpu",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check that nothing but the selected rows differs between two models; exit code 1 if something else does.

@@ -190,7 +190,7 @@ class ChatTemplate:
         if text == without or not complete(text):
             raise LokiError(
                 "has tools, and the tokenizer's chat template has no place for them, so the model would never see "
-                "them: give a template that has with --chat-template"
+                "them: give a template that has, or `hermes`, with --chat-template"
             )
         return given
 

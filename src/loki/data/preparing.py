@@ -16,14 +16,16 @@ from loki.models.loading import check_generation_config, load_tokenizer
 from loki.models.model_directory import ModelDirectory
 
 _DEFAULTS = DataSettings()
+_SHIPPED = Path(__file__).parent / "chat_templates"
 
 
 def training_tokenizer(model: ModelDirectory, chat_template: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with the chat template in a file if one is given.
+    """The model's tokenizer, with another chat template if one is given.
 
     Args:
         model: the model's directory.
-        chat_template: Jinja file; None for the tokenizer's own template.
+        chat_template: Jinja file, or the name of a template that LoKI brings (`shipped_templates`); None for the
+            tokenizer's own template.
 
     Raises:
         LokiError: if the directory holds no tokenizer, or the file is missing, empty or no template.
@@ -31,7 +33,8 @@ def training_tokenizer(model: ModelDirectory, chat_template: str | Path | None =
     if chat_template is None:
         return model.tokenizer
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
-    tokenizer.chat_template = read_text(Path(chat_template), what="chat template")
+    file = shipped_templates().get(str(chat_template), Path(chat_template))
+    tokenizer.chat_template = read_text(file, what="chat template")
     try:
         shown = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     except Exception as error:  # a template is a program: anything may go wrong in it
@@ -39,6 +42,11 @@ def training_tokenizer(model: ModelDirectory, chat_template: str | Path | None =
     if "hi" not in str(shown):
         raise LokiError(f"chat template {chat_template} does not show what a user says: correct it")
     return tokenizer
+
+
+def shipped_templates() -> dict[str, Path]:
+    """The chat templates that LoKI brings, by name: `hermes` is ChatML with tools, for models that have neither."""
+    return {file.stem: file for file in sorted(_SHIPPED.glob("*.jinja"))}
 
 
 def save_chat_template(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

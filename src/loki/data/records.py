@@ -116,8 +116,8 @@ def parse_record(record: dict[str, Any], *, chat_template: bool) -> Parsed:
         return Parsed(None, {SWITCHED_OFF: 1}, tuple(fields))
     if isinstance(parsed.item, Conversation) and not chat_template:
         raise LokiError(
-            "is a conversation, but the tokenizer has no chat template: give it one with --chat-template, "
-            'or write the records as "prompt" and "completion"'
+            "is a conversation, but the tokenizer has no chat template: give it one, or `hermes`, with "
+            '--chat-template, or write the records as "prompt" and "completion"'
         )
     return Parsed(parsed.item, parsed.dropped, tuple(fields))
 

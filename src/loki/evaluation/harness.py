@@ -15,16 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loki.errors import LokiError, one_line
 from loki.evaluation.lm_eval_results import PAPER_SUITE, Results
 from loki.evaluation.options import TaskOptions
-from loki.files import sha256_of_file, write_json
+from loki.files import cache_folder, sha256_of_file, write_json
 
 INSTALL = "pip install 'lm-eval>=0.4.10'"  # the extra `eval`; LoKI itself is on no registry
 SUITES = {"paper": PAPER_SUITE}
-
-
-def cache_folder() -> Path:
-    """Where results are kept: `$LOKI_CACHE`, or `loki` in the user's cache folder."""
-    named = os.environ.get("LOKI_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "loki"
 
 
 def tasks_of_suite(suite: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class MeasureOptions:
         window: tokens per window of text.
         max_length: the most tokens of an example of `data`.
         dtype: type to compute in; `auto` is the checkpoint's on a GPU and float32 on a CPU, which is faster and exact.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
         trust_remote_code: run Python code that the models bring along.
     """
 

@@ -125,7 +125,7 @@ def loki_configuration(
         "architectures": [model_class.__name__],
         "auto_map": auto_map(config_class.model_type),
         "target_pos": positions,
-        "base_model_name_or_path": str(source.path.resolve()) if Path(source.name).is_dir() else source.name,
+        "base_model_name_or_path": source.reference,
         "base_fingerprint": source.fingerprint,
         "base_rows_fingerprint": rows_digest(source.path, names, positions, dtype=dtype),
         "base_dtype": str(dtype or stored).removeprefix("torch."),

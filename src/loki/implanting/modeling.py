@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import transformers
 from transformers import (
     AutoConfig,
@@ -30,7 +31,10 @@ from loki.implanting.protected import directions_of, protect_rows
 from loki.implanting.sharding import full_state_dict, refuse_zero_3, rows_are_kept_apart
 from loki.implanting.splitting import loki_linears, split_rows
 from loki.models.architectures import LOKI_FAMILIES, LOKI_MODEL_TYPE_PREFIX, base_model_type
+from loki.models.checkpoint import Checkpoint
 from loki.models.classes import class_of_type
+from loki.models.rewriting import rewrite_weights
+from loki.models.tensor_names import stored_modules
 
 REMOTE_MODULE = "modeling_loki"
 
@@ -75,6 +79,7 @@ class LoKIModelMixin(_WrittenRemoteModule):
     """
 
     config: Any
+    unquantised: Path | None = None  # directory of the frozen weights, where those at work are quantised
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -122,6 +127,10 @@ class LoKIModelMixin(_WrittenRemoteModule):
         self.config.auto_map = auto_map(self.config.model_type)
         model: Any = self
         linears = loki_linears(model)
+        if self.unquantised is not None:
+            if is_main_process:
+                self._save_unquantised(Path(save_directory), self.unquantised)
+            return None
         if state_dict is None and any(rows_are_kept_apart(linear.weight) for linear in linears.values()):
             state_dict = full_state_dict(model)
         if state_dict:  # of a sharded model, only the main process has it
@@ -136,6 +145,30 @@ class LoKIModelMixin(_WrittenRemoteModule):
             if directions := directions_of(model):
                 write_directions(Path(save_directory), directions)
         return result
+
+    def _save_unquantised(self, target: Path, source: Path) -> None:
+        """Save the weights in `source`, with this model's rows in place."""
+        model: Any = self
+        linears = loki_linears(model)
+        stored = stored_modules(model, list(linears), Checkpoint(source).names())
+        trained = dict(zip(stored, linears.values(), strict=True))
+
+        def with_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            linear = trained.get(name.rpartition(".")[0])
+            if linear is None:
+                return tensor
+            merged = linear.merged_weight() if name.endswith(".weight") else linear.merged_bias()
+            return tensor if merged is None else merged.to("cpu", tensor.dtype)
+
+        target.mkdir(parents=True, exist_ok=True)
+        rewrite_weights(source, target, with_rows)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(target)
+        if model.can_generate():
+            model.generation_config.save_pretrained(target)
+        write_remote_module(target, model.config.model_type)
+        if directions := directions_of(model):
+            write_directions(target, directions)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
+from loki.kva.settings import IgMethod
+
 FEW_STEPS = 0.2
 """Median completeness above which the number of steps is called too small.
 
@@ -41,20 +43,26 @@ def completeness_gap(sums: Tensor, differences: Tensor) -> float:
     Returns:
         |sums - differences| / |differences| in the 2-norm; 0 where both are zero.
     """
-    gap = float((sums.double() - differences.double()).norm())
-    return gap / max(float(differences.double().norm()), 1e-300) if gap else 0.0
+    sums, differences = sums.cpu().double(), differences.cpu().double()
+    gap = float((sums - differences).norm())
+    return gap / max(float(differences.norm()), 1e-300) if gap else 0.0
 
 
-def completeness_advice(completeness: float, steps: int) -> str | None:
-    """What to tell the user of an analysis whose integration steps are too few; None if they are enough.
+def completeness_advice(completeness: float, ig_method: str, steps: int) -> str | None:
+    """What to tell the user of an analysis whose integration misses too much; None if it does not.
+
+    More points of a rule with the end points help little where F changes at once beside them: a norm behind the MLP
+    (Gemma) makes F jump near 0, where such a rule takes the gradient for that of a whole step. Gauss-Legendre's points
+    lie inside and are the better ones everywhere (`docs/concepts/definitions.md` has figures).
 
     Args:
         completeness: median over the samples, see `loki.kva.attributor.Attribution`; NaN if there were none.
-        steps: points of the integration rule.
+        ig_method: the integration rule, by Captum's name.
+        steps: points of the rule.
     """
     if not completeness > FEW_STEPS:
         return None
-    return (
-        f"the integration misses {completeness:.0%} of what it should sum up to (median of the samples): "
-        f"{steps} steps are few for this model, try --steps {2 * steps}"
-    )
+    missed = f"the integration misses {completeness:.0%} of what it should sum up to (median of the samples): "
+    if ig_method == IgMethod.GAUSS_LEGENDRE:
+        return f"{missed}{steps} steps are few for this model, try --steps {2 * steps}"
+    return f"{missed}the rule {ig_method} does not suit this model, try --ig-method {IgMethod.GAUSS_LEGENDRE} --steps {steps}"

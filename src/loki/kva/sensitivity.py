@@ -121,6 +121,8 @@ class SensitivityAttributor(FreezesModel):
     def _drawn_tokens(self, prompt: Sequence[int], logits: Tensor) -> Tensor:
         """A token drawn from softmax(logits) at every position, `[T]`, by inverting the cumulative distribution."""
         shares = np.random.default_rng(seed_of_prompt(self._seed, prompt)).random((len(prompt), 1))
+        if logits.device.type == "mps":
+            logits = logits.cpu()  # that device has no float64
         cumulative = logits.softmax(-1, dtype=torch.float64).cumsum(-1)  # [T, V]
         wanted = torch.from_numpy(shares).to(logits.device) * cumulative[:, -1:]
         return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -76,8 +76,8 @@ def completion_scores(
                 wanted[row, : len(ids[index])] = torch.tensor(masks[index], dtype=torch.bool)
             logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits[:, :-1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            targets, wanted = input_ids[:, 1:].to(logits.device), wanted[:, 1:].to(logits.device)
-            per_token = -logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1).double()
-            nll[batch] = torch.where(wanted, per_token, 0.0).sum(-1).cpu()
-            right[batch] = ((logits.argmax(-1) == targets) | ~wanted).all(-1).cpu()
+            targets, wanted = input_ids[:, 1:].to(logits.device), wanted[:, 1:]
+            per_token = -logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1).cpu().double()
+            nll[batch] = torch.where(wanted, per_token, 0.0).sum(-1)
+            right[batch] = ((logits.argmax(-1) == targets).cpu() | ~wanted).all(-1)
     return CompletionScores(nll, tokens, right)

@@ -209,7 +209,7 @@ def text_divergence(
             losses[1, batch] = _nll(after, input_ids, predicted)
             # What the base holds for impossible adds nothing, whatever the other holds it for.
             terms = torch.where(before == -torch.inf, 0.0, before.exp() * (before - after))
-            kl[batch] = (terms.sum(-1).double().cpu() * predicted).sum(-1)
+            kl[batch] = (terms.sum(-1).cpu().double() * predicted).sum(-1)
     return TextDivergence(TextLoss(losses[0], windows), TextLoss(losses[1], windows), kl)
 
 
@@ -239,5 +239,5 @@ def _log_probabilities(model: PreTrainedModel, input_ids: torch.Tensor) -> torch
 
 def _nll(log_probabilities: torch.Tensor, input_ids: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
     targets = input_ids[:, 1:, None].to(log_probabilities.device)
-    per_token = -log_probabilities.gather(-1, targets).squeeze(-1).double().cpu()
+    per_token = -log_probabilities.gather(-1, targets).squeeze(-1).cpu().double()
     return torch.where(predicted, per_token, 0.0).sum(-1)

@@ -24,6 +24,7 @@ from loki.models.architectures import LOKI_MODEL_TYPE_PREFIX, base_model_type
 from loki.models.checkpoint import check_weights, stored_tensors
 from loki.models.classes import auto_class, class_of_type, own_code
 from loki.models.config_schema import GenerationFields, TokenizerConfiguration, check_configuration
+from loki.models.gguf_file import dequantised
 from loki.models.hub import fetch
 
 DTYPES: dict[str, torch.dtype | None] = {
@@ -40,12 +41,16 @@ _GENERATES = ("CausalLM", "LMHead", "ConditionalGeneration")
 def resolve_model(model: str | PathLike[str]) -> Path:
     """The local directory of `model`: a directory, or a hub id whose snapshot is fetched or found in the cache.
 
+    A `.gguf` file stands for the directory that it is dequantised into, see `loki.models.gguf_file`.
+
     Raises:
-        LokiError: if the directory does not exist or the hub cannot be reached.
+        LokiError: if the directory does not exist, the hub cannot be reached, or the file cannot be dequantised.
     """
     path = Path(model)
     if path.is_dir():
         return path
+    if path.is_file() and path.suffix == ".gguf":
+        return dequantised(path)
     if path.exists():
         raise LokiError(f"model {model} is a file: name the directory that holds config.json and the weights")
     if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") > 1:

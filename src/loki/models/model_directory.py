@@ -84,6 +84,11 @@ class ModelDirectory:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def reference(self) -> str:
+        """Where others find the model: a hub id as it was given, or the absolute path of the directory."""
+        return str(self.path.resolve()) if Path(self.name).exists() else self.name
+
     @cached_property
     def config(self) -> PretrainedConfig:
         """The configuration, see `loki.models.loading.load_config`."""

@@ -16,8 +16,8 @@ from loki.analysis.moments import measure_moments
 from loki.analysis.options import MomentsSettings
 from loki.artefacts.positions import read_positions, write_positions
 from loki.implanting.create import create_loki_model
+from loki.implanting.training.backends import train_by
 from loki.implanting.training.output import TrainingResult, finished_training
-from loki.implanting.training.trainer import train
 from loki.kva.integration import completeness_advice
 from loki.models.model_directory import ModelDirectory
 from loki.pipeline.settings import RunSettings
@@ -134,8 +134,9 @@ def run_phases(
                 work()
 
     def score() -> None:
+        rule = settings.attribution
         found = analyse(base, settings.calibration, scores, settings.attribution, settings.analysis, progress=progress)
-        if advice := completeness_advice(found.completeness, settings.attribution.steps):
+        if advice := completeness_advice(found.completeness, rule.ig_method, rule.steps):
             console.print(advice, highlight=False, soft_wrap=True)
 
     def choose() -> None:
@@ -163,11 +164,14 @@ def run_phases(
 
     def learn() -> None:
         trainings.append(
-            train(
+            train_by(
+                settings.backend,
                 loki_model,
                 settings.data,
                 trained,
                 settings.training,
+                levers=settings.levers,
+                llamafactory=settings.llamafactory,
                 eval_data=settings.eval_data,
                 data_settings=settings.data_settings,
                 trust_remote_code=trust,

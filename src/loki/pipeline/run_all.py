@@ -29,6 +29,10 @@ _FIRST_PHASE = {
     "eval_data": "train",
     "data_settings": "train",
     "training": "train",
+    "backend": "train",
+    "levers": "train",
+    "llamafactory": "train",
+    "kept_and_replayed": "train",
 }
 
 
@@ -75,6 +79,7 @@ def _begin(settings: RunSettings, output: Path, record: dict[str, Any], *, overw
     inputs: list[str | Path] = [settings.model, *local_paths(settings.data), *held_out, settings.calibration]
     if settings.data_settings.chat_template:
         inputs.append(settings.data_settings.chat_template)
+    inputs += settings.levers.inputs
     protect_inputs(output, *inputs)
     found = read_record(output, RECORD)
     if found is None:

@@ -9,14 +9,24 @@ from typing import Any
 import yaml
 
 from loki.analysis.options import AnalysisOptions
-from loki.artefacts.training_settings import DEFAULT_PROTECT, TrainingSettings, check_held_out
+from loki.artefacts.training_settings import (
+    DEFAULT_PROTECT,
+    BackendName,
+    TrainingSettings,
+    check_held_out,
+    check_reporter,
+)
 from loki.calibration.sources import load_calibration
 from loki.data.preparing import prepare_training_data
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, one_line
+from loki.files import sha256_of_file
 from loki.implanting.create import check_implantable
 from loki.implanting.directions import check_protect
+from loki.implanting.llamafactory.train import LlamaFactorySettings
+from loki.implanting.training.backends import check_backend
+from loki.implanting.training.levers import Levers
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions
 from loki.models.model_directory import ModelDirectory
@@ -42,6 +52,9 @@ class RunSettings:
         attribution: how they are scored.
         analysis: how the scoring is run; its `trust_remote_code` holds for all phases.
         training: how they are trained.
+        backend: who trains them.
+        levers: what keeps the damage of training low, beside `protect`.
+        llamafactory: what only that back end has.
         protect: share of the input directions that training leaves alone, see `loki.implanting.directions`; their use
             is measured on the calibration data. 0 trains along all of them, as published.
     """
@@ -56,10 +69,16 @@ class RunSettings:
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    backend: BackendName = BackendName.TRL
+    levers: Levers = field(default_factory=Levers)
+    llamafactory: LlamaFactorySettings = field(default_factory=LlamaFactorySettings)
     protect: float = DEFAULT_PROTECT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protect", self.protect or 0.0)  # null in the file of an older run
+        if self.backend not in list(BackendName):
+            raise LokiError(f"--backend {self.backend} is not known: use {', '.join(BackendName)}")
+        object.__setattr__(self, "backend", BackendName(self.backend))
 
     def check(self, base: ModelDirectory) -> dict[str, Any]:
         """Refuse now what a later phase would refuse after hours of analysis.
@@ -83,6 +102,8 @@ class RunSettings:
         strategy.check_inputs(frozenset({Input.SCORES, Input.MODEL}))
         strategy.rows(self.quota, len(base.projection_names), text.hidden_size)
         check_held_out(self.training, self.eval_data)
+        check_reporter(self.training)
+        check_backend(self.backend, self.levers, self.llamafactory)
         length, part = self.training.max_length, self.data_settings
         examples = prepare_training_data(self.data, base, length, part)
         held_out = prepare_training_data(self.eval_data, base, length, part, held_out=True) if self.eval_data else None
@@ -96,7 +117,10 @@ class RunSettings:
             seed=self.analysis.seed,
         )
         digests = {"data": examples.digest, "eval_data": held_out.digest if held_out else None}
-        return {**asdict(self), **digests, "calibration": calibration.digest}
+        levers = {str(path): sha256_of_file(path) for path in self.levers.inputs if path.is_file()}
+        found = {**asdict(self), **digests, "calibration": calibration.digest, "kept_and_replayed": levers}
+        del found["llamafactory"]["python"]  # where it is installed changes nothing
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON values, data by their paths: what `from_dict` reads, and a run is repeated from."""
@@ -125,6 +149,8 @@ class RunSettings:
             "attribution": AttributionSettings,
             "analysis": AnalysisOptions,
             "training": TrainingSettings,
+            "levers": Levers,
+            "llamafactory": LlamaFactorySettings,
         }
         _check_keys(values, cls, "")
         if missing := [name for name in ("model", "data", "calibration") if not values.get(name)]:

@@ -42,7 +42,7 @@ class TaskGradientSettings:
         max_length: tokens per example; longer ones lose their end.
         seed: of that draw.
         dtype: type the model computes in; `auto` is the type it was saved in.
-        device: `auto` (a GPU if there is one), `cpu` or `cuda`.
+        device: `auto` (a GPU if there is one), `cpu`, `mps` or `cuda`.
 
     Raises:
         LokiError: if a number is not above 0.

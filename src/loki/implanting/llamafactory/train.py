@@ -27,6 +27,7 @@ from loki.implanting.training.study import Job
 from loki.models.checkpoint import Checkpoint
 from loki.models.model_directory import ModelDirectory
 from loki.models.side_files import copy_side_files
+from loki.ranks import pick_device
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class LlamaFactorySettings:
     def __post_init__(self) -> None:
         if self.processes is not None and self.processes < 1:
             raise LokiError(f"--processes {self.processes} is out of range: it must be at least 1")
+        if self.python is not None:
+            object.__setattr__(self, "python", Path(self.python))  # a text in a file of settings
 
 
 def train_with_llamafactory(
@@ -142,7 +145,14 @@ class LlamaFactory:
         return {"template": self.own.template, "deepspeed": self.own.deepspeed, "processes": self.processes}
 
     def check(self, job: Job, material: Material) -> None:
-        """Nothing is left to refuse that LlamaFactory would not say itself."""
+        """Refuse quantised weights, which LlamaFactory trains adapters on alone.
+
+        Raises:
+            LokiError: if they are asked for.
+        """
+        del material
+        if job.settings.bits:
+            raise LokiError(f"--load-in-{job.settings.bits}bit needs --backend trl")
 
     def train(self, job: Job, prepared: Prepared, console: Console) -> int:
         """Write what LlamaFactory reads, start it, and follow it to its end."""
@@ -181,7 +191,7 @@ class LlamaFactory:
                 evaluate="held_out" in material.records,
                 # As with TRL: frozen weights keep their type; wider ones are computed with in bfloat16.
                 bf16=cuda and dtype in (None, torch.float32) and torch.cuda.is_bf16_supported(),
-                use_cpu=not cuda,
+                use_cpu=pick_device().type == "cpu",
                 resume_from=prepared.resume_from,
                 deepspeed=run.deepspeed if self.own.deepspeed else None,
             ),

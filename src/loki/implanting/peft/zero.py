@@ -60,7 +60,7 @@ def save_zero_adapter(
     unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
     projections = find_projections(unloaded, None)
     adapted = get_peft_model(unloaded, config, low_cpu_mem_usage=True)
-    config.base_model_name_or_path = base.name
+    config.base_model_name_or_path = base.reference
     config.base_parts = parts_of_directory(base, projections) or None
     if (selected := _selected(base.checkpoint, config, projections)) is not None:
         config.base_fingerprint = base_fingerprint(selected)

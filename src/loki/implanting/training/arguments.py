@@ -8,6 +8,7 @@ from accelerate.utils import parse_flag_from_env
 from trl import SFTConfig
 
 from loki.artefacts.training_settings import DEFAULT_EPOCHS, TrainingSettings
+from loki.ranks import pick_device
 
 # Transformers 5.24 renamed it, and deprecated the old name.
 _CHECKPOINTING = next(
@@ -71,7 +72,7 @@ def sft_arguments(
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,  # a loss of NaN would be logged as 0
         seed=settings.seed,
-        use_cpu=not cuda,
+        use_cpu=pick_device().type == "cpu",
         bf16=bf16,
         ddp_find_unused_parameters=False,  # every forward pass uses every row
         disable_tqdm=True,

@@ -1,9 +1,11 @@
 """Training examples as tokens, in batches: for what is measured and tried out beside the trainer."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 IGNORED_LABEL = -100
 
@@ -72,3 +74,26 @@ def batches(examples: Sequence[Encoded], size: int, device: torch.device) -> Ite
     ordered = sorted(examples, key=lambda example: len(example.ids))
     for start in range(0, len(ordered), size):
         yield collate(ordered[start : start + size], device)
+
+
+def trained_predictions(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a model predicts where loss is taken; the logits of other positions are not even computed, if it can be so.
+
+    With a big vocabulary and short answers the output head is most of a step.
+
+    Args:
+        model: in any mode.
+        batch: examples.
+
+    Returns:
+        Logits `[N, V]`, the `N` tokens that they should be, and the example that each belongs to.
+    """
+    wanted = batch.labels[:, 1:] != IGNORED_LABEL  # [B, T-1]
+    columns = wanted.any(0).nonzero().flatten()
+    kept = {"logits_to_keep": columns} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **kept).logits
+    if logits.shape[1] != len(columns):
+        logits = logits[:, columns]
+    chosen = wanted[:, columns].to(logits.device)
+    targets = batch.labels[:, 1:][:, columns].to(logits.device)
+    return logits[chosen], targets[chosen], chosen.nonzero()[:, 0]

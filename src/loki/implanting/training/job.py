@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loki.artefacts.run_records import nothing_left_of_none
-from loki.artefacts.training_settings import Rate, check_held_out
+from loki.artefacts.training_settings import Rate, check_held_out, check_reporter
 from loki.data.preparing import save_chat_template
 from loki.errors import LokiError
 from loki.files import protect_inputs
@@ -200,6 +200,7 @@ def _begin(
     settings = job.settings
     check_held_out(settings, job.eval_data)
     ranks.on_all(lambda: protect_inputs(job.output, *job.inputs, *backend.inputs))
+    check_reporter(settings)
     material = ranks.on_all(
         lambda: read_material(
             job.model,

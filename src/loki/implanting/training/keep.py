@@ -5,6 +5,7 @@ by; on the new task's prompts it predicts forgetting elsewhere (RL's Razor, arXi
 comes from the same weights with the rows' change switched off, so no second model is in memory.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from trl import SFTTrainer
 
 from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows
+from loki.implanting.training.quantised import put_best_rows
 from loki.inputs import reading
 
 NEW = "new"
@@ -113,8 +115,16 @@ class KeepTrainer(SFTTrainer):  # type: ignore[misc]
         """Write none: TRL's says "a fine-tuned version of None", see `loki.artefacts.model_card`."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with reading("checkpoint", resume_from_checkpoint, advice=_REMOVE):
-            super()._load_from_checkpoint(resume_from_checkpoint, model=model)
+        """Quantised weights stay as they are; `SelectedRows` puts the checkpoint's rows."""
+        if getattr(self.model, "unquantised", None) is None:
+            with reading("checkpoint", resume_from_checkpoint, advice=_REMOVE):
+                super()._load_from_checkpoint(resume_from_checkpoint, model=model)
+
+    def _load_best_model(self) -> None:
+        if getattr(self.model, "unquantised", None) is None:
+            super()._load_best_model()
+        else:
+            put_best_rows(self.model, Path(self.state.best_model_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading("checkpoint", str(checkpoint), advice=_REMOVE):

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loki.implanting.training.encoded import IGNORED_LABEL, Encoded, batches, sample
+from loki.implanting.training.encoded import Encoded, batches, sample, trained_predictions
 from loki.metrics.modes import evaluating
 
 _SHOWN = 3  # answers
@@ -125,14 +125,11 @@ def measure(model: PreTrainedModel, examples: Sequence[Encoded], *, batch_size: 
     total, right, tokens = 0.0, 0, 0
     with evaluating(model):
         for batch in batches(examples, batch_size, model.device):
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[
-                :, :-1
-            ]
-            labels = batch.labels[:, 1:]
-            asked = labels != IGNORED_LABEL
-            total += float(cross_entropy(logits[asked].float(), labels[asked], reduction="sum"))
-            tokens += int(asked.sum())
-            right += int(((logits.argmax(-1) == labels) | ~asked).all(dim=1).sum())
+            logits, wanted, owners = trained_predictions(model, batch)
+            total += float(cross_entropy(logits.float(), wanted, reduction="sum"))
+            tokens += len(wanted)
+            wrong = owners[logits.argmax(-1) != wanted]
+            right += len(batch.input_ids) - len(torch.unique(wrong))
     return Measured(total / max(1, tokens), right / len(examples), len(examples))
 
 

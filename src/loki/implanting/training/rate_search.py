@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from loki.artefacts.training_settings import TrainingSettings
@@ -21,7 +22,7 @@ from loki.errors import LokiError
 from loki.files import atomic_file
 from loki.implanting.splitting import active_parameters, exact_rows
 from loki.implanting.training.damage import damage_since
-from loki.implanting.training.encoded import Encoded, collate, sample
+from loki.implanting.training.encoded import Encoded, collate, sample, trained_predictions
 from loki.implanting.training.learned import measure
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -307,12 +308,11 @@ class _Tryout:
         batch = collate(examples, device)
         wide = device.type == "cuda" and self._model.dtype == torch.float32 and torch.cuda.is_bf16_supported()
         with torch.autocast(device.type, torch.bfloat16, enabled=wide):
-            loss = self._model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels, use_cache=False
-            ).loss
+            logits, wanted, _ = trained_predictions(self._model, batch)
+            loss = cross_entropy(logits.float(), wanted)
         if not torch.isfinite(loss):
             return False
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(list(self._rows.values()), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -12,16 +12,14 @@ from transformers import PreTrainedModel
 from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data, local_paths
-from loki.implanting.modeling import loki_classes
 from loki.implanting.splitting import exact_rows
 from loki.implanting.training.damage import damage_since
 from loki.implanting.training.learned import Learned, Snapshot, shown, snapshot, text_of
 from loki.implanting.training.material import Material
+from loki.implanting.training.quantised import load_to_train
 from loki.implanting.training.rate_search import RateSearch, Trial, search_rate
 from loki.metrics.text import encode_for
 from loki.metrics.texts import general_text
-from loki.models.architectures import base_model_type
-from loki.models.loading import load_weights
 from loki.ranks import pick_device
 
 _EVERY = 3  # of the general text, for a look at the damage that takes seconds on a CPU
@@ -117,9 +115,8 @@ class Study:
         return self._model
 
     def _load(self, model: Path) -> PreTrainedModel:
-        config = self._material.config
-        model_class = loki_classes(base_model_type(config.model_type))[1]
-        return load_weights(model_class, model, config=config, dtype="auto").to(pick_device())
+        loaded = load_to_train(self._material.config, model, self._job.settings)
+        return loaded if self._job.settings.bits else loaded.to(pick_device())
 
     def _general_text(self, model: PreTrainedModel) -> list[list[int]]:
         texts = general_text().texts[::_EVERY]

@@ -26,7 +26,6 @@ from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, RankError, out_of_memory
-from loki.implanting.modeling import loki_classes
 from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
 from loki.implanting.training.encoded import Encoded, sample
@@ -36,12 +35,11 @@ from loki.implanting.training.learned import measure
 from loki.implanting.training.levers import Levers
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import TrainingResult, memory_advice, resume_advice
+from loki.implanting.training.quantised import check_quantised, load_to_train
 from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.replay import Replay, read_replay
 from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.study import Job
-from loki.models.architectures import base_model_type
-from loki.models.loading import load_weights
 from loki.models.side_files import copy_side_files
 from loki.ranks import Ranks
 
@@ -173,6 +171,7 @@ class TRL:
         Raises:
             LokiError: if it is on, or the levers' data cannot be used.
         """
+        check_quantised(job.settings, sharded=self.sharded)
         if self.levers.replay:
             fraction, seed = self.levers.replay_fraction, job.settings.seed
             self._replay = read_replay(self.levers.replay, fraction, material, seed=seed)
@@ -185,7 +184,8 @@ class TRL:
         """Train, in every process of the run; the main one writes."""
         ranks = Ranks.current()
         material, plan, resume_from = prepared.material, prepared.plan, prepared.resume_from
-        model = ranks.on_all(lambda: _load(material))
+        # Not by `load_model`: under FSDP2 with loading on rank 0, the other processes have no weights to move yet.
+        model = ranks.on_all(lambda: load_to_train(material.config, material.directory.path, job.settings))
         # No checkpoint holds tied weights twice; the trainer would take them for lost where it resumes.
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_tied(model)}
         levers = ranks.on_all(
@@ -324,12 +324,6 @@ def _keep_use_cache(trained: PretrainedConfig, given: PretrainedConfig) -> None:
         trained.use_cache = given.use_cache
     elif hasattr(trained, "use_cache"):
         del trained.use_cache
-
-
-def _load(material: Material) -> PreTrainedModel:
-    """Not by `load_model`: under FSDP2 with loading on rank 0, the other processes have no weights to move yet."""
-    model_class = loki_classes(base_model_type(material.config.model_type))[1]
-    return load_weights(model_class, material.directory.path, config=material.config, dtype="auto")
 
 
 def _tied(model: PreTrainedModel) -> set[str]:

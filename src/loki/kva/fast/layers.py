@@ -136,13 +136,13 @@ class _ResidualProbe:
             raise NotExactError("an MLP does not put out [batch, position, hidden]")
         noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(0))
         moved = output[1] + (noise * self._size).to(output)
-        self._step = (moved - output[1]).double()
+        self._step = (moved - output[1]).cpu().double()
         return torch.stack([output[0], moved])
 
     def measure(self, output: Tensor) -> Tensor:
         """Behind the layer: has a multiple of that noise moved the second entry? Then make the entries equal again."""
-        moved = (output[1].double() - output[0].double()).cpu()  # [T, D]
-        step = self._step.cpu()
+        moved = output[1].cpu().double() - output[0].cpu().double()  # [T, D]
+        step = self._step
         scale = float((moved * step).sum() / step.square().sum())
         error = float((moved - scale * step).norm() / (scale * step).norm().clamp_min(1e-30))
         if error <= _PROBE_TOLERANCE.get(output.dtype, _LOW_PRECISION_TOLERANCE):

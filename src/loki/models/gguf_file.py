@@ -1,0 +1,58 @@
+"""A `.gguf` file as a base model: dequantised by Transformers, once, into an ordinary directory in the cache."""
+
+import hashlib
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loki.errors import LokiError
+from loki.files import atomic_directory, cache_folder
+from loki.inputs import reading
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def dequantised(file: Path) -> Path:
+    """The directory of a `.gguf` file's model in float32, in which every value of the file is exact.
+
+    It is made on first use and kept in the cache; a file that has changed since is dequantised anew. What is
+    quantised stays as coarse as it was: where the unquantised model can be had, its rows are the better ones.
+
+    Args:
+        file: made by llama.cpp, of a model whose layout Transformers knows.
+
+    Raises:
+        LokiError: if the package gguf is missing, the file is damaged or Transformers cannot read its model.
+    """
+    stat = file.stat()
+    key = hashlib.sha256(repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()[:16]
+    target = cache_folder() / "gguf" / f"{file.stem}-{key}"
+    if target.is_dir():
+        return target
+    if find_spec("gguf") is None:
+        raise LokiError(f"model {file} needs the package gguf: install it (`pip install gguf`)")
+    _LOGGER.warning("%s is dequantised to float32 (once): %s", file.name, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    advice = "fetch or convert it again, or use the model that it was made from"
+    with reading("GGUF file", file, advice=advice), atomic_directory(target) as temporary:
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, **_unpacked()
+        )
+        if getattr(model, "hf_quantizer", None) is not None:  # it still goes for quantised
+            model.hf_quantizer = None
+            del model.config.quantization_config
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return target
+
+
+def _unpacked() -> dict[str, Any]:
+    """Later releases of Transformers would compute with the packed weights, where earlier ones always unpack them."""
+    kind = getattr(transformers, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
