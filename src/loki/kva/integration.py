@@ -65,4 +65,5 @@ def completeness_advice(completeness: float, ig_method: str, steps: int) -> str 
     missed = f"the integration misses {completeness:.0%} of what it should sum up to (median of the samples): "
     if ig_method == IgMethod.GAUSS_LEGENDRE:
         return f"{missed}{steps} steps are few for this model, try --steps {2 * steps}"
-    return f"{missed}the rule {ig_method} does not suit this model, try --ig-method {IgMethod.GAUSS_LEGENDRE} --steps {steps}"
+    better = f"--ig-method {IgMethod.GAUSS_LEGENDRE} --steps {steps}"
+    return f"{missed}the rule {ig_method} does not suit this model, try {better}"
