@@ -43,6 +43,7 @@ test-lowest: $(UV) ## The fast tests with the oldest supported releases, in an e
 
 lint: $(UV) ## Ruff and mypy
 	$(RUN) ruff check
+	$(RUN) ruff check --preview --select PLW1514 src  # text files are UTF-8 on every system
 	$(RUN) ruff format --check
 	$(RUN) mypy
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError
+from loki.system import flush_to_disk, is_running
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -208,9 +209,9 @@ def sha256_of_file(path: Path) -> str:
 
 def replace_durably(temporary: Path, path: Path) -> None:
     """Rename a finished file so that even a power cut leaves either the old `path` or the whole new one."""
-    _flush_to_disk(temporary)
+    flush_to_disk(temporary)
     temporary.replace(path)
-    _flush_to_disk(path.parent)
+    flush_to_disk(path.parent)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -249,17 +250,7 @@ def _is_leftover(path: Path) -> bool:
     if match is None or match["machine"] != _MACHINE:
         return False
     process = int(match["process"])
-    return process != os.getpid() and not _is_running(process)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
+    return process != os.getpid() and not is_running(process)
 
 
 def _refuse_place(path: Path) -> None:
@@ -273,14 +264,6 @@ def _refuse_place(path: Path) -> None:
 def _refuse_occupied(path: Path, occupied: bool) -> None:
     if occupied:
         raise LokiError(f"{path} exists already: choose another --output, or pass --overwrite to replace it")
-
-
-def _flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _umask() -> int:

@@ -63,16 +63,16 @@ def test_a_lock_whose_file_was_removed_is_not_held(work: WorkFolder, monkeypatch
     """The other process finishes, and removes the folder, between the opening of its lock and the locking."""
     from loki.analysis import work_folder
 
-    flock, removed = work_folder.fcntl.flock, []
+    take, removed = work_folder.lock, []
 
-    def remove_first(lock, how) -> None:
+    def remove_first(file) -> None:
         if not removed:
             removed.append(True)
             (work.path / "lock").unlink()
             work.path.rmdir()
-        flock(lock, how)
+        take(file)
 
-    monkeypatch.setattr(work_folder.fcntl, "flock", remove_first)
+    monkeypatch.setattr(work_folder, "lock", remove_first)
     with work.hold():
         assert (work.path / "lock").exists()
         with pytest.raises(LokiError, match="another process"), WorkFolder(work.path).hold():

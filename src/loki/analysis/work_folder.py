@@ -5,7 +5,6 @@ counting needs. Every file is written beside and renamed, so each is whole at an
 output is complete.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from loki.artefacts.differences import differences
 from loki.errors import LokiError
 from loki.files import atomic_file, make_folder, no_empty_folders, write_json
 from loki.inputs import checked, read_json
+from loki.system import lock
 
 
 @dataclass(frozen=True)
@@ -180,18 +180,18 @@ class WorkFolder:
     def _locked(self) -> IO[str]:
         while True:
             make_folder(self.path)
-            lock = self._lock.open("w")
+            file = self._lock.open("w")
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
                 # Whoever finished in between has removed the file that was opened: then nobody else would see its lock.
-                if self._lock.exists() and os.path.samestat(os.fstat(lock.fileno()), self._lock.stat()):
-                    return lock
+                if self._lock.exists() and os.path.samestat(os.fstat(file.fileno()), self._lock.stat()):
+                    return file
             except BlockingIOError as error:
-                lock.close()
+                file.close()
                 raise LokiError(
                     f"another process is working in {self.path}: wait for it, or choose another --output"
                 ) from error
-            lock.close()
+            file.close()
 
     def _recorded(self) -> dict[str, Any]:
         if not self.begun:

@@ -153,7 +153,8 @@ def _seconds_per_sample(base: ModelDirectory, settings: RunSettings, ids: list[l
     with tempfile.TemporaryDirectory() as folder:
         for name, part in (("one", middle[:1]), ("several", middle)):
             questions = Path(folder, f"{name}.jsonl")
-            questions.write_text("".join(json.dumps({"input_ids": tokens}) + "\n" for tokens in part))
+            lines = (json.dumps({"input_ids": tokens}) + "\n" for tokens in part)
+            questions.write_text("".join(lines), encoding="utf-8")
             started = time.monotonic()
             analyse(base, str(questions), Path(folder, f"{name}.h5"), settings.attribution)
             took.append(time.monotonic() - started)

@@ -1,8 +1,6 @@
 """Starting LlamaFactory, following it, and ending it."""
 
 import json
-import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from rich.progress import Progress, TaskID
 from loki.errors import LokiError
 from loki.implanting.llamafactory.run_directory import RunDirectory
 from loki.implanting.training.output import resume_advice
+from loki.system import end_group, start_group
 
 WORKER = "loki.implanting.llamafactory.worker"
 _POLL_SECONDS = 0.5
@@ -44,9 +43,7 @@ def launch(words: list[str], run: RunDirectory, output: Path, *, progress: Progr
     with run.log.open("ab") as log:
         # Its own group, so that Ctrl-C reaches this process alone, which then ends all of them. When this one dies
         # without a chance to do so, they see the pipe close.
-        process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = start_group(words, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
         task = progress.add_task("training", total=None) if progress else None
         try:
             while process.poll() is None:
@@ -55,7 +52,7 @@ def launch(words: list[str], run: RunDirectory, output: Path, *, progress: Progr
                     _show(steps, progress, task)
         finally:
             if process.poll() is None:
-                _end(process)
+                end_group(process, _GRACE_SECONDS)
             if process.stdin is not None:
                 process.stdin.close()
             if progress is not None and task is not None:
@@ -84,15 +81,6 @@ def _show(steps: Path, progress: Progress, task: TaskID) -> None:
             task, completed=entry["current_steps"], total=entry["total_steps"], description=f"training{loss}"
         )
         return
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _error(run: RunDirectory) -> str:
