@@ -30,7 +30,8 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         moments: file of second moments that `U` is taken from; needed to make an adapter with `protect`, not to load
             one, and not saved.
         directions_shape: of `U` in one layer, `[blocks, n, r]`. Written when the adapter is made.
-        directions_digests: hash of `U` for every layer, None where it has no rows; other directions are refused.
+        directions_digests: hash of `U` for every layer, None where it has no rows; other directions are refused. None
+            for all, as other programs save it, takes any.
         target_modules: names (or one regular expression) of the projections, for models whose structure is unknown to
             `loki.models.architectures`; the n-th match takes the n-th list of positions. None: found by structure.
         rows_per_layer: rows `D` of a projection. None: taken from the base model. A base with another number is

@@ -149,10 +149,15 @@ def _directions(config: LoKIConfig, projections: dict[str, nn.Module]) -> list[I
         made = [InputDirections(found[layer]) if layer in found else None for layer in range(len(projections))]
         config.directions_digests = [digest({0: one.weight}) if one else None for one in made]
         return made
-    if config.directions_shape is None or config.directions_digests is None:
+    if config.directions_shape is None:
         raise LokiError("LoKIConfig: protect needs moments: give the file that `loki moments` wrote")
     unknown = torch.full(config.directions_shape, torch.nan)
-    return [None if known is None else InputDirections(unknown.clone(), known) for known in config.directions_digests]
+    # Other programs that save adapters of this form write no hashes.
+    digests = config.directions_digests or [None] * len(config.row_lists)
+    return [
+        InputDirections(unknown.clone(), known) if rows else None
+        for rows, known in zip(config.row_lists, digests, strict=True)
+    ]
 
 
 def check_adapter_fits(config: LoKIConfig, projections: dict[str, nn.Module]) -> None:
