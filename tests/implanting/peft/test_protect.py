@@ -1,5 +1,6 @@
 """Adapters that train along the least used input directions: `dW_S = C U^T`, `U` fixed."""
 
+import json
 from pathlib import Path
 from textwrap import dedent
 
@@ -15,6 +16,7 @@ from loki.implanting.peft.export import export_lora
 from loki.implanting.peft.layer import RowAdapter
 from loki.implanting.peft.merge import merge_adapters
 from loki.implanting.peft.zero import save_zero_adapter
+from loki.models.loading import load_model
 from loki.restoring.restore import restore_loki_model
 from tests.implanting.peft.adapters import POSITIONS, logits
 from tests.implanting.test_protected_model import some_moments
@@ -134,6 +136,19 @@ def test_other_directions_are_refused(moments: Path, tmp_path: Path) -> None:
         read_adapter(tmp_path / "adapter")
     with pytest.raises(LokiError, match="needs moments"):
         get_peft_model(tiny_model(), LoKIConfig(positions=POSITIONS, protect=0.5))
+
+
+def test_hashes_of_the_directions_may_be_missing(llama_dir: Path, moments: Path, tmp_path: Path) -> None:
+    """Other programs that save adapters of this form write none."""
+    model = protected_model(moments)
+    model.save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    fields = json.loads(config.read_text())
+    assert fields.pop("directions_digests")
+    config.write_text(json.dumps(fields))
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter")), logits(model))
+    restore_loki_model(tmp_path / "adapter", tmp_path / "restored", base_model=llama_dir)
+    assert_close(logits(load_model(tmp_path / "restored")), logits(model))
 
 
 @pytest.mark.slow
