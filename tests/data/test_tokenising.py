@@ -189,3 +189,16 @@ def test_doubled_beginning_is_avoided_and_said(tmp_path: Path) -> None:
 def test_input_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     row = fit(tmp_path, {"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}, tokenizer=tiny_tokenizer(False)).dataset[0]
     assert row == {"input_ids": [4, 5, 6], "completion_mask": [0, 1, 1]}
+
+
+@pytest.mark.parametrize("field", ["weight", "loss_weight", "train", "training", "trainable", "loss"])
+def test_loss_switches_are_honoured(tmp_path: Path, field: str) -> None:
+    record = {"messages": [USER, {**ANSWER, field: 0}, USER, ANSWER]}
+    data = fit(tmp_path, record, tokenizer=tokenizer_with(QWEN))
+    assert len(data.dataset) == 1
+
+
+@pytest.mark.parametrize("value", [0, False, 1, "text"])
+def test_an_unknown_field_is_counted_whatever_its_value(tmp_path: Path, value: object) -> None:
+    data = fit(tmp_path, {"messages": [USER, {**ANSWER, "odd": value}]}, tokenizer=tokenizer_with(QWEN))
+    assert data.notes == {"odd of assistant, which the chat template leaves out": 1}

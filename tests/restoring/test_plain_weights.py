@@ -17,6 +17,7 @@ from loki.implanting.peft.zero import save_zero_adapter
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.suppress import set_zero_weights
 from loki.restoring.verify import verify
+from tests.tiny_models import save_tiny_model
 
 POSITIONS = [[1], [2], [3]]
 QUANTISED: dict[str, dict[str, Any]] = {
@@ -124,3 +125,27 @@ def test_an_adapter_whose_change_is_lost_to_rounding(llama_dir: Path, tmp_path: 
     with pytest.raises(LokiError, match="all 3 rows"):
         restore_loki_model(made, tmp_path / "restored", base_model=llama_dir)
     assert not (tmp_path / "restored").exists()
+
+
+def test_rows_of_a_training_that_are_lost_to_rounding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = save_tiny_model(tmp_path / "base", dtype=torch.bfloat16)
+
+    def upcast(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+        folder.mkdir()
+        made = trained(folder, base, lambda row: row)
+        weights = {name: tensor.float() for name, tensor in load_file(made / "model.safetensors").items()}
+        change(weights)
+        save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+        return made
+
+    def two_rows(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.0.mlp.down_proj.weight"][1] += 1
+        weights["model.layers.1.mlp.down_proj.weight"][2] += 1e-9
+
+    made = upcast(tmp_path / "two", two_rows)
+    restore_loki_model(made, tmp_path / "restored")
+    assert "1 of 2 changed rows" in caplog.text
+    assert verify(base, tmp_path / "restored", POSITIONS).changed_rows == 1
+    with pytest.raises(LokiError, match="all 2 rows"):
+        restore_loki_model(made, tmp_path / "scaled", scale=1e-6)
+    assert not (tmp_path / "scaled").exists()

@@ -39,7 +39,7 @@ class LeftOut:
             if message["role"] == ASSISTANT and index != answer:
                 continue
             for field, value in message.items():
-                if field == "role" or not value:
+                if field == "role" or value in (None, "", [], {}):
                     continue
                 kind = (message["role"], field, bool(message.get("tool_calls")))
                 self._seen[kind] += 1

@@ -21,7 +21,10 @@ _SHAREGPT_ROLES = {
 }
 ROLES = ("system", "developer", "user", ASSISTANT, "tool", "function", "ipython", "observation")
 # On a message, whether loss is taken on it; and what says that it is.
-_SWITCHES = {"weight": True, "train": True, "loss": True, "trainable": True, "masked": False}
+_SWITCHES = {
+    **dict.fromkeys(("weight", "loss_weight", "train", "training", "trainable", "loss"), True),
+    "masked": False,
+}
 
 
 def read_messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
@@ -30,8 +33,8 @@ def read_messages(value: Any, name: str) -> tuple[list[Message], list[bool]]:
     Messages of OpenAI's style are left as they are, but for the older `function_call`, which becomes `tool_calls`.
 
     Returns:
-        The messages, and of each whether loss may be taken on it: loss switches (`weight`, `train`, `loss`,
-        `trainable`, `masked`) are taken out.
+        The messages, and of each whether loss may be taken on it: loss switches (`weight`, `train`, `masked`, ...)
+        are taken out.
 
     Raises:
         LokiError: names the field that is wrong, or the role that is not known.

@@ -1,6 +1,5 @@
 """From a trained LoKI adapter to an ordinary model."""
 
-import logging
 from pathlib import Path
 
 import torch
@@ -20,9 +19,8 @@ from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.models.rewriting import rewrite_weights
 from loki.models.side_files import copy_side_files
 from loki.models.tensor_names import stored_modules
+from loki.restoring.rounding import RoundedRows
 from loki.restoring.scale import scaled
-
-_log = logging.getLogger(__name__)
 
 
 def is_adapter(path: Path) -> bool:
@@ -78,28 +76,21 @@ def restore_adapter(
             "all the same"
         )
     deltas = {f"{stored[layer.module]}.weight": layer for layer in adapter.adapted}
-    changed = vanished = 0
+    rounded = RoundedRows()
 
     def add(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal changed, vanished
         if (layer := deltas.get(name)) is not None:
             before = tensor[layer.rows]
             after = scaled(layer.matrix, scale, before)
             if not after.isfinite().all():
                 raise LokiError(f"{path} makes rows of {name} infinite or NaN in {tensor.dtype}: train it again")
-            kept = int((after != before).any(dim=1).sum())
-            changed += kept
-            vanished += int(layer.matrix.any(dim=1).sum()) - kept
+            rounded.count(before, layer.matrix.any(dim=1), after)
             tensor[layer.rows] = after
         return tensor
 
     with atomic_directory(output, overwrite=overwrite) as temporary:
         rewrite_weights(base.path, temporary, add)
-        if vanished and not changed and not allow_unchanged and scale != 0:
-            raise LokiError(
-                f"{path}: all {vanished} rows change by less than the base's type can hold: restore it on the base in "
-                "float32, or pass --allow-unchanged"
-            )
+        rounded.check(str(path), allow_none=allow_unchanged or scale == 0)
         copy_side_files(base.path, temporary)
         base.config.save_pretrained(temporary)
         write_model_card(
@@ -111,13 +102,8 @@ def restore_adapter(
             hidden=base.text_config.hidden_size,
             trained=path,
         )
-    if vanished and scale != 0:
-        _log.warning(
-            "%s of %s changed rows change by less than the base's type can hold, and are the base's: restore on the "
-            "base in float32 to keep them",
-            vanished,
-            changed + vanished,
-        )
+    if scale != 0:
+        rounded.say()
     return output
 
 

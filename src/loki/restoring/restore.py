@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from loki.artefacts.model_card import RESTORED, write_model_card
-from loki.artefacts.positions import check_positions, check_positions_fit, read_positions
+from loki.artefacts.positions import Positions, check_positions, check_positions_fit, read_positions
 from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs, refuse_existing, write_json
 from loki.implanting.modeling import LoKIConfigMixin
@@ -22,6 +22,7 @@ from loki.models.side_files import copy_side_files
 from loki.models.tensor_names import projection_names, selected_by_tensor
 from loki.restoring.adapter import is_adapter, restore_adapter
 from loki.restoring.ordinary import ordinary_config
+from loki.restoring.rounding import RoundedRows
 from loki.restoring.scale import check_scale, scale_rows
 
 # Of the place where a tokenizer was loaded from; TRL saves them with it.
@@ -107,10 +108,17 @@ def restore_loki_model(
     rescale = scale_rows(base, names, positions, scale, dtype) if base is not None else None
 
     selected = selected_by_tensor(names, positions)
+    known = _rows_of_base(base, config, positions, dtype)
+    before = dict(zip((f"{name}.weight" for name in names), known, strict=True)) if known else {}
+    rounded = RoundedRows()
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        old = before.get(name)
+        moved = None if old is None else (tensor[selected[name]].double() != old.double()).any(dim=1)
         # Trainers may have upcast the weights; casting them back is exact for all but the trained rows.
         changed = cast(name, tensor if rescale is None else rescale(name, tensor))
+        if old is not None and moved is not None:
+            rounded.count(old, moved, changed[selected[name]])
         if name in selected and not changed[selected[name]].isfinite().all():
             raise LokiError(
                 f"{source}: selected rows of {name} are NaN or infinite, so it cannot be restored: train again"
@@ -119,6 +127,7 @@ def restore_loki_model(
 
     with atomic_directory(target, overwrite=overwrite) as temporary:
         rewrite_weights(source, temporary, change)
+        rounded.check(str(source), allow_none=allow_unchanged)
         for directory in [base.path, source] if base else [source]:
             copy_side_files(directory, temporary)
         _clean_tokenizer_config(temporary / "tokenizer_config.json")
@@ -134,7 +143,29 @@ def restore_loki_model(
             hidden=text_config(ordinary).hidden_size,
             trained=source,
         )
+    if scale != 0:
+        rounded.say()
     return target
+
+
+def _rows_of_base(
+    base: ModelDirectory | None, config: Any, positions: Positions, dtype: torch.dtype | None
+) -> list[torch.Tensor]:
+    """The selected rows of every layer before training, in the type that they were trained in.
+
+    Empty where no directory is at hand that holds them: a base on the hub is not fetched only to count rows.
+    """
+    if base is None and not Path(config.base_model_name_or_path or "").is_dir():
+        return []
+    try:
+        found = base or ModelDirectory(config.base_model_name_or_path)
+        names = found.editable_projections(positions)
+        if rows_digest(found.path, names, positions, dtype=dtype) != config.base_rows_fingerprint:
+            return []
+    except LokiError:  # whatever stands there now
+        return []
+    rows = (found.checkpoint.tensor(f"{name}.weight")[one] for name, one in zip(names, positions, strict=True))
+    return [values.to(dtype or values.dtype) for values in rows]
 
 
 def _checkpoint(path: Path) -> Path:

@@ -124,6 +124,30 @@ def test_other_settings_are_refused_with_the_difference(loki_dir: Path, data: Pa
         train(loki_dir, data, tmp_path / "out", SETTINGS)
 
 
+EXTENDED = {"learning_rate": 1e-2, "batch_size": 4, "logging_steps": 1, "scheduler": "constant"}
+
+
+@pytest.mark.slow
+def test_a_finished_training_at_a_constant_rate_is_extended(loki_dir: Path, data: Path, tmp_path: Path) -> None:
+    once = train(loki_dir, data, tmp_path / "once", TrainingSettings(epochs=2, **EXTENDED))
+    train(loki_dir, data, tmp_path / "out", TrainingSettings(epochs=1, **EXTENDED))
+    extended = train(loki_dir, data, tmp_path / "out", TrainingSettings(epochs=2, **EXTENDED))
+    assert (extended.steps, extended.loss) == (once.steps, once.loss)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "out"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for changed, says in (({"epochs": 1}, "no shorter"), ({"epochs": 3, "seed": 7}, "seed was 42, now 7")):
+        with pytest.raises(LokiError, match=says):
+            train(loki_dir, data, tmp_path / "out", TrainingSettings(**{**EXTENDED, **changed}))
+
+
+def test_a_schedule_that_has_come_to_its_end_is_not_extended(loki_dir: Path, data: Path, tmp_path: Path) -> None:
+    train(loki_dir, data, tmp_path / "out", SETTINGS)
+    before = (tmp_path / "out" / RECORD).read_text()
+    with pytest.raises(LokiError, match="cosine schedule"):
+        train(loki_dir, data, tmp_path / "out", TrainingSettings(**{**SETTINGS.to_dict(), "max_steps": 6}))
+    assert (tmp_path / "out" / RECORD).read_text() == before
+
+
 def test_refusals(llama_dir: Path, loki_dir: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(LokiError, match=r"give .*--positions"):
         train(llama_dir, data, tmp_path / "out", SETTINGS)

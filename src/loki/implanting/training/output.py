@@ -16,7 +16,7 @@ from loki.artefacts.differences import changes
 from loki.artefacts.positions import read_positions
 from loki.artefacts.run_records import read_record, remove_recorded, write_record
 from loki.artefacts.trainer_state import STATE, read_trainer_state
-from loki.artefacts.training_settings import TrainingSettings
+from loki.artefacts.training_settings import Scheduler, TrainingSettings
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing
 from loki.implanting.training.learned import Learned
@@ -177,10 +177,11 @@ def prepare_output(
         rows_kept_beside: whether a checkpoint is worth nothing without `ROWS_FILE`.
 
     Returns:
-        The checkpoint to resume from, if `output` holds an unfinished training with the same record.
+        The checkpoint to resume from, if `output` holds an unfinished training with the same record, or a finished
+        one at a constant rate and with the same record but for fewer epochs or steps.
 
     Raises:
-        LokiError: if `output` holds a finished training, checkpoints of another one, anything else, or an input.
+        LokiError: if `output` holds another finished training, checkpoints of another one, anything else, or an input.
     """
     if output.exists() and not output.is_dir():
         raise LokiError(f"{output} is a file: choose another --output")
@@ -191,7 +192,7 @@ def prepare_output(
     if found is None:
         refuse_existing(output, overwrite=False)
     elif found.get("finished"):
-        raise LokiError(f"{output} holds a finished training: choose another --output, or pass --overwrite")
+        _check_extends(output, found, record)
     elif get_last_checkpoint(str(output)) and (different := changes(found, record)):
         raise LokiError(f"{output} holds a training with other settings ({different}): pass --overwrite")
     write_record(output, RECORD, record)
@@ -200,6 +201,35 @@ def prepare_output(
             shutil.rmtree(checkpoint)  # interrupted while it was written
     last = get_last_checkpoint(str(output))
     return Path(last) if last else None
+
+
+def _check_extends(output: Path, found: dict[str, Any], record: dict[str, Any]) -> None:
+    """Refuse to go on with a finished training, unless that is what a longer one would have done from the beginning.
+
+    Raises:
+        LokiError: says why it would not.
+    """
+    advice = "choose another --output, or pass --overwrite"
+    longer = [name for name in ("epochs", "max_steps") if record.get(name) != found.get(name)]
+    same = {**found, **{name: record.get(name) for name in ("epochs", "max_steps")}}
+    if different := changes(same, record):
+        raise LokiError(f"{output} holds a finished training with other settings ({different}): {advice}")
+    if not longer:
+        raise LokiError(f"{output} holds a finished training: {advice}")
+    if any(not _rises(found.get(name), record.get(name)) for name in longer):
+        raise LokiError(f"{output} holds a finished training that was no shorter ({changes(found, record)}): {advice}")
+    if record.get("scheduler") != Scheduler.CONSTANT:
+        raise LokiError(
+            f"{output} holds a finished training, which cannot be extended: its {record.get('scheduler')} schedule has "
+            f"followed its own number of steps; {advice} (with --scheduler constant, a training can be extended)"
+        )
+    if not get_last_checkpoint(str(output)):
+        raise LokiError(f"{output} holds a finished training without a checkpoint to extend it from: {advice}")
+
+
+def _rises(before: Any, now: Any) -> bool:
+    """Whether there are more epochs or steps now; -1 steps say nothing."""
+    return isinstance(before, int | float) and isinstance(now, int | float) and 0 < before < now
 
 
 def _is_complete(checkpoint: Path, *, rows_kept_beside: bool) -> bool:
