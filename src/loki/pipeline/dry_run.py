@@ -26,7 +26,7 @@ from loki.pipeline.settings import RunSettings
 from loki.ranks import pick_device
 from loki.selection.strategies import find_strategy
 
-_TIMED_SAMPLES = 3
+_TIMED_SAMPLES = 2
 _BYTES_PER_TRAINED_VALUE = 16  # the row, its gradient and AdamW's two moments, in float32
 
 

@@ -206,12 +206,7 @@ def seconds_per_step(
     """The time of an optimiser step, measured on a few; the rows are as before."""
     tried = _Tryout(model, examples, None, settings)
     try:
-        tried.attempt(1e-6, 1)  # the first takes longer
-        started = time.monotonic()
-        tried.losses()
-        measured = time.monotonic()
-        tried.attempt(1e-6, 1 + steps)  # which measures as well
-        return max(1e-6, (time.monotonic() - measured) - (measured - started)) / steps
+        return tried.seconds_per_step(steps)
     finally:
         tried.restore()
 
@@ -290,6 +285,21 @@ class _Tryout:
         loss, held_out = self.losses()
         damage = damage_since(self._model, self._base, self._general) if self._general else None
         return Trial(rate, steps, loss if math.isfinite(loss) else math.inf, held_out, damage)
+
+    def seconds_per_step(self, steps: int) -> float:
+        """The mean time of `steps` steps at rate 0, after a first one, which takes longer."""
+        optimizer = torch.optim.AdamW(self._rows.values(), lr=0.0, weight_decay=self._settings.weight_decay)
+        was_training = self._model.training
+        self._model.train()
+        try:
+            batches = self._batches(1 + steps)
+            self._step(optimizer, next(batches), 0.0)
+            started = time.monotonic()
+            for batch in batches:
+                self._step(optimizer, batch, 0.0)
+            return (time.monotonic() - started) / steps
+        finally:
+            self._model.train(was_training)
 
     def losses(self) -> tuple[float, float | None]:
         """The loss on examples trained on and, where there are any, on held-out ones."""
