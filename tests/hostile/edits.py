@@ -174,7 +174,7 @@ def _large(path: Path) -> None:
 
 PLACES = [
     Edit("a folder in its place", _folder),
-    Edit("a link to nowhere", _link_to("/nowhere/at/all")),
+    Edit("a link to nowhere", _link_to("nowhere/at/all")),
     Edit("a link to itself", lambda path: _link_to(path.name)(path)),
     Edit("a link to /dev/zero", _link_to("/dev/zero")),
     Edit("a link to /dev/null", _link_to("/dev/null")),

@@ -1,5 +1,6 @@
-"""How much hostile input goes wrong: `python -m tests.hostile.fuzz [inputs] [kind ...]` prints a table by kind."""
+"""How much hostile input goes wrong: `python -m tests.hostile.fuzz --inputs 2500` prints a table by kind."""
 
+import argparse
 import sys
 import tempfile
 from collections import Counter
@@ -33,7 +34,7 @@ def fuzz(kind: Kind, originals: Path, scratch: Path, inputs: int, *, start: int 
     return list(tried.values())
 
 
-def main(inputs: int, names: list[str]) -> int:
+def main(inputs: int, names: list[str], *, start: int = 0) -> int:
     """Fuzz every kind, or those named; returns the number of wrong inputs."""
     import_everything()
     total: Counter[str] = Counter()
@@ -41,7 +42,7 @@ def main(inputs: int, names: list[str]) -> int:
         originals = make_originals(Path(folder, "originals"))
         kinds = [kind for kind in KINDS if not names or kind.name in names]
         for kind in kinds:
-            tried = fuzz(kind, originals, Path(folder, "scratch"), inputs // len(kinds))
+            tried = fuzz(kind, originals, Path(folder, "scratch"), max(1, inputs // len(kinds)), start=start)
             wrong = [one for one in tried if one.outcome.problem]
             total += Counter(tried=len(tried), wrong=len(wrong))
             print(f"{kind.name:<26} {len(tried):>5} tried {len(wrong):>5} wrong", flush=True)
@@ -52,4 +53,9 @@ def main(inputs: int, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main(int((sys.argv[1:] or ["2500"])[0]), sys.argv[2:])))
+    parser = argparse.ArgumentParser(description="Try hostile inputs of every kind, and print what goes wrong.")
+    parser.add_argument("kinds", nargs="*", help=f"{', '.join(kind.name for kind in KINDS)}; without one, all of them")
+    parser.add_argument("--inputs", type=int, default=2500, help="how many to try in all (default: 2500)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    asked = parser.parse_args()
+    sys.exit(bool(main(asked.inputs, asked.kinds, start=asked.seed)))

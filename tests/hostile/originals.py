@@ -12,6 +12,7 @@ from unittest import mock
 import h5py
 import numpy as np
 import pyarrow.parquet
+import torch
 
 from tests.hostile.sandbox import loki, run_in_child
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny_model, tiny_model, tiny_tokenizer
@@ -117,6 +118,7 @@ def import_everything() -> None:
 
     del captum, datasets, transformers, trl
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns in forked processes
+    torch.set_num_threads(1)  # its threads do not survive a fork
     # Typer imports more when it reads the words of a command.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         _run("inspect", "no-such-file.h5")

@@ -95,7 +95,7 @@ def make_places(folder: Path) -> None:
     (folder / "a-folder").mkdir()
     os.mkfifo(folder / "a-pipe")
     (folder / "a-loop").symlink_to("a-loop")
-    (folder / "a-link").symlink_to("/nowhere/at/all")
+    (folder / "a-link").symlink_to("nowhere/at/all")
     (folder / "an-empty-file").touch()
 
 

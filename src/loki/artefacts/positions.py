@@ -5,9 +5,10 @@ from pathlib import Path
 
 from loki.errors import LokiError
 from loki.files import write_json
-from loki.inputs import read_json
+from loki.inputs import read_json, shown
 
 Positions = list[list[int]]
+_MOST_ROWS = 2**31
 
 
 def read_positions(path: Path) -> Positions:
@@ -57,8 +58,8 @@ def check_positions(
         raise LokiError(f"{origin}: expected a list of lists, one list of row indices per layer")
     for layer, rows in enumerate(value):
         for row in rows:
-            if not isinstance(row, int) or isinstance(row, bool) or row < 0:
-                raise LokiError(f"{origin}: layer {layer} holds {row!r}, which is not a row index")
+            if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < _MOST_ROWS:
+                raise LokiError(f"{origin}: layer {layer} holds {shown(row)}, which is not a row index")
         if len(set(rows)) != len(rows):
             twice = next(row for row in rows if rows.count(row) > 1)
             raise LokiError(f"{origin}: layer {layer} lists row {twice} more than once")

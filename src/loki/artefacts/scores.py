@@ -182,7 +182,7 @@ class ScoresReader:
         Raises:
             LokiError: if they are damaged on disk, or one is NaN or infinite; the text names sample and layer.
         """
-        with self._reading():
+        with self._reading(), np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
             block: NDArray[np.float32] = self._dataset[start:stop].astype(np.float32)
         check_finite(block, self.records.sample_ids[start:stop], origin=f"scores file {self.path}")
         return block

@@ -72,7 +72,7 @@ class ModelConfiguration(Strict):
     auto_map: dict[str, Any] | None = None
     text_config: "ModelConfiguration | None" = None
     # What a LoKI model adds.
-    target_pos: list[list[Annotated[int, Field(ge=0)]]] | None = None
+    target_pos: list[list[Annotated[int, Field(ge=0, lt=2**31)]]] | None = None
     base_model_name_or_path: Name | None = None
     base_fingerprint: Name | None = None
     base_rows_fingerprint: Name | None = None

@@ -164,7 +164,8 @@ def _layers(path: Path, config: LoKIConfig, tensors: dict[str, torch.Tensor]) ->
                 + (f" and rank {config.rank}" if config.rank else "")
                 + ": save or fetch the adapter again"
             )
-        if config.directions_digests and digest({0: found["loki_U"]}) != config.directions_digests[index]:
+        known = config.directions_digests if config.protect is not None else None
+        if known and digest({0: found["loki_U"]}) != (known[index] if index < len(known) else None):
             raise LokiError(
                 f"adapter {path} holds other input directions for {module} than it was made with: save it again"
             )

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from loki.inputs import Strict
 
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
+Row = Annotated[int, Field(ge=0, lt=2**31)]
 Number = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -28,9 +29,12 @@ class AdapterConfiguration(Strict):
     inference_mode: bool | None = None
     auto_mapping: dict[str, Any] | None = None
     peft_version: str | None = None
-    positions: Mask | list[list[int]]
+    positions: Mask | list[list[Row]]
     rank: Number | None = None
     rows_per_layer: Number | None = None
+    protect: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
+    directions_shape: Annotated[list[Number], Field(min_length=3, max_length=3)] | None = None
+    directions_digests: list[Name | None] | None = None
     target_modules: list[Name] | Name | None = None
     base_fingerprint: Name | None = None
     base_values: Name | None = None
