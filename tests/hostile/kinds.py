@@ -224,7 +224,7 @@ KINDS = (
     _file("run.yaml", "run/run.yaml", yaml_edits, (CONFIG, RUN_AGAIN), ("run",)),
     _file("record of a run's training", "run/trained/training.json", _json(), (RUN_AGAIN, REPORT), ("run",)),
     _file("interrupted run", f"{LATE}/run.json", _json(), (RESUME,), ("late.h5",)),
-    _file("finished batch", f"{LATE}/batches/00000000.npz", text_edits, (RESUME,), ("late.h5",)),
+    _file("finished batch", f"{LATE}/batches/00000000.npz", text_edits, (RESUME,), ("late.h5", LATE)),
     _file("trained record", "trained/training.json", _json(), (RESTORE,)),
     _file("evaluation", "before.json", _json("tasks"), (COMPARE,)),
     _file("comparison", "compare.json", _json(), (PLOT_FORGETTING, PLOT_PARETO)),

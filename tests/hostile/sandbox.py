@@ -57,9 +57,12 @@ class Outcome:
         changed = [name for name, found in self.before.items() if self.after.get(name) != found]
         if self.code != 2:
             changed = [name for name in changed if not name.startswith(self.outputs or ("/",))]
+        # In the folder of an unfinished run it may work, and drop what is damaged, whatever comes of it.
+        own = tuple(name for name in self.outputs if name.endswith(".partial")) or ("/",)
+        changed = [name for name in changed if not name.startswith(own)]
         if changed:
             return f"exit code {self.code}, input changed: {', '.join(changed[:5])}"
-        added = [name for name in self.after if name not in self.before]
+        added = [name for name in self.after if name not in self.before and not name.startswith(own)]
         left = [name for name in added if self.code == 2 or Path(name).suffix in (".tmp", ".old", ".gone")]
         if left:
             return f"exit code {self.code}, left behind: {', '.join(left[:5])}"
