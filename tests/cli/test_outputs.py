@@ -65,7 +65,7 @@ ROWS = {
     "merge_adapters": Row("{adapter} {other_adapter}"),
     "run": Row(
         "{model} --data {data} --calibration {calibration} --eval-data {held_out} --chat-template {template} "
-        "--config {config}"
+        "--keep {text} --replay {replay} --config {config}"
     ),
 }
 QUICK = {"create", "merge", "plot", "merge_adapters"}

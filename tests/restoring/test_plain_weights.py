@@ -147,5 +147,5 @@ def test_rows_of_a_training_that_are_lost_to_rounding(tmp_path: Path, caplog: py
     assert "1 of 2 changed rows" in caplog.text
     assert verify(base, tmp_path / "restored", POSITIONS).changed_rows == 1
     with pytest.raises(LokiError, match="all 2 rows"):
-        restore_loki_model(made, tmp_path / "scaled", scale=1e-6)
+        restore_loki_model(made, tmp_path / "scaled", scale=1e-20)
     assert not (tmp_path / "scaled").exists()
