@@ -244,7 +244,7 @@ def test_a_prompt_that_does_not_fit_is_named(analyst: Analyst, engine: FakeAttri
         ({"dtype": "float8"}, "--dtype float8 .*auto, float32"),
         ({"append": True, "until_stable": 0.9}, "--write-mode a .*--until-stable"),
         ({"settings": AttributionSettings(position=-4)}, "sample .* 3 tokens: position -4"),
-        ({"check": -1}, "-1 samples"),
+        ({"check": -1}, "--check -1"),
         ({"until_stable": 1.5}, r"--until-stable 1\.5"),
         ({"until_stable": 0.9, "quotas": [0.0]}, r"quota 0\.0"),
         ({"device": "cuda:99"}, "--device cuda:99"),

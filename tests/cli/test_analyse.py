@@ -173,7 +173,7 @@ def test_few_steps_are_called_few(shell: Shell, llama_dir: Path, data: Path) -> 
     words = ("analyse", llama_dir, "--data", data, "--steps")
     for mode in ([], ["--no-log"]):
         few = shell.done(*words, 2, "--output", f"few{len(mode)}", *mode)
-        assert "2 steps are few for this model, try --steps 4" in few.err
+        assert "2 steps of riemann_trapezoid are few for this model, try --ig-method gausslegendre --steps 7" in few.err
         assert not shell.done(*words, 14, "--output", f"many{len(mode)}", *mode).err
 
 

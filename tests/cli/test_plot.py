@@ -27,8 +27,10 @@ def test_pictures_of_other_files(shell: Shell, tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
     shell.done("plot", "overlap", tmp_path / "a.json", tmp_path / "b.json", "--output", tmp_path / "o.svg")
     assert "<svg" in (tmp_path / "o.svg").read_text()
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 2.0}]}))
-    shell.done("plot", "loss", tmp_path, "--output", tmp_path / "l.png")
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    (trained / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 2.0}]}))
+    shell.done("plot", "loss", trained, "--output", tmp_path / "l.png")
 
 
 def test_ablation_and_its_picture(shell: Shell, llama_dir: Path, scores: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
-from loki.kva.settings import IgMethod
+from loki.kva.settings import DEFAULT_STEPS, IgMethod
 
 FEW_STEPS = 0.2
 """Median completeness above which the number of steps is called too small.
@@ -65,5 +65,5 @@ def completeness_advice(completeness: float, ig_method: str, steps: int) -> str 
     missed = f"the integration misses {completeness:.0%} of what it should sum up to (median of the samples): "
     if ig_method == IgMethod.GAUSS_LEGENDRE:
         return f"{missed}{steps} steps are few for this model, try --steps {2 * steps}"
-    better = f"--ig-method {IgMethod.GAUSS_LEGENDRE} --steps {steps}"
-    return f"{missed}the rule {ig_method} does not suit this model, try {better}"
+    better = f"--ig-method {IgMethod.GAUSS_LEGENDRE} --steps {max(steps, DEFAULT_STEPS)}"
+    return f"{missed}{steps} steps of {ig_method} are few for this model, try {better}"

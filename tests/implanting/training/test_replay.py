@@ -81,6 +81,9 @@ def test_bad_replays(loki_dir: Path, data: Path, general: Path, tmp_path: Path) 
 
 
 def test_replayed_data_in_the_output_is_not_removed(loki_dir: Path, data: Path, general: Path, tmp_path: Path) -> None:
+    output = tmp_path / "trained"
+    output.mkdir()
+    inside = general.rename(output / "general.jsonl")
     with pytest.raises(LokiError, match=r"general\.jsonl"):
-        train(loki_dir, data, general.parent, SETTINGS, levers=Levers(replay=str(general)), overwrite=True)
-    assert general.is_file()
+        train(loki_dir, data, output, SETTINGS, levers=Levers(replay=str(inside)), overwrite=True)
+    assert inside.is_file()
