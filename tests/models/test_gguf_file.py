@@ -35,9 +35,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])]
-    tokens.append("th")
+    tokens += ["th", "the"]
     writer.add_token_list(tokens + [f"[PAD{index}]" for index in range(len(tokens), config.vocab_size)])
-    writer.add_token_merges(["t h"])
+    writer.add_token_merges(["t h", "th e"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_pad_token_id(2)
