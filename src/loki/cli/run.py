@@ -12,20 +12,7 @@ from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.published_choices import ATTRIBUTION, SELECTION, check_published, typed
 from loki.cli.shared_options import TrustRemoteCode
-from loki.cli.training_options import (
-    Backend,
-    DeepSpeed,
-    Keep,
-    KeepWeight,
-    LlamaFactoryPython,
-    MaxDamage,
-    Processes,
-    Replay,
-    ReplayFraction,
-    Template,
-    say_learned,
-    with_published_rate,
-)
+from loki.cli.training_options import Backend, LeverOptions, LlamaFactoryOptions, say_learned, with_published_rate
 from loki.data.settings import DataSettings
 from loki.kva.settings import AttributionSettings
 from loki.selection.strategies import SelectionSettings, strategy_names
@@ -37,6 +24,8 @@ from loki.selection.strategies import SelectionSettings, strategy_names
     attribution=AttributionSettings,
     data_settings=DataSettings,
     training=TrainingSettings,
+    levers=LeverOptions,
+    llamafactory=LlamaFactoryOptions,
 )
 def run(
     context: typer.Context,
@@ -90,19 +79,12 @@ def run(
         str, typer.Option("--device", help="To analyse on: auto, cpu, mps or cuda.")
     ] = AnalysisOptions.device,
     backend: Backend = BackendName.TRL,
-    keep: Keep = None,
-    keep_weight: KeepWeight = 1.0,
-    max_damage: MaxDamage = None,
-    replay: Replay = None,
-    replay_fraction: ReplayFraction = 0.01,
     *,
     attribution: AttributionSettings,
     data_settings: DataSettings,
     training: TrainingSettings,
-    template: Template = None,
-    processes: Processes = None,
-    deepspeed: DeepSpeed = False,
-    llamafactory_python: LlamaFactoryPython = None,
+    levers: LeverOptions,
+    llamafactory: LlamaFactoryOptions,
     published: Annotated[
         bool, typer.Option("--published", help="The paper's own choices: its scores, rows and rate, all directions.")
     ] = False,
@@ -138,7 +120,7 @@ def run(
     if tune and training.rate_damage is None:
         training = replace(training, rate_damage=RATE_DAMAGE)
     given = {name for name in context.params if typed(context, name)} | ({"rate_damage"} if tune else set())
-    given |= {"python"} if llamafactory_python else set()
+    given |= {"python"} if "llamafactory_python" in given else set()
     given |= {"learning_rate", *ATTRIBUTION, *SELECTION} if published else set()
     values: dict[str, Any] = read_config(config) if config else {}
     own = {"model": model, "data": data, "calibration": calibration, "quota": quota}
@@ -155,19 +137,8 @@ def run(
         },
         "data_settings": vars(data_settings),
         "training": vars(training),
-        "levers": {
-            "keep": keep,
-            "keep_weight": keep_weight,
-            "max_damage": max_damage,
-            "replay": replay,
-            "replay_fraction": replay_fraction,
-        },
-        "llamafactory": {
-            "template": template,
-            "processes": processes,
-            "deepspeed": deepspeed,
-            "python": llamafactory_python,
-        },
+        "levers": vars(levers),
+        "llamafactory": llamafactory.settings(),
     }
     for name, group in groups.items():
         chosen = {key: value for key, value in group.items() if key in given}

@@ -11,16 +11,9 @@ from loki.cli.option_groups import with_options
 from loki.cli.shared_options import Data, PositionsOfOrdinary, Trainable, TrustRemoteCode
 from loki.cli.training_options import (
     Backend,
-    DeepSpeed,
-    Keep,
-    KeepWeight,
-    LlamaFactoryPython,
-    MaxDamage,
-    Processes,
+    LeverOptions,
+    LlamaFactoryOptions,
     Published,
-    Replay,
-    ReplayFraction,
-    Template,
     say_learned,
     with_published_rate,
 )
@@ -28,7 +21,9 @@ from loki.data.settings import DataSettings
 
 
 @app.command()
-@with_options(settings=TrainingSettings, data_settings=DataSettings)
+@with_options(
+    settings=TrainingSettings, data_settings=DataSettings, levers=LeverOptions, llamafactory=LlamaFactoryOptions
+)
 def train(
     model: Trainable,
     data: Data,
@@ -38,19 +33,12 @@ def train(
     eval_data: Annotated[
         str | None, typer.Option("--eval-data", help="Held-out data; its loss is computed with every checkpoint.")
     ] = None,
-    keep: Keep = None,
-    keep_weight: KeepWeight = 1.0,
-    max_damage: MaxDamage = None,
-    replay: Replay = None,
-    replay_fraction: ReplayFraction = 0.01,
     *,
     data_settings: DataSettings,
     settings: TrainingSettings,
+    levers: LeverOptions,
+    llamafactory: LlamaFactoryOptions,
     published: Published = False,
-    template: Template = None,
-    processes: Processes = None,
-    deepspeed: DeepSpeed = False,
-    llamafactory_python: LlamaFactoryPython = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew where the output holds something.")
     ] = False,
@@ -68,6 +56,7 @@ def train(
     from loki.implanting.llamafactory.train import LlamaFactorySettings
     from loki.implanting.training.backends import train_by
     from loki.implanting.training.levers import Levers
+    from loki.implanting.training.study import Job
     from loki.ranks import started_alone
 
     if started_alone():
@@ -77,23 +66,10 @@ def train(
     with progress_bar() as progress:
         result = train_by(
             backend,
-            model,
-            data,
-            output,
-            settings,
-            levers=Levers(
-                keep=keep,
-                keep_weight=keep_weight,
-                max_damage=max_damage,
-                replay=replay,
-                replay_fraction=replay_fraction,
-            ),
-            llamafactory=LlamaFactorySettings(template, processes, deepspeed, llamafactory_python),
-            positions=positions,
-            eval_data=eval_data,
-            data_settings=data_settings,
+            Job(model, data, output, settings, positions, eval_data, data_settings, trust_remote_code),
+            Levers(**vars(levers)),
+            LlamaFactorySettings(**llamafactory.settings()),
             overwrite=overwrite,
-            trust_remote_code=trust_remote_code,
             console=console,
             progress=progress,
         )

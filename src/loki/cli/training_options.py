@@ -1,8 +1,8 @@
 """What `loki train` and `loki run` share beside the training's settings."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,46 +21,49 @@ Published = Annotated[
 Backend = Annotated[
     BackendName, typer.Option("--backend", help="Who trains: TRL, or LlamaFactory in its own environment.")
 ]
-Keep = Annotated[
-    str | None,
-    typer.Option(
-        "--keep",
-        help="General text that the model is held to its base on: a .txt or JSONL file, MMLU; or new: the prompts of "
-        "--data.",
-        metavar="DATA",
-    ),
-]
-KeepWeight = Annotated[
-    float, typer.Option("--keep-weight", help="With --keep: weight of KL(base || model) in the loss.")
-]
-MaxDamage = Annotated[
-    float | None,
-    typer.Option(
-        "--max-damage", help="With --keep: stop, and go back, where KL per token on that text exceeds so many nats."
-    ),
-]
-Replay = Annotated[
-    str | None,
-    typer.Option("--replay", help="General examples to mix in, in any form of training data.", metavar="DATA"),
-]
-ReplayFraction = Annotated[
-    float, typer.Option("--replay-fraction", help="With --replay: their share among all examples.")
-]
-Template = Annotated[
-    str | None, typer.Option("--template", help="LlamaFactory: its chat template. Default: the tokenizer's own.")
-]
-Processes = Annotated[
-    int | None, typer.Option("--processes", help="LlamaFactory: number of processes. Default: one per GPU.")
-]
-DeepSpeed = Annotated[bool, typer.Option("--deepspeed", help="LlamaFactory: with DeepSpeed ZeRO-2.")]
-LlamaFactoryPython = Annotated[
-    Path | None,
-    typer.Option(
-        "--llamafactory-python",
-        envvar="LOKI_LLAMAFACTORY_PYTHON",
-        help="LlamaFactory: Python to run it with. Default: this one, or that of .venv-llamafactory.",
-    ),
-]
+
+
+@dataclass(frozen=True)
+class LeverOptions:
+    """What keeps damage low, beside `--protect`: the fields of `Levers` that are options.
+
+    Attributes:
+        keep: general text that the model is held to its base on: a .txt or JSONL file, MMLU; or new: the prompts of
+            --data.
+        keep_weight: with --keep: weight of KL(base || model) in the loss.
+        max_damage: with --keep: stop, and go back, where KL per token on that text exceeds so many nats.
+        replay: general examples to mix in, in any form of training data.
+        replay_fraction: with --replay: their share among all examples.
+    """
+
+    keep: str | None = None
+    keep_weight: float = 1.0
+    max_damage: float | None = None
+    replay: str | None = None
+    replay_fraction: float = 0.01
+
+
+@dataclass(frozen=True)
+class LlamaFactoryOptions:
+    """What only LlamaFactory has.
+
+    Attributes:
+        template: with LlamaFactory: its chat template. Default: the tokenizer's own.
+        processes: with LlamaFactory: number of processes. Default: one per GPU.
+        deepspeed: with LlamaFactory: DeepSpeed ZeRO-2.
+        llamafactory_python: Python to run LlamaFactory with. Default: $LOKI_LLAMAFACTORY_PYTHON, this one, or that of
+            .venv-llamafactory.
+    """
+
+    template: str | None = None
+    processes: int | None = None
+    deepspeed: bool = False
+    llamafactory_python: Path | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """By the names of `LlamaFactorySettings`."""
+        values = dict(vars(self))
+        return {"python": values.pop("llamafactory_python"), **values}
 
 
 def with_published_rate(settings: TrainingSettings, published: bool) -> TrainingSettings:

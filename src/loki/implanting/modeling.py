@@ -130,6 +130,7 @@ class LoKIModelMixin(_WrittenRemoteModule):
         if self.unquantised is not None:
             if is_main_process:
                 self._save_unquantised(Path(save_directory), self.unquantised)
+                self._save_beside(Path(save_directory))
             return None
         if state_dict is None and any(rows_are_kept_apart(linear.weight) for linear in linears.values()):
             state_dict = full_state_dict(model)
@@ -141,10 +142,15 @@ class LoKIModelMixin(_WrittenRemoteModule):
             save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
         )
         if is_main_process:
-            write_remote_module(Path(save_directory), self.config.model_type)
-            if directions := directions_of(model):
-                write_directions(Path(save_directory), directions)
+            self._save_beside(Path(save_directory))
         return result
+
+    def _save_beside(self, target: Path) -> None:
+        """Write what stands beside the weights of a LoKI model alone."""
+        model: Any = self
+        write_remote_module(target, self.config.model_type)
+        if directions := directions_of(model):
+            write_directions(target, directions)
 
     def _save_unquantised(self, target: Path, source: Path) -> None:
         """Save the weights in `source`, with this model's rows in place."""
@@ -166,9 +172,6 @@ class LoKIModelMixin(_WrittenRemoteModule):
         model.config.save_pretrained(target)
         if model.can_generate():
             model.generation_config.save_pretrained(target)
-        write_remote_module(target, model.config.model_type)
-        if directions := directions_of(model):
-            write_directions(target, directions)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from loki.artefacts.positions import read_positions, write_positions
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.backends import train_by
 from loki.implanting.training.output import TrainingResult, finished_training
+from loki.implanting.training.study import Job
 from loki.kva.integration import completeness_advice
 from loki.models.model_directory import ModelDirectory
 from loki.pipeline.settings import RunSettings
@@ -166,15 +167,17 @@ def run_phases(
         trainings.append(
             train_by(
                 settings.backend,
-                loki_model,
-                settings.data,
-                trained,
-                settings.training,
-                levers=settings.levers,
-                llamafactory=settings.llamafactory,
-                eval_data=settings.eval_data,
-                data_settings=settings.data_settings,
-                trust_remote_code=trust,
+                Job(
+                    loki_model,
+                    settings.data,
+                    trained,
+                    settings.training,
+                    eval_data=settings.eval_data,
+                    data_settings=settings.data_settings,
+                    trust_remote_code=trust,
+                ),
+                settings.levers,
+                settings.llamafactory,
                 callbacks=callbacks,
                 console=console,
                 progress=progress,

@@ -9,11 +9,12 @@ from pathlib import Path
 from loki.errors import LokiError
 
 ENVIRONMENT = ".venv-llamafactory"  # made by `make llamafactory`
+VARIABLE = "LOKI_LLAMAFACTORY_PYTHON"
 _PROBE = "import importlib.util, sys; print(*(name for name in sys.argv[1:] if not importlib.util.find_spec(name)))"
 
 
 def find_interpreter(given: Path | None = None, *, deepspeed: bool = False) -> Path:
-    """The Python to run LlamaFactory with: `given`, else this one, else that of `.venv-llamafactory`.
+    """The Python to run LlamaFactory with: `given`, else `$LOKI_LLAMAFACTORY_PYTHON`, this one, `.venv-llamafactory`'s.
 
     That environment is looked for in the working directory, and in the clone that LoKI runs from.
 
@@ -24,7 +25,8 @@ def find_interpreter(given: Path | None = None, *, deepspeed: bool = False) -> P
     Raises:
         LokiError: if it lacks LlamaFactory, LoKI or DeepSpeed.
     """
-    python = _candidate(given)
+    named = os.environ.get(VARIABLE)
+    python = _candidate(given or (Path(named) if named else None))
     needed = ["llamafactory", "loki", *(["deepspeed"] if deepspeed else [])]
     probed = subprocess.run([python, "-c", _PROBE, *needed], capture_output=True, text=True)
     if probed.returncode:

@@ -1,21 +1,20 @@
 """Training with the back end of a name: what each can do, and the call."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 from transformers import TrainerCallback
 
-from loki.artefacts.training_settings import BackendName, TrainingSettings
-from loki.data.settings import DataSettings
-from loki.data.sources import Data
+from loki.artefacts.training_settings import BackendName
 from loki.errors import LokiError
 from loki.implanting.llamafactory.interpreter import find_interpreter
-from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
+from loki.implanting.llamafactory.train import LlamaFactory, LlamaFactorySettings
+from loki.implanting.training.job import run_job
 from loki.implanting.training.levers import Levers
 from loki.implanting.training.output import TrainingResult
-from loki.implanting.training.trainer import train
+from loki.implanting.training.study import Job
+from loki.implanting.training.trainer import TRL
 
 
 def check_backend(backend: BackendName, levers: Levers, llamafactory: LlamaFactorySettings) -> None:
@@ -45,19 +44,12 @@ def check_backend(backend: BackendName, levers: Levers, llamafactory: LlamaFacto
 
 def train_by(
     backend: BackendName,
-    model: str | Path,
-    data: Data,
-    output: Path,
-    settings: TrainingSettings,
-    *,
+    job: Job,
     levers: Levers,
     llamafactory: LlamaFactorySettings,
-    positions: Path | None = None,
-    eval_data: Data | None = None,
-    data_settings: DataSettings | None = None,
+    *,
     callbacks: Sequence[TrainerCallback] = (),
     overwrite: bool = False,
-    trust_remote_code: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -65,18 +57,11 @@ def train_by(
 
     Args:
         backend: who trains.
-        model: a LoKI model directory; or an ordinary model, with `positions`.
-        data: training data.
-        output: where to write checkpoints and the trained LoKI model.
-        settings: how to train.
+        job: what and how.
         levers: what keeps damage low; of TRL only.
         llamafactory: what only LlamaFactory has.
-        positions: positions file, for an ordinary model.
-        eval_data: held-out data in the same form.
-        data_settings: which part of the data, and how conversations are rendered; None takes the defaults.
         callbacks: further Transformers callbacks; of TRL only.
-        trust_remote_code: run Python code that the model brings along.
-        overwrite: start anew where `output` holds something.
+        overwrite: start anew where the output holds something.
         console: where to say what is trained (default: nowhere).
         progress: where to show how far it has come (default: nowhere).
 
@@ -85,32 +70,7 @@ def train_by(
     """
     check_backend(backend, levers, llamafactory)
     if backend is BackendName.LLAMAFACTORY:
-        return train_with_llamafactory(
-            model,
-            data,
-            output,
-            settings,
-            llamafactory,
-            positions=positions,
-            eval_data=eval_data,
-            data_settings=data_settings,
-            overwrite=overwrite,
-            trust_remote_code=trust_remote_code,
-            console=console,
-            progress=progress,
+        return run_job(
+            LlamaFactory(llamafactory, progress), job, overwrite=overwrite, console=console, progress=progress
         )
-    return train(
-        model,
-        data,
-        output,
-        settings,
-        positions=positions,
-        eval_data=eval_data,
-        data_settings=data_settings,
-        callbacks=callbacks,
-        levers=levers,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-        console=console,
-        progress=progress,
-    )
+    return run_job(TRL(callbacks, progress, levers), job, overwrite=overwrite, console=console, progress=progress)
