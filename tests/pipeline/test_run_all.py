@@ -144,7 +144,11 @@ def test_a_run_is_repeated_from_its_configuration(settings: RunSettings, tmp_pat
         ({"training": [1]}, r"training is \[1\]"),
         ({"training": {"epochs": "many"}}, "training"),
         ({"model": None}, "give --model"),
-        ({"backend": "axolotl"}, "--backend axolotl"),
+        ({"backend": "axolotl"}, "axolotl"),
+        ({"protect": [1, 2]}, "protect"),
+        ({"quota": "ten"}, "quota"),
+        ({"training": {"batch_size": 2.5}}, "batch_size"),
+        ({"levers": {"keep_weight": "much"}}, "keep_weight"),
     ],
 )
 def test_configurations_that_are_refused(settings: RunSettings, change: dict[str, Any], message: str) -> None:

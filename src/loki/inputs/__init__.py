@@ -11,13 +11,14 @@
 from loki.inputs.json_files import read_json, read_json_lines
 from loki.inputs.places import files_below, require_file
 from loki.inputs.reading import reading, shown
-from loki.inputs.schema import Strict, checked
+from loki.inputs.schema import Strict, check_fields, checked
 from loki.inputs.tensors import TensorEntry, safetensors_header
 from loki.inputs.text_files import read_text
 
 __all__ = [
     "Strict",
     "TensorEntry",
+    "check_fields",
     "checked",
     "files_below",
     "read_json",

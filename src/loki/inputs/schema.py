@@ -1,6 +1,10 @@
 """Typed schemas of what comes from outside, with the first thing that is wrong as one line."""
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -42,6 +46,27 @@ def checked(schema: type[T] | TypeAdapter[T], value: Any, origin: str, *, advice
             raise LokiError(f"{origin} has no {field}: {advice}") from error
         got = f"{field} is {shown(problem['input'])}" if field else f"holds {shown(problem['input'])}"
         raise LokiError(f"{origin}: {got}: {shown_text(expected)}: {advice}") from error
+
+
+def check_fields(kind: type[Any], values: Mapping[str, Any], origin: str, *, advice: str) -> None:
+    """Check values for the fields of a dataclass against its annotations; enumerations and paths may be given as text.
+
+    Args:
+        kind: the dataclass. Fields that are dataclasses themselves are not looked at.
+        values: by the names of its fields.
+        origin: what holds them, for the message.
+        advice: what to do about it.
+
+    Raises:
+        LokiError: names the first field that is wrong, its value, and what is expected.
+    """
+    hints = get_type_hints(kind)
+    for own in fields(kind):
+        if own.name in values and not is_dataclass(hints[own.name]):
+            value, hint = values[own.name], hints[own.name]
+            listed = any(isinstance(part, type) and issubclass(part, Enum | Path) for part in (hint, *get_args(hint)))
+            config = ConfigDict(strict=not (listed and isinstance(value, str)))
+            checked(TypeAdapter(hint, config=config), value, f"{origin}: {own.name}", advice=advice)
 
 
 def shown_text(text: str, limit: int = 200) -> str:

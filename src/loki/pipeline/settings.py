@@ -27,6 +27,7 @@ from loki.implanting.directions import check_protect
 from loki.implanting.llamafactory.train import LlamaFactorySettings
 from loki.implanting.training.backends import check_backend
 from loki.implanting.training.levers import Levers
+from loki.inputs import check_fields
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions
 from loki.models.model_directory import ModelDirectory
@@ -35,6 +36,7 @@ from loki.selection.strategy import Input
 
 CONFIG = "run.yaml"
 DEFAULT_QUOTA = 10.0
+_CORRECT = "correct it in --config"
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,16 @@ class RunSettings:
         _check_keys(values, cls, "")
         if missing := [name for name in ("model", "data", "calibration") if not values.get(name)]:
             raise LokiError(f"nothing says which {missing[0]} to use: give --{missing[0]}, or write it into --config")
-        given = dict(values)
+        given = {**values, "protect": values.get("protect", cls.protect) or 0.0}  # null in the file of an older run
         for name, kind in groups.items():
             part = given.get(name) or {}
             _check_keys(part, kind, f"{name}.")
+            check_fields(kind, part, f"the settings of {name}", advice=_CORRECT)
             try:
                 given[name] = kind(**part)
             except TypeError as error:  # a text where a number is expected
                 raise LokiError(f"the settings of {name} are not of the right type ({one_line(error)})") from error
+        check_fields(cls, given, "the settings", advice=_CORRECT)
         return cls(**given)
 
 
