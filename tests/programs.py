@@ -79,7 +79,12 @@ def run_python(
 
 
 def run_together(
-    processes: int, *words: object, code: int = 0, timeout: float = 600, environment: Mapping[str, str] = os.environ
+    processes: int,
+    *words: object,
+    cwd: Path = ROOT,
+    code: int = 0,
+    timeout: float = 600,
+    environment: Mapping[str, str] = os.environ,
 ) -> list[subprocess.CompletedProcess[str]]:
     """The same in processes that work together, with the variables that a launcher sets."""
     with socket.socket() as free:
@@ -87,7 +92,7 @@ def run_together(
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     common = {**environment, **address, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
-    programs = [start_python(*words, environment={**common, **rank}) for rank in ranks]
+    programs = [start_python(*words, cwd=cwd, environment={**common, **rank}) for rank in ranks]
     return [program.wait(code, timeout) for program in programs]
 
 

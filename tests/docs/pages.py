@@ -8,9 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
-_SHELL = ("", "console", "bash")
-_LAUNCHED = re.compile(r"^accelerate launch .*? -m (?=loki )")
+_BLOCK = re.compile(
+    r"^(?:<!-- not run, needs (?P<needs>[^:\n]+): (?P<reason>[^\n]+?) -->\n)?"
+    r'```(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?\n(?P<text>.*?)^```',
+    flags=re.MULTILINE | re.DOTALL,
+)
+_SHELL = ("bash", "console")
+LAUNCHED = re.compile(r"^accelerate launch (.*?) *-m (?=loki )")
 
 
 @dataclass(frozen=True)
@@ -21,20 +25,45 @@ class Snippet:
     text: str
 
 
-def blocks(page: Path, *languages: str) -> list[Snippet]:
+@dataclass(frozen=True)
+class Block(Snippet):
+    """A code block.
+
+    Attributes:
+        language: the word after the backticks.
+        title: name of the file that it shows, if any.
+        needs: what it needs that tests do not have, as the comment above it says; None if tests run it.
+        reason: what else the comment says.
+    """
+
+    language: str
+    title: str | None
+    needs: str | None
+    reason: str | None
+
+
+@cache
+def blocks(page: Path) -> tuple[Block, ...]:
     text = page.read_text(encoding="utf-8")
-    found = [match for match in _BLOCK.finditer(text) if match[1] in languages]
-    return [
-        Snippet(f"{page.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}", match[2]) for match in found
-    ]
+    return tuple(
+        Block(
+            f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start('language')) + 1}",
+            match["text"],
+            match["language"],
+            match["title"],
+            match["needs"],
+            match["reason"],
+        )
+        for match in _BLOCK.finditer(text)
+    )
 
 
 def prose(page: Path) -> str:
     return _BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
-def python_blocks() -> list[Snippet]:
-    return [block for page in PAGES for block in blocks(page, "python")]
+def python_blocks() -> list[Block]:
+    return [block for page in PAGES for block in blocks(page) if block.language == "python"]
 
 
 def commands() -> list[Snippet]:
@@ -42,9 +71,10 @@ def commands() -> list[Snippet]:
     return [
         Snippet(block.place, command)
         for page in PAGES
-        for block in blocks(page, *_SHELL)
+        for block in blocks(page)
+        if block.language in _SHELL
         for line in block.text.replace("\\\n", " ").splitlines()
-        if (command := _LAUNCHED.sub("", line.removeprefix("$ ").strip())).startswith("loki ")
+        if (command := LAUNCHED.sub("", line.removeprefix("$ ").strip())).startswith("loki ")
     ]
 
 
