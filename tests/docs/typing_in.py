@@ -42,7 +42,9 @@ class Typist:
         for found in _WRITES.finditer("\n".join(line for line in lines if "--overwrite" not in line)):
             _remove(Path(found[1] or found[2]))
         if block.language == "python":
-            self._provide(" ".join(re.findall(r'"([^"]+)"', block.text)))
+            # What it writes itself is not there before.
+            read = re.sub(r"save_dir=\"[^\"]+\"", "", block.text)
+            self._provide(" ".join(re.findall(r'"([^"]+)"', read)))
             exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
         elif block.title is not None:
             Path(block.title).write_text(block.text)
