@@ -95,6 +95,7 @@ def main(
 ) -> None:
     """Analyse many samples and train for many steps, and say whether memory and clock stayed as they began."""
     console = Console()
+    asked = {"analyse": samples, "train": steps}
     looks: dict[str, list[Look]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -103,7 +104,7 @@ def main(
         if steps:
             _prepare_training(folder)
             looks["train"] = watched(lambda progress: _train(folder, steps, progress))
-    results = [summary(work, seen) for work, seen in looks.items()]
+    results = [summary(work, asked[work], seen) for work, seen in looks.items()]
     console.print(_table(results).rich())
     console.print(hardware())
     if json_file is not None:
@@ -138,11 +139,12 @@ def watched(work: Callable[[Progress], object]) -> list[Look]:
     return looks
 
 
-def summary(work: str, looks: list[Look]) -> Soak:
+def summary(work: str, units: int, looks: list[Look]) -> Soak:
     """Memory and time per unit early and late.
 
     Args:
         work: what was done.
+        units: how much of it; the last look may have come before the last unit, whose bar is gone with it.
         looks: in order; at least eight.
 
     Raises:
@@ -157,7 +159,7 @@ def summary(work: str, looks: list[Look]) -> Soak:
     early, late = median(quarter[: max(1, len(quarter) // 8)]), median(quarter[-max(1, len(quarter) // 8) :])
     return Soak(
         work,
-        round(end.done),
+        units,
         end.seconds - begin.seconds,
         early,
         late - early,
