@@ -14,7 +14,7 @@ OUTPUT_DIR ?= kva_result/hdf5
 RESULT_FILE ?= kva_mmlu.h5
 PYTEST_ARGS ?=
 
-.PHONY: help demo demo-compare test test-slow test-lowest lint chromium llamafactory analysing_mmlu_llama analysing_mmlu_qwen2 docs benchmarks clean
+.PHONY: help demo demo-compare test test-gpu test-slow test-lowest lint chromium llamafactory analysing_mmlu_llama analysing_mmlu_qwen2 docs benchmarks benchmarks-gpu clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ demo-compare: $(UV) ## The same, beside full fine-tuning, LoRA and random rows
 
 test: $(UV) ## The fast tests (under 10 minutes on 2 cores)
 	$(RUN) pytest -n 2 $(PYTEST_ARGS)
+
+test-gpu: $(UV) ## The tests that need a CUDA device
+	$(RUN) pytest -m gpu $(PYTEST_ARGS)
 
 test-slow: llamafactory chromium ## The slow tests: several processes, killed processes, long training, LlamaFactory
 	$(RUN) --extra deepspeed pytest -m slow $(PYTEST_ARGS)
@@ -70,6 +73,10 @@ docs: $(UV) ## The documentation site, into site/ (strict)
 benchmarks: $(UV) ## Speed and memory of KVA beside Captum, and of a training step beside LoRA
 	$(RUN) python benchmarks/kva.py
 	$(RUN) python benchmarks/training_step.py
+
+benchmarks-gpu: $(UV) ## The same on a CUDA device: Llama-3.1-8B's shape in bfloat16; training in bfloat16
+	$(RUN) python benchmarks/kva.py --shape llama-3.1-8b
+	$(RUN) python benchmarks/training_step.py --device cuda
 
 clean: ## Remove environments and caches, not results
 	rm -rf .venv .venv-uv .venv-lowest .venv-llamafactory uv.lock site .pytest_cache .mypy_cache .ruff_cache .hypothesis

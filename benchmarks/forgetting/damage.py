@@ -50,6 +50,7 @@ class Sources:
         windows: windows of each text.
         window: tokens of a window.
         passages: number of LAMBADA's words; the first passages of at most `longest` tokens.
+        mmlu: JSONL with `question`, `choices` and `answer`, an index: how far the distribution over the letters moves.
         choices: number of PIQA's questions, chosen in the same way.
         longest: tokens of a passage, or of a question with an ending, at most.
     """
@@ -58,6 +59,7 @@ class Sources:
     lambada: Path | None = None
     piqa: Path | None = None
     questions: Path | None = None
+    mmlu: Path | None = None
     windows: int = 24
     window: int = 128
     passages: int = 160
@@ -75,7 +77,9 @@ class OldKnowledge:
     """
 
     def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sources: Sources) -> None:
-        self.base, self.tokenizer, self.sources = Remembered(base), tokenizer, sources
+        self.base, self.tokenizer, self.sources = base, tokenizer, sources
+        # On a GPU its predictions are sooner computed anew than there is memory for them.
+        self.remembered = Remembered(base) if base.device.type == "cpu" else base.eval()
         self.windows = {
             name: windows_of(path, tokenizer, count=sources.windows, window=sources.window)
             for name, path in sources.texts.items()
@@ -83,6 +87,7 @@ class OldKnowledge:
         self.lambada = _lambada(tokenizer, sources) if sources.lambada else None
         self.piqa, self.labels = _piqa(tokenizer, sources) if sources.piqa else (None, [])
         old = read_facts(sources.questions) if sources.questions else []
+        self.mmlu = _mmlu(tokenizer, sources.mmlu) if sources.mmlu else None
         self.questions = [Question("old", fact.question, fact.answer) for fact in old]
         self._base_answers: dict[str, float] | None = None
 
@@ -91,11 +96,11 @@ class OldKnowledge:
         found: dict[str, Any] = {}
         for name, windows in self.windows.items():
             divergence = text_divergence(
-                self.base,
+                self.remembered,  # type: ignore[arg-type]
                 model,
                 self.tokenizer,
                 windows,
-                window=self.sources.window,  # type: ignore[arg-type]
+                window=self.sources.window,
             )
             found[name] = {
                 "kl": divergence.kl_per_token,
@@ -104,7 +109,7 @@ class OldKnowledge:
                 "windows": len(windows),
             }
         if self._base_answers is None:
-            self._base_answers = self._answers(self.base.model)
+            self._base_answers = self._answers(self.base)
         return {"texts": found, "answers": self._answers(model), "base_answers": self._base_answers}
 
     def _answers(self, model: PreTrainedModel) -> dict[str, float]:
@@ -115,6 +120,12 @@ class OldKnowledge:
             found["lambada_logprob"] = -float(scores.nll.mean())
         if self.piqa:
             found["piqa_accuracy"] = _prefers(completion_scores(model, *self.piqa), self.labels)
+        if self.mmlu:
+            letters = letter_log_probabilities(model, self.mmlu)
+            before = letters if model is self.base else letter_log_probabilities(self.base, self.mmlu)
+            right = torch.tensor(self.mmlu.answers)
+            found["mmlu_accuracy"] = float((letters.argmax(-1) == right).double().mean())
+            found["mmlu_kl"] = float((before.exp() * (before - letters)).sum(-1).mean())
         if self.questions:
             found["old_accuracy"] = accuracy_by_family(model, self.tokenizer, self.questions)["old"]
         return found
@@ -130,6 +141,50 @@ def windows_of(path: Path, tokenizer: PreTrainedTokenizerBase, *, count: int, wi
     if len(long) < count:
         raise SystemExit(f"{path} has {len(long)} paragraphs of {window} tokens, not {count}")
     return [tokenizer.decode(ids[: window - 1]) for ids in long[:: len(long) // count][:count]]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Questions with four choices.
+
+    Attributes:
+        prompts: token ids of every question, which end before the letter.
+        letters: token ids of the four letters.
+        answers: index of every right answer.
+    """
+
+    prompts: list[list[int]]
+    letters: list[int]
+    answers: list[int]
+
+
+@torch.no_grad()
+def letter_log_probabilities(model: PreTrainedModel, choices: Choices) -> torch.Tensor:
+    """`[N, 4]` float64: of every question's four letters, which are taken for all there is."""
+    found = torch.zeros(len(choices.prompts), 4, dtype=torch.float64)
+    order = sorted(range(len(choices.prompts)), key=lambda index: len(choices.prompts[index]))
+    for start in range(0, len(order), 32):
+        batch = order[start : start + 32]
+        last = torch.tensor([len(choices.prompts[index]) - 1 for index in batch])
+        # With causal attention, padding on the right cannot change what stands before it.
+        input_ids = torch.zeros(len(batch), int(last.max()) + 1, dtype=torch.long)
+        for row, index in enumerate(batch):
+            input_ids[row, : last[row] + 1] = torch.tensor(choices.prompts[index])
+        kept = last.unique().to(model.device)
+        logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=kept).logits.cpu()
+        at = torch.searchsorted(kept.cpu(), last)
+        found[batch] = logits[torch.arange(len(batch)), at][:, choices.letters].double().log_softmax(-1)
+    return found
+
+
+def _mmlu(tokenizer: PreTrainedTokenizerBase, path: Path) -> Choices:
+    prompts, answers = [], []
+    for record in _records(path):
+        options = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", record["choices"], strict=True))
+        prompts.append(tokenizer(f"{record['question']}{options}\nAnswer:")["input_ids"])
+        answers.append(record["answer"])
+    letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1] for letter in "ABCD"]
+    return Choices(prompts, letters, answers)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

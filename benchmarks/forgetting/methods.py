@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from peers import PEERS, with_peer
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from loki.artefacts.positions import Positions, read_positions
-from loki.implanting.directions import Directions, least_used_directions
+from loki.implanting.directions import Directions, free_directions, least_used_directions
 from loki.implanting.protected import protect_rows
-from loki.implanting.splitting import split_rows
+from loki.implanting.splitting import loki_linears, split_rows
 from loki.models.architectures import down_projections
 from loki.selection.quota import rows_for_quota
 
@@ -54,20 +55,40 @@ def train_rows(model: PreTrainedModel, choice: Choice) -> nn.Module:
     if choice.protect is not None:
         assert choice.moments is not None, "protect needs --moments"
         occupied = tuple(bool(rows) for rows in positions)
-        protect_rows(model, _directions(choice.moments, choice.protect, occupied, projections[0].in_features))
+        every = _directions(choice.moments, occupied, projections[0].in_features)
+        free = {
+            layer: vectors[..., : free_directions(vectors.shape[-1], choice.protect)]
+            for layer, vectors in every.items()
+        }
+        protect_rows(model, {layer: vectors.contiguous() for layer, vectors in free.items()})
     return model
 
 
-@lru_cache(maxsize=2)
-def _directions(moments: Path, protect: float, occupied: tuple[bool, ...], width: int) -> Directions:
-    """The directions of the layers that have rows; the same in many cells, and dear: an eigenproblem per layer."""
-    return least_used_directions(moments, protect, [[0] if taken else [] for taken in occupied], width=width)
+@lru_cache(maxsize=4)
+def _directions(moments: Path, occupied: tuple[bool, ...], width: int) -> Directions:
+    """All directions of the layers that have rows, least used first: an eigenproblem per layer, solved once."""
+    none_protected = 1e-9
+    return least_used_directions(moments, none_protected, [[0] if taken else [] for taken in occupied], width=width)
 
 
 def train_everything(model: PreTrainedModel, choice: Choice) -> nn.Module:
     """Full fine-tuning."""
     del choice
     return model.requires_grad_(True)
+
+
+def ordinary(model: nn.Module) -> PreTrainedModel:
+    """The model as it computes now, ready to be made trainable again: rows put in place, adapters merged."""
+    if isinstance(model, PeftModel):
+        return model.merge_and_unload()  # type: ignore[no-any-return]
+    for name, layer in loki_linears(model).items():
+        linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        linear.weight = nn.Parameter(layer.merged_weight(), requires_grad=False)
+        if layer.bias is not None:
+            linear.bias = nn.Parameter(layer.merged_bias(), requires_grad=False)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, linear)
+    return model  # type: ignore[return-value]
 
 
 def _peer(name: str) -> Callable[[PreTrainedModel, Choice], nn.Module]:

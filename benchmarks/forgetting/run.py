@@ -1,138 +1,102 @@
-"""What models forget while they learn invented facts: a grid of methods, rates and seeds, one JSON file per cell.
+"""What models forget while they learn a new task: a grid of methods, rates, tasks and seeds, one JSON file per cell.
 
     export PYTHONPATH=benchmarks
     python benchmarks/forgetting/run.py CELLS --plan benchmarks/forgetting/plan.yaml --files FILES \
         --model smollm2=models/SmolLM2-135M-Instruct --text wikitext2=wikitext2_test.txt --text gsm8k=gsm8k_test.jsonl \
         --lambada lambada_test.jsonl --piqa piqa_valid.jsonl
 
-A cell that is there already is not run again, so the run can be stopped at any time and started anew. A cell whose
-files (positions, moments) are missing is passed over. FILES holds `MODEL-NAME` for every NAME in the plan: moments from
-`loki moments`, positions from `loki select`.
+A cell that is there already is not run again, so the run can be stopped at any time and started anew, and started more
+than once: processes share the cells among them. A cell whose files (positions, moments) are missing is passed over.
+FILES holds `MODEL-NAME` for every NAME in the plan: moments from `loki moments`, positions from `loki select`.
 """
 
+import copy
+import gc
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 import yaml
-from damage import OldKnowledge, Sources
-from facts import Fact, invented_facts, read_facts
+from cells import Cell, Settings, at_the_best_rate, cells_of
+from damage import OldKnowledge, Sources, windows_of
+from filelock import FileLock, Timeout
 from hardware import hardware
-from learning import learn
-from methods import METHODS, Choice
+from learning import Keep, learn
+from methods import METHODS, Choice, ordinary
+from tasks import Task, task_maker
+from transformers import PreTrainedModel
 
 from loki.files import write_json
-from loki.metrics.accuracy import Question, answers_right
+from loki.metrics.accuracy import answers_right
 from loki.models.loading import load_model, load_tokenizer
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What is the same in all cells; see `learning.learn`.
-
-    Attributes:
-        facts: how many to learn.
-        enough: part of right answers to stop at.
-        max_steps: steps at most.
-        autocast: whether to compute in bfloat16.
-    """
-
-    facts: int = 40
-    enough: float = 0.975
-    max_steps: int = 60
-    autocast: bool = True
+KEPT = {"count": 64, "window": 64}  # windows of the text that is kept
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One training.
-
-    Attributes:
-        model: name of the base.
-        name: of the method, in tables.
-        method: a key of `methods.METHODS`.
-        rate: learning rate.
-        seed: of facts, rows and adapters.
-        quota: percentage of the rows.
-        protect: share of protected input directions.
-        moments: name of the file of second moments.
-        positions: name of the file of selected rows.
-    """
-
-    model: str
-    name: str
-    method: str
-    rate: float
-    seed: int
-    quota: float = 30.0
-    protect: float | None = None
-    moments: str | None = None
-    positions: str | None = None
-
-    def path(self, folder: Path) -> Path:
-        """The file of its result."""
-        name = "".join(letter if letter.isalnum() or letter == "." else "-" for letter in self.name)
-        return folder / f"{self.model}_{name}_{self.rate:g}_{self.seed}.json"
-
-    def files(self, folder: Path) -> dict[str, Path]:
-        """The files that it needs, by kind."""
-        needed = {"moments": self.moments, "positions": self.positions}
-        return {kind: folder / f"{self.model}-{name}" for kind, name in needed.items() if name}
-
-
-def cells_of(plan: dict[str, Any], models: list[str]) -> list[Cell]:
-    """All cells of a plan for these models, in the order to run them; every cell once."""
-    found: dict[Cell, None] = {}
-    for group in plan["cells"]:
-        for model in group["models"]:
-            for name in group["methods"]:
-                if name not in plan["methods"]:
-                    raise SystemExit(f"the plan has no method {name!r}")
-                for rate in group["rates"]:
-                    for seed in group["seeds"]:
-                        found[Cell(model, name, rate=float(rate), seed=seed, **plan["methods"][name])] = None
-    return [cell for cell in found if cell.model in models]
-
-
-def run_cell(
-    cell: Cell, base_path: Path, facts: list[Fact], old: OldKnowledge, settings: Settings, files: Path
-) -> dict[str, Any]:
-    """Train one model and measure it."""
-    torch.manual_seed(cell.seed)
-    model = load_model(str(base_path), dtype="float32", device="cpu")
-    model.requires_grad_(False)
+def run_cell(cell: Cell, tasks: list[Task], old: OldKnowledge, settings: Settings, files: Path) -> dict[str, Any]:
+    """Train a copy of the base, on one task or several in turn, and measure it."""
+    model: PreTrainedModel = copy.deepcopy(old.base)
     needed = cell.files(files)
-    choice = Choice(cell.quota, cell.seed, needed.get("positions"), needed.get("moments"), cell.protect)
-    trainable = METHODS[cell.method](model, choice)
-    learned = learn(
-        trainable,
-        old.tokenizer,
-        facts,
-        rate=cell.rate,
-        enough=settings.enough,
-        max_steps=settings.max_steps,
-        autocast=settings.autocast,
-    )
-    trainable.eval()
-    paraphrases = [Question("facts", fact.paraphrase, fact.answer) for fact in facts if fact.paraphrase]
+    keep = None
+    if cell.keep is not None:
+        texts = windows_of(needed["keep_text"], old.tokenizer, **KEPT)
+        ids = [old.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        shortest = min(map(len, ids))
+        keep = Keep(old.base, torch.tensor([some[:shortest] for some in ids]), cell.keep)
+    learned = []
+    for number, task in enumerate(tasks):
+        model = ordinary(model)
+        seed = cell.seed + 100 * number
+        torch.manual_seed(seed)
+        model.requires_grad_(False)
+        choice = Choice(cell.quota, seed, needed.get("positions"), needed.get("moments"), cell.protect)
+        model = METHODS[cell.method](model, choice)
+        learned.append(
+            learn(
+                model,
+                old.tokenizer,
+                task.trained,
+                rate=cell.rate,  # type: ignore[arg-type]
+                enough=settings.enough,
+                max_steps=settings.max_steps,
+                autocast=settings.autocast,
+                keep=keep,
+            )
+        )
+    model.eval()
     started = time.perf_counter()
-    damage = old.measure(model)
+    known = [
+        {
+            "task": task.name,
+            "steps": one.steps,
+            "accuracy_when_learned": one.accuracy,
+            "accuracy": _right(model, old, task.trained),
+            "held_out": _right(model, old, task.held_out) if task.held_out else None,
+        }
+        for task, one in zip(tasks, learned, strict=True)
+    ]
     return {
         **asdict(cell),
         **asdict(settings),
-        "trained": sum(parameter.numel() for parameter in trainable.parameters() if parameter.requires_grad),
-        **asdict(learned),
-        "reached": learned.accuracy >= settings.enough,
-        "facts": len(facts),
-        "paraphrases": sum(answers_right(model, old.tokenizer, paraphrases)) / len(facts) if paraphrases else None,
-        **damage,
+        "trained": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        **asdict(learned[-1]),
+        "reached": all(one.accuracy >= settings.enough for one in learned),
+        "examples": len(tasks[-1].trained),
+        "held_out": known[-1]["held_out"],
+        "known": known,
+        **old.measure(model),
         "seconds_measuring": time.perf_counter() - started,
         "threads": torch.get_num_threads(),
         "hardware": hardware(),
     }
+
+
+def _right(model: torch.nn.Module, old: OldKnowledge, questions: list[Any]) -> float:
+    marks = answers_right(model, old.tokenizer, questions, batch_size=16)  # type: ignore[arg-type]
+    return sum(marks) / len(marks)
 
 
 def _named(options: list[str], kind: str) -> dict[str, Path]:
@@ -140,6 +104,58 @@ def _named(options: list[str], kind: str) -> dict[str, Path]:
     if bad := next((name for name, _, path in pairs if not path), None):
         raise SystemExit(f"{kind} {bad!r} is not NAME=PATH")
     return {name: Path(path) for name, _, path in pairs}
+
+
+@dataclass
+class Grid:
+    """Everything that the cells of a run share.
+
+    Attributes:
+        output: folder of the cells.
+        files: folder of positions and moments.
+        device: where models are trained and measured.
+        models: base models by name.
+        settings: what is the same in all cells.
+        sources: where damage is measured.
+        make_tasks: see `tasks.task_maker`.
+    """
+
+    output: Path
+    files: Path
+    device: str
+    models: dict[str, Path]
+    settings: Settings
+    sources: Sources
+    make_tasks: Any
+
+    def __post_init__(self) -> None:
+        self._old: dict[str, OldKnowledge] = {}
+
+    def run(self, cell: Cell) -> dict[str, Any] | None:
+        """Run a cell unless it is there, or another process is at it; None where it was not run."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = cell.path(self.output)
+        lock = FileLock(self.output / f".{path.stem}.lock")
+        try:
+            with lock.acquire(blocking=False):
+                if path.exists():
+                    return None
+                result = run_cell(
+                    cell, self.make_tasks(cell.task, cell.seed), self._of(cell.model), self.settings, self.files
+                )
+                write_json(path, result)
+        except Timeout:
+            return None
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()  # processes share the card
+        return result
+
+    def _of(self, name: str) -> OldKnowledge:
+        if name not in self._old:
+            base = load_model(str(self.models[name]), dtype="float32", device=self.device)
+            self._old[name] = OldKnowledge(base, load_tokenizer(str(self.models[name])), self.sources)
+        return self._old[name]
 
 
 def main(
@@ -150,33 +166,45 @@ def main(
     text: Annotated[list[str], typer.Option("--text", help="NAME=PATH, once or more.")],
     lambada: Annotated[Path | None, typer.Option("--lambada", help="LAMBADA as JSONL.")] = None,
     piqa: Annotated[Path | None, typer.Option("--piqa", help="PIQA as JSONL.")] = None,
+    mmlu: Annotated[Path | None, typer.Option("--mmlu", help="Questions with choices and answer as JSONL.")] = None,
     facts: Annotated[Path | None, typer.Option("--facts", help="JSONL of facts to learn. Default: invented.")] = None,
     questions: Annotated[Path | None, typer.Option("--questions", help="JSONL of old questions to answer.")] = None,
+    calls: Annotated[Path | None, typer.Option("--calls", help="Tool calls to learn, as BFCL has them.")] = None,
+    call_answers: Annotated[Path | None, typer.Option("--call-answers", help="The answers to them.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Run all cells of a plan that are missing."""
     loaded = yaml.safe_load(plan.read_text(encoding="utf-8"))
-    settings, models = Settings(**loaded["settings"]), _named(model, "model")
-    sources = Sources(_named(text, "text"), lambada, piqa, questions, **loaded["damage"])
-    cells = [cell for cell in cells_of(loaded, list(models)) if not cell.path(output).exists()]
-    old: dict[str, OldKnowledge] = {}
+    settings = Settings(**loaded["settings"])
+    make_tasks = task_maker(
+        facts=facts,
+        fact_count=settings.facts,
+        calls=(calls, call_answers) if calls and call_answers else None,
+        call_count=settings.calls,
+    )
+    sources = Sources(_named(text, "text"), lambada, piqa, questions, mmlu, **loaded["damage"])
+    grid = Grid(output, files, device, _named(model, "model"), settings, sources, make_tasks)
+    planned = cells_of(loaded, list(grid.models))
     started, done = time.monotonic(), 0
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(planned):
+        if cell.rate is None:
+            rate = at_the_best_rate(cell, planned, output, next(iter(sources.texts)))
+            if rate is None:
+                print(f"{cell.name}: passed over, no rate has reached the accuracy yet", flush=True)
+                continue
+            cell = replace(cell, rate=rate)
         if missing := next((str(path) for path in cell.files(files).values() if not path.exists()), None):
             print(f"{cell.name}, rate {cell.rate:g}: passed over, {missing} is missing", flush=True)
             continue
-        if cell.model not in old:
-            base = load_model(str(models[cell.model]), dtype="float32", device="cpu")
-            old[cell.model] = OldKnowledge(base, load_tokenizer(str(models[cell.model])), sources)
-        learned = read_facts(facts) if facts else invented_facts(settings.facts, cell.seed)
-        result = run_cell(cell, models[cell.model], learned, old[cell.model], settings, files)
-        write_json(cell.path(output), result)
+        if cell.path(output).exists() or (result := grid.run(cell)) is None:
+            continue
         done += 1
-        left = (time.monotonic() - started) / done * (len(cells) - number - 1) / 60
+        left = (time.monotonic() - started) / done * (len(planned) - number - 1) / 60
         kls = ", ".join(f"KL {found['kl']:.4f} on {name}" for name, found in result["texts"].items())
         print(
-            f"[{number + 1}/{len(cells)}, {left:.0f} min left] {cell.model}, {cell.name}, rate {cell.rate:g}, seed "
-            f"{cell.seed}: {result['steps']} steps, right {result['accuracy']:.2f}, "
-            f"paraphrases {result['paraphrases'] or 0:.2f}, {kls}",
+            f"[{number + 1}/{len(planned)}, {left:.0f} min left at most] {cell.model}, {cell.task}, {cell.name}, rate "
+            f"{cell.rate:g}, seed {cell.seed}: {result['steps']} steps, right {result['accuracy']:.2f}, "
+            f"held out {result['held_out'] or 0:.2f}, {kls}",
             flush=True,
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from cells import best_rate
 
 from loki.files import atomic_file
 from loki.report.result_figures import pareto_figure
@@ -34,19 +35,15 @@ def at_best_rate(cells: Sequence[Cell], text: str) -> dict[tuple[str, str], list
 
     Rates are compared on the first seed, which all of them have; more seeds are run at the best one only.
     """
-    rates: dict[tuple[str, str], dict[float, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
-        rates[cell["model"], cell["name"]][cell["rate"]].append(cell)
-    found = {}
-    for key, by_rate in rates.items():
-        reached = {
-            rate: sorted(group, key=lambda cell: int(cell["seed"]))
-            for rate, group in by_rate.items()
-            if all(cell["reached"] for cell in group)
-        }
-        if reached:
-            found[key] = min(reached.values(), key=lambda group: float(group[0]["texts"][text]["kl"]))
-    return found
+        groups[cell["model"], cell["name"]].append(cell)
+    best = {key: best_rate(group, text) for key, group in groups.items()}
+    return {
+        key: sorted((cell for cell in group if cell["rate"] == best[key]), key=lambda cell: int(cell["seed"]))
+        for key, group in groups.items()
+        if best[key] is not None
+    }
 
 
 def ratios(best: dict[tuple[str, str], list[Cell]], model: str, text: str) -> dict[str, float]:
@@ -73,14 +70,14 @@ def best_table(cells: Sequence[Cell], model: str) -> ResultTable:
                 f"{group[0]['rate']:g}",
                 str(len(group)),
                 f"{statistics.mean(cell['steps'] for cell in group):.0f}",
-                _paraphrases(group),
+                _held_out(group),
                 *(_spread([cell["texts"][text]["kl"] for cell in group]) for text in texts),
                 f"{beside[name]:.2f}" if beside else "",
                 *(_change(group, key) for key in asked),
             ]
         )
     answers = [f"{key.replace('_', ' ')}, change" for key in asked]
-    header = ["method", "rate", "seeds", "steps", "paraphrases", *(f"KL, {text}" for text in texts), "of best peer"]
+    header = ["method", "rate", "seeds", "steps", "held out", *(f"KL, {text}" for text in texts), "of best peer"]
     return ResultTable(f"{model}: every method at its best rate", [*header, *answers], rows)
 
 
@@ -94,7 +91,7 @@ def rates_table(cells: Sequence[Cell], model: str) -> ResultTable:
             str(cell["seed"]),
             f"{cell['steps']}",
             f"{cell['accuracy']:.2f}" + ("" if cell["reached"] else " (not enough)"),
-            _paraphrases([cell]),
+            _held_out([cell]),
             *(f"{cell['texts'][text]['kl']:.4f}" for text in texts),
             *(f"{cell['texts'][text]['loss_rise']:+.4f}" for text in texts),
         ]
@@ -103,25 +100,25 @@ def rates_table(cells: Sequence[Cell], model: str) -> ResultTable:
     ]
     measured = [*(f"KL, {text}" for text in texts), *(f"rise of loss, {text}" for text in texts)]
     return ResultTable(
-        f"{model}: every cell", ["method", "rate", "seed", "steps", "right", "paraphrases", *measured], rows
+        f"{model}: every cell", ["method", "rate", "seed", "steps", "right", "held out", *measured], rows
     )
 
 
 def draw(cells: Sequence[Cell], model: str, path: Path) -> None:
-    """Paraphrases answered against damage, every method of one model at its best rate and first seed, as PNG."""
+    """Held-out questions answered against damage, every method of one model at its best rate and first seed, as PNG."""
     text = next(iter(cells[0]["texts"]))
     chosen = [group[0] for (owner, _), group in at_best_rate(cells, text).items() if owner == model]
     figure = pareto_figure(
         [
             {
                 "new": cell["name"],
-                "data": {"right": {"new": cell["paraphrases"] or cell["accuracy"]}},
+                "data": {"right": {"new": cell["held_out"] or cell["accuracy"]}},
                 "texts": [{"kl": {"kl": cell["texts"][text]["kl"]}}],
             }
             for cell in chosen
         ]
     )
-    figure.axes[0].set(xscale="log", ylabel="paraphrases answered", title=f"{model}, {text}")
+    figure.axes[0].set(xscale="log", ylabel="held-out questions answered", title=f"{model}, {text}")
     with atomic_file(path, overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
@@ -130,8 +127,8 @@ def _mean(group: Sequence[Cell], text: str) -> float:
     return statistics.mean(cell["texts"][text]["kl"] for cell in group)
 
 
-def _paraphrases(group: Sequence[Cell]) -> str:
-    found = [cell["paraphrases"] for cell in group if cell["paraphrases"] is not None]
+def _held_out(group: Sequence[Cell]) -> str:
+    found = [cell["held_out"] for cell in group if cell["held_out"] is not None]
     return f"{statistics.mean(found):.2f}" if found else ""
 
 

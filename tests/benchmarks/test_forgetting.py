@@ -30,21 +30,29 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load
 
 
-def _plan(tmp_path: Path, rates: list[float]) -> Path:
+def _plan(tmp_path: Path, rates: list[float], more: list[dict[str, Any]], *, learns: bool) -> Path:
     path = tmp_path / "plan.yaml"
     path.write_text(
         json.dumps(
             {
-                "settings": {"facts": 4, "enough": 1.0, "max_steps": 2, "autocast": False},
+                "settings": {
+                    "facts": 4,
+                    "calls": 3,
+                    "enough": 0.0 if learns else 1.0,
+                    "max_steps": 2,
+                    "autocast": False,
+                },
                 "damage": {"windows": 2, "window": 32, "passages": 3, "choices": 2, "longest": 128},
                 "methods": {
                     "random rows": {"method": "rows"},
                     "given rows": {"method": "rows", "positions": "given.json"},
                     "LoRA, MLP": {"method": "lora-mlp"},
+                    "full, keep": {"method": "full", "keep": 1.0, "keep_text": "keep.txt"},
                 },
                 "cells": [
                     {"models": ["tiny"], "methods": ["random rows"], "rates": rates, "seeds": [0]},
                     {"models": ["tiny"], "methods": ["given rows", "LoRA, MLP"], "rates": rates[:1], "seeds": [0]},
+                    *more,
                 ],
             }
         )
@@ -52,7 +60,15 @@ def _plan(tmp_path: Path, rates: list[float]) -> Path:
     return path
 
 
-def _run(benchmark: Any, tmp_path: Path, model: Path, rates: list[float], facts: Path | None = None) -> None:
+def _run(
+    benchmark: Any,
+    tmp_path: Path,
+    model: Path,
+    rates: list[float],
+    facts: Path | None = None,
+    *more: dict[str, Any],
+    learns: bool = False,
+) -> None:
     text, lambada, piqa = tmp_path / "text.txt", tmp_path / "lambada.jsonl", tmp_path / "piqa.jsonl"
     text.write_text("\n".join(f"{number} " + "some words of a text " * 3 for number in range(5)))
     lambada.write_text("".join(json.dumps({"text": f"the cat sat on mat {number}"}) + "\n" for number in range(4)))
@@ -60,16 +76,36 @@ def _run(benchmark: Any, tmp_path: Path, model: Path, rates: list[float], facts:
     piqa.write_text((json.dumps(question) + "\n") * 2)
     (tmp_path / "facts.jsonl").write_text('{"prompt": "to open", "completion": " a key"}\n' * 3)
     (tmp_path / "old.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n')
+    (tmp_path / "keep.txt").write_text(("some words of a text " * 5 + "\n") * 64)
+    mmlu = {"question": "What follows A?", "choices": ["C", "B", "D", "A"], "answer": 1}
+    (tmp_path / "mmlu.jsonl").write_text((json.dumps(mmlu) + "\n") * 3)
+    functions = [
+        {
+            "id": f"c{number}",
+            "question": [[{"role": "user", "content": f"Add {number}."}]],
+            "function": [{"name": f"add{number}", "parameters": {"properties": {"n": {"type": "integer"}}}}],
+        }
+        for number in range(7)
+    ]
+    truths = [
+        {"id": f"c{number}", "ground_truth": [{f"add{number}": {"n": [number], "unit": ["", "m"]}}]}
+        for number in range(7)
+    ]
+    for name, records in (("calls", functions), ("truths", truths)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     benchmark("run").main(
         tmp_path / "cells",
-        _plan(tmp_path, rates),
+        _plan(tmp_path, rates, list(more), learns=learns),
         tmp_path,
         [f"tiny={model}"],
         [f"words={text}"],
         lambada,
         piqa,
+        mmlu=tmp_path / "mmlu.jsonl",
         facts=facts,
         questions=tmp_path / "old.jsonl",
+        calls=tmp_path / "calls.jsonl",
+        call_answers=tmp_path / "truths.jsonl",
     )
 
 
@@ -78,13 +114,13 @@ def test_what_is_missing_is_run(
     benchmark: Any, tmp_path: Path, llama_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _run(benchmark, tmp_path, llama_dir, [1e-2])
-    cells = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    cells = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
     assert sorted(cells) == ["tiny_LoRA--MLP_0.01_0.json", "tiny_random-rows_0.01_0.json"]
     assert "given rows, rate 0.01: passed over" in capsys.readouterr().out
 
     (tmp_path / "tiny-given.json").write_text(json.dumps([[1, 2], [], [3]]))
     _run(benchmark, tmp_path, llama_dir, [1e-2, 2e-2], tmp_path / "facts.jsonl")
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
     assert set(after) - set(cells) == {"tiny_given-rows_0.01_0.json", "tiny_random-rows_0.02_0.json"}
     assert {name: after[name] for name in cells} == cells
 
@@ -93,11 +129,97 @@ def test_what_is_missing_is_run(
     assert len(given["losses"]) == 3
     assert given["losses"][2] < given["losses"][0]
     assert given["texts"]["words"]["kl"] > 0
-    assert set(given["answers"]) == {"lambada_accuracy", "lambada_logprob", "piqa_accuracy", "old_accuracy"}
-    assert (given["facts"], given["paraphrases"]) == (3, None)  # those of the file, which has no paraphrases
+    assert set(given["answers"]) == {"lambada_accuracy", "lambada_logprob", "piqa_accuracy", "old_accuracy"} | {
+        "mmlu_accuracy",
+        "mmlu_kl",
+    }
+    assert given["base_answers"]["mmlu_kl"] == 0 < given["answers"]["mmlu_kl"]
+    assert (given["examples"], given["held_out"]) == (3, None)  # those of the file, which has no paraphrases
     invented = json.loads((tmp_path / "cells" / "tiny_random-rows_0.01_0.json").read_text())
-    assert invented["facts"] == 4
-    assert invented["paraphrases"] is not None
+    assert invented["examples"] == 4
+    assert invented["held_out"] is not None
+
+
+@pytest.mark.slow
+def test_further_tasks_and_seeds_at_the_best_rate(
+    benchmark: Any, tmp_path: Path, llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"models": ["tiny"], "methods": ["random rows"], "seeds": [1], "rates": "best"}
+    more = [
+        rows,
+        rows | {"methods": ["full, keep"]},  # no rate of it was tried
+        rows | {"tasks": ["sequence"], "seeds": [0]},
+        rows | {"tasks": ["calls"], "rates": [1e-2], "methods": ["full, keep", "LoRA, MLP"]},
+    ]
+    _run(benchmark, tmp_path, llama_dir, [1e-2, 1e-3], None, *more, learns=True)
+    assert "full, keep: passed over, no rate" in capsys.readouterr().out
+    found = {path.name for path in (tmp_path / "cells").glob("*.json")}
+    # Without a step none does damage, and the first rate is as good as the second.
+    best = min((1e-2, 1e-3), key=lambda rate: f"tiny_random-rows_{rate:g}_1.json" not in found)
+    assert {f"tiny_random-rows_{best:g}_1.json", f"tiny_sequence_random-rows_{best:g}_0.json"} <= found
+    assert {"tiny_calls_full--keep_0.01_1.json", "tiny_calls_LoRA--MLP_0.01_1.json"} <= found
+    sequence = json.loads((tmp_path / "cells" / f"tiny_sequence_random-rows_{best:g}_0.json").read_text())
+    assert [stage["task"] for stage in sequence["known"]] == ["facts", "calls", "facts"]
+    assert sequence["texts"]["words"]["kl"] == 0
+
+
+def test_calls_are_held_out_by_function(benchmark: Any, tmp_path: Path) -> None:
+    function = {"name": "area", "parameters": {"properties": {"a": {"type": "integer"}, "unit": {"type": "string"}}}}
+    asked = [[{"role": "user", "content": "How large?"}]]
+    others = [function | {"name": f"f{number}"} for number in range(3)]
+    records = [{"id": str(n), "question": asked, "function": [f]} for n, f in enumerate([function, function, *others])]
+    truths = [
+        {
+            "id": record["id"],
+            "ground_truth": [{record["function"][0]["name"]: {"a": [3], "s": ["x"], "unit": ["", "m"]}}],
+        }
+        for record in records
+    ]
+    for name, lines in (("calls", records), ("truths", truths)):
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = benchmark("tasks").calls_task(tmp_path / "calls", tmp_path / "truths", 2, 0)
+    names = [question.answer.partition("(")[0] for question in (*task.trained, *task.held_out)]
+    assert sorted(names) == ["area", "f0", "f1", "f2"]
+    call = next(question for question in (*task.trained, *task.held_out) if question.answer.startswith("area"))
+    assert call.answer == 'area(a=3, s="x")'
+    assert call.prompt.startswith('Function: {"name": "area", "parameters": {"a": "integer", "unit": "string"}}')
+
+
+@pytest.mark.parametrize("method", ["rows", "protected rows", "full", "lora-mlp", "osf"])
+def test_what_was_learned_stays_when_the_next_task_begins(
+    benchmark: Any, tmp_path: Path, llama_dir: Path, method: str
+) -> None:
+    methods, model = benchmark("methods"), load_model(str(llama_dir)).requires_grad_(False)
+    choice = methods.Choice(30.0, 0, None, None, None)
+    if method == "protected rows":
+        choice = replace(choice, moments=some_moments(tmp_path / "moments.safetensors", llama_dir), protect=0.5)
+    trainable = methods.METHODS[method.rpartition(" ")[2]](model, choice).eval()
+    tokens = torch.tensor([[5, 9, 40, 77]])
+    before = model(tokens).logits.detach()
+    with torch.no_grad():
+        for parameter in trainable.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    changed = trainable(tokens).logits.detach()
+    merged = methods.ordinary(trainable)
+    assert_close(merged(tokens).logits, changed)
+    assert (changed - before).abs().max() > 1e-3
+    again = methods.METHODS[method.rpartition(" ")[2]](merged.requires_grad_(False), choice).eval()
+    assert_close(again(tokens).logits, changed)
+
+
+def test_what_is_kept_pulls_back_to_the_base(benchmark: Any, llama_dir: Path) -> None:
+    learning, base = benchmark("learning"), load_model(str(llama_dir))
+    windows = torch.randint(5, 90, (16, 12), generator=torch.Generator().manual_seed(0))
+    keep, model = learning.Keep(base, windows, 2.0, per_step=4), load_model(str(llama_dir))
+    assert float(keep.term(model, 0)) == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.1 * torch.randn_like(model.lm_head.weight))
+    ids = windows[4:8]  # those of the second step
+    before, after = base(ids).logits.log_softmax(-1), model(ids).logits.log_softmax(-1)
+    expected = 2 * (before.exp() * (before - after)).sum(-1).mean()
+    assert_close(keep.term(model, 1), expected.detach())
+    assert float(expected.detach()) > 0.01
 
 
 def test_an_untouched_model_has_no_damage(benchmark: Any, tmp_path: Path, llama_dir: Path) -> None:
@@ -134,7 +256,7 @@ def test_every_method_starts_as_its_base_and_learns(
     trainable = methods.METHODS[method.rpartition(" ")[2]](model, choice).eval()
     tokens = torch.tensor([[5, 9, 40, 77]])
     assert_close(model(tokens).logits, base(tokens).logits)
-    facts = benchmark("facts").invented_facts(4, 0)
+    facts = benchmark("tasks").facts_task(benchmark("facts").invented_facts(4, 0)).trained
     learned = benchmark("learning").learn(
         trainable, tokenizer, facts, rate=1e-2, enough=1.0, max_steps=2, autocast=False
     )
@@ -150,7 +272,7 @@ def _cell(name: str, rate: float, kl: float, *, seed: int = 0, reached: bool = T
         "steps": 10,
         "accuracy": 1.0 if reached else 0.5,
         "reached": reached,
-        "paraphrases": 0.5,
+        "held_out": 0.5,
         "texts": {"wiki": {"kl": kl, "loss_rise": kl}},
         "answers": {"lambada_accuracy": 0.25},
         "base_answers": {"lambada_accuracy": 0.5},
@@ -162,7 +284,7 @@ CELLS = [
     _cell("random rows", 3e-4, 0.2),
     _cell("random rows", 3e-4, 0.3, seed=1),
     _cell("random rows", 1e-4, 0.01, reached=False),  # the least damage, because it learned nothing
-    _cell("full fine-tuning", 1e-4, 0.5) | {"paraphrases": None},
+    _cell("full fine-tuning", 1e-4, 0.5) | {"held_out": None},
     _cell("protected", 3e-3, 0.025),
     _cell("lost", 1.0, 0.0, reached=False),
 ]

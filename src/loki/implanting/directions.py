@@ -19,6 +19,7 @@ from loki.artefacts.moments import Moments
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.files import atomic_file
+from loki.ranks import pick_device
 
 DIRECTIONS_FILE = "directions.safetensors"
 
@@ -71,6 +72,9 @@ def least_used_directions(moments: Path, protect: float, positions: Positions, *
             a value in them is NaN.
     """
     check_protect(protect)
+    device = pick_device()
+    if device.type == "mps":  # has no float64
+        device = torch.device("cpu")
     measured = Moments(moments)
     if measured.layers != len(positions):
         raise LokiError(f"moments file {moments} is for {measured.layers} layers, the positions for {len(positions)}")
@@ -86,8 +90,8 @@ def least_used_directions(moments: Path, protect: float, positions: Positions, *
                 f"--protect {protect} leaves none of {size} input directions to train: choose a smaller one"
             )
         # Eigenvalues come in ascending order.
-        vectors = torch.linalg.eigh(moment.to(torch.float64)).eigenvectors
-        directions[layer] = vectors[..., :count].to(torch.float32).contiguous()
+        vectors = torch.linalg.eigh(moment.to(device, torch.float64)).eigenvectors
+        directions[layer] = vectors[..., :count].to("cpu", torch.float32).contiguous()
     return directions
 
 
