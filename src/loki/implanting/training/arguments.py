@@ -18,6 +18,13 @@ _CHECKPOINTING = next(
 )
 
 
+# Later releases of TRL add a loss that balances experts unless told not to, and fail on a model of such a family that
+# has none (Granite 4). Rows are to learn the data alone.
+_WITHOUT_ROUTER_LOSS = {
+    name: 0.0 for name in ("router_aux_loss_coef",) if name in {field.name for field in fields(SFTConfig)}
+}
+
+
 def sft_arguments(
     settings: TrainingSettings,
     output: Path,
@@ -77,6 +84,7 @@ def sft_arguments(
         ddp_find_unused_parameters=False,  # every forward pass uses every row
         disable_tqdm=True,
         report_to=str(settings.report_to),
+        **_WITHOUT_ROUTER_LOSS,
         **{
             _CHECKPOINTING: settings.gradient_checkpointing,
             f"{_CHECKPOINTING}_kwargs": {"use_reentrant": False} if settings.gradient_checkpointing else None,

@@ -16,6 +16,7 @@ from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows
 from loki.implanting.training.quantised import put_best_rows
 from loki.inputs import reading
+from loki.models.architectures import text_config
 
 NEW = "new"
 
@@ -97,6 +98,10 @@ class KeepTerm:
 _REMOVE = "it is damaged: remove it, and run the same command again"
 
 
+# What TRL sets in the configuration of families with experts, which would be saved with it.
+_ROUTING = ("output_router_logits", "router_aux_loss_coef")
+
+
 class KeepTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with a `KeepTerm` in every training step; without one, or with weight 0, TRL's own to the last bit.
 
@@ -107,7 +112,11 @@ class KeepTrainer(SFTTrainer):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, keep: KeepTerm | None = None, **options: Any) -> None:
+        config = text_config(options["model"].config)
+        routing = {name: getattr(config, name) for name in _ROUTING if hasattr(config, name)}
         super().__init__(*args, **options)
+        for name, value in routing.items():
+            setattr(config, name, value)
         self._keep = keep if keep is not None and keep.active else None
         self._batches = -1  # taken before
 
