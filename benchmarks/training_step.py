@@ -31,7 +31,7 @@ from loki.files import write_json
 from loki.implanting.linear import LoKILinear
 from loki.implanting.peft import LoKIConfig
 from loki.implanting.splitting import active_parameters, split_rows
-from loki.models.architectures import down_projections
+from loki.models.experts import down_projections
 from loki.report.table import ResultTable
 
 HIDDEN, D_FF = 896, 4864

@@ -1,7 +1,8 @@
 """One phase of LoKI on several models, in a process of its own: `python -m tests.fresh_process PHASE FOLDER...`.
 
-Each folder holds `base` and `positions.json`, and gets what the phase makes. What one process learnt of a family, by
-making its classes, is unknown to the next: every phase must find out for itself.
+Each folder holds `base` and `positions.json`, may hold `experts` (which rows are meant), and gets what the phase
+makes. What one process learnt of a family, by making its classes, is unknown to the next: every phase must find out for
+itself.
 """
 
 import sys
@@ -10,11 +11,18 @@ from pathlib import Path
 PHASES = ("create", "train", "restore", "verify", "load")
 
 
+def experts(folder: Path) -> str | None:
+    return (folder / "experts").read_text() if (folder / "experts").is_file() else None
+
+
 def create(folder: Path) -> None:
     from loki import create_loki_model
 
     create_loki_model(
-        model_name=folder / "base", target_pos_path=folder / "positions.json", save_dir=folder / "loki_model"
+        model_name=folder / "base",
+        target_pos_path=folder / "positions.json",
+        save_dir=folder / "loki_model",
+        experts=experts(folder),
     )
 
 
@@ -38,9 +46,49 @@ def verify(folder: Path) -> None:
     from loki.artefacts.positions import read_positions
     from loki.restoring.verify import verify
 
-    report = verify(folder / "base", folder / "restored", read_positions(folder / "positions.json"))
+    positions = read_positions(folder / "positions.json")
+    report = verify(folder / "base", folder / "restored", positions, experts=experts(folder))
     report.raise_for_differences()
     assert report.changed_rows > 0
+    # A LoKI model says itself which rows are meant.
+    verify(folder / "base", folder / "trained", positions).raise_for_differences()
+
+
+def adapter(folder: Path) -> None:
+    """Train a step on an adapter, and save it; `restore_adapter` is another process."""
+    import torch
+    from peft import PeftModel
+
+    from loki.implanting.peft.zero import save_zero_adapter
+    from loki.models.loading import load_model
+
+    save_zero_adapter(folder / "base", folder / "positions.json", folder / "zero", experts=experts(folder))
+    model = PeftModel.from_pretrained(load_model(folder / "base"), str(folder / "zero"), is_trainable=True)
+    tokens = torch.tensor([[5, 9, 40, 77, 123]])
+    optimizer = torch.optim.SGD([part for part in model.parameters() if part.requires_grad], lr=1.0)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    model.save_pretrained(str(folder / "adapter"))
+
+
+def restore_adapter(folder: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    from loki import restore_loki_model
+    from loki.artefacts.positions import read_positions
+    from loki.models.loading import load_model
+    from loki.restoring.verify import verify
+
+    restore_loki_model(folder / "adapter", folder / "merged", base_model=folder / "base")
+    positions = read_positions(folder / "positions.json")
+    report = verify(folder / "base", folder / "merged", positions, experts=experts(folder))
+    report.raise_for_differences()
+    assert report.changed_rows > 0
+    tokens = torch.tensor([[5, 9, 40, 77]])
+    with_adapter = PeftModel.from_pretrained(load_model(folder / "base"), str(folder / "adapter"))
+    logits, merged = with_adapter(input_ids=tokens).logits, load_model(folder / "merged")(input_ids=tokens).logits
+    torch.testing.assert_close(logits, merged, rtol=1e-4, atol=1e-4)
 
 
 def load(folder: Path) -> None:

@@ -72,6 +72,59 @@ ODD_FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
 }
 
+# Experts beside an MLP that every token goes through, after layers without experts or not.
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_DEEPSEEK = {
+    **_EXPERTS,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        **_DEEPSEEK,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "gemma4_text": {
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "sliding_window": 6,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 24,
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    },
+    "glm4_moe": {**_DEEPSEEK, "head_dim": 8},
+    "granitemoehybrid": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 40,
+        "layer_types": ["attention"] * 3,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "mamba_expand": 2,
+    },
+    "lfm2_moe": {
+        **_EXPERTS,
+        "num_experts": 4,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention", "conv"],
+    },
+}
+
 # Layers that mix tokens by something other than attention.
 HYBRID_FAMILIES: dict[str, dict[str, Any]] = {
     "bamba": {
@@ -193,7 +246,7 @@ def tiny_config(family: str, **changes: Any) -> PretrainedConfig:
     """Configuration of a tiny model of `family` (a key of the tables above, or any type with the common fields)."""
     if family in WRAPPERS:
         return AutoConfig.for_model(family, **{**WRAPPERS[family], **changes})
-    own = {**FAMILIES, **ATTENTION_FAMILIES, **ODD_FAMILIES, **HYBRID_FAMILIES}.get(family, {})
+    own = {**FAMILIES, **ATTENTION_FAMILIES, **ODD_FAMILIES, **EXPERT_FAMILIES, **HYBRID_FAMILIES}.get(family, {})
     return AutoConfig.for_model(family, **{**_COMMON, **own, **changes})
 
 

@@ -15,7 +15,7 @@ from loki.artefacts.positions import Positions, read_positions
 from loki.implanting.directions import Directions, free_directions, least_used_directions
 from loki.implanting.protected import protect_rows
 from loki.implanting.splitting import loki_linears, split_rows
-from loki.models.architectures import down_projections
+from loki.models.experts import down_projections
 from loki.selection.quota import rows_for_quota
 
 
@@ -67,8 +67,8 @@ def train_rows(model: PreTrainedModel, choice: Choice) -> nn.Module:
 @lru_cache(maxsize=4)
 def _directions(moments: Path, occupied: tuple[bool, ...], width: int) -> Directions:
     """All directions of the layers that have rows, least used first: an eigenproblem per layer, solved once."""
-    none_protected = 1e-9
-    return least_used_directions(moments, none_protected, [[0] if taken else [] for taken in occupied], width=width)
+    none_protected, rows = 1e-9, [[0] if taken else [] for taken in occupied]
+    return least_used_directions(moments, none_protected, rows, widths=[width] * len(rows))
 
 
 def train_everything(model: PreTrainedModel, choice: Choice) -> nn.Module:

@@ -12,7 +12,7 @@ from loki.analysis.moments import blocks_of, measure_moments
 from loki.analysis.options import MomentsSettings
 from loki.artefacts.moments import FORMAT, VERSION, Moments
 from loki.errors import LokiError
-from loki.models.architectures import down_projections
+from loki.models.experts import down_projections
 from loki.models.loading import load_model
 from tests.tolerances import assert_close
 

@@ -5,7 +5,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loki.errors import LokiError
-from loki.models.architectures import LOKI_FAMILIES, down_projections, mlp_outputs
+from loki.models.architectures import LOKI_FAMILIES, mlp_outputs
+from loki.models.experts import down_projections
 from tests.tiny_models import tiny_model
 
 BY_STRUCTURE = {

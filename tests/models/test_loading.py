@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, T5Config
 
 from loki.errors import LokiError
 from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
-from loki.models.tensor_names import projection_names
+from loki.models.tensor_names import stored_row_tensors
 from tests.tiny_models import ATTENTION_FAMILIES, FAMILIES, save_tiny_model, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -90,7 +90,7 @@ def test_configuration_that_is_no_object(copy_of_llama: Path, text: str) -> None
 def test_configuration_that_makes_no_model(copy_of_llama: Path) -> None:
     change_config(copy_of_llama, {"hidden_act": "nope"})
     with pytest.raises(LokiError, match="nope"):
-        projection_names(load_config(copy_of_llama))
+        stored_row_tensors(load_config(copy_of_llama), [])
     with pytest.raises(LokiError, match="nope"):
         load_model(copy_of_llama)
 

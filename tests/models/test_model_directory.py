@@ -57,12 +57,14 @@ def files(tmp_path: Path) -> Path:
 def test_everything_is_read_once(calls: Calls, llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelDirectory(HUB_ID)
     assert ModelDirectory.of(model) is model
-    for part in ("config", "text_config", "tokenizer", "checkpoint", "fingerprint", "projection_names"):
+    for part in ("config", "text_config", "tokenizer", "checkpoint", "fingerprint", "row_tensors"):
         assert getattr(model, part) is getattr(model, part)
     assert model.load().config.hidden_size == model.text_config.hidden_size
     assert (calls.lookups, calls.configurations) == ([HUB_ID], [llama_dir])
     assert model.fingerprint == fingerprint(llama_dir)
-    assert model.projection_names == [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
+    assert [[tensor.name for tensor in layer] for layer in model.row_tensors] == [
+        [f"model.layers.{layer}.mlp.down_proj.weight"] for layer in range(3)
+    ]
 
 
 def test_it_stands_for_its_path_and_its_name(calls: Calls, llama_dir: Path) -> None:
@@ -82,7 +84,7 @@ def test_another_process_reads_what_it_needs_itself(llama_dir: Path) -> None:
     model = ModelDirectory(llama_dir, trust_remote_code=True)
     assert model.config and model.tokenizer
     copy = pickle.loads(pickle.dumps(model))
-    assert vars(copy) == {"name": str(llama_dir), "path": llama_dir, "trust_remote_code": True}
+    assert vars(copy) == {"name": str(llama_dir), "path": llama_dir, "trust_remote_code": True, "experts": None}
     assert copy.config.to_dict() == model.config.to_dict()
 
 
@@ -98,7 +100,7 @@ def test_check_finds_missing_weights_and_configurations(llama_dir: Path, tmp_pat
 @pytest.mark.parametrize(("positions", "problem"), [([[1], [2]], "2 layers"), ([[1], [], [32]], "32")])
 def test_positions_for_another_model(llama_dir: Path, positions: list[list[int]], problem: str) -> None:
     with pytest.raises(LokiError, match=f"mine: .*{problem}"):
-        ModelDirectory(llama_dir).projections_for(positions, origin="mine")
+        ModelDirectory(llama_dir).rows_for(positions, origin="mine")
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,13 @@ def test_a_trained_model(tmp_path: Path, dtype: torch.dtype) -> None:
 
 def test_rows_in_half_precision_are_rounded_once(tmp_path: Path) -> None:
     base = ModelDirectory(save_tiny_model(tmp_path / "base", dtype=torch.bfloat16))
-    change = scale_rows(base, base.projection_names, POSITIONS, 0.3)
-    for name, rows in zip(base.projection_names, POSITIONS, strict=True):
-        before = base.checkpoint.tensor(f"{name}.weight")
+    change = scale_rows(base, POSITIONS, 0.3)
+    for (tensor,), rows in zip(base.row_tensors, POSITIONS, strict=True):
+        before = base.checkpoint.tensor(tensor.name)
         after = before + torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
         expected = after.clone()
         expected[rows] = (before.float() + 0.3 * (after.float() - before.float()))[rows].bfloat16()
-        assert torch.equal(change(f"{name}.weight", after.clone()), expected)
+        assert torch.equal(change(tensor.name, after.clone()), expected)
 
 
 def test_a_base_that_was_converted(tmp_path: Path) -> None:

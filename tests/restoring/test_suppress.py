@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from loki import create_loki_model, set_zero_weights
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
-from loki.models.architectures import down_projections
 from loki.models.checkpoint import Checkpoint, fingerprint
+from loki.models.experts import down_projections
 from tests.tiny_models import tiny_model
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from loki.artefacts.scores import ScoresReader
 from loki.data.preparing import prepare_training_data
 from loki.errors import LokiError
-from loki.models.architectures import down_projections
 from loki.models.checkpoint import fingerprint
+from loki.models.experts import down_projections
 from loki.models.model_directory import ModelDirectory
 from loki.selection.select import select
 from loki.selection.strategies import SelectionSettings

@@ -22,7 +22,8 @@ from loki.artefacts.moments import MomentsOrigin, write_moments
 from loki.calibration.texts import load_token_ids
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
-from loki.models.architectures import down_projections, text_config
+from loki.models.architectures import text_config
+from loki.models.experts import Experts, linear_rows
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.ranks import pick_device
 
@@ -59,6 +60,8 @@ def measure_moments(
     refuse_existing_file(output, overwrite=overwrite)
     protect_inputs(output, model, data)
     source = ModelDirectory.of(model, trust_remote_code=settings.trust_remote_code)
+    if source.experts is Experts.ALL:
+        raise LokiError("--experts all: the inputs of all experts are not measured; use shared or dense")
     loaded = source.load(dtype=settings.dtype, device=pick_device(settings.device))
     config = text_config(loaded.config)
     texts = load_token_ids(
@@ -81,9 +84,11 @@ def measure_moments(
         dtype=str(loaded.dtype).removeprefix("torch."),
         loki_version=version("loki-llm"),
     )
-    sums = _Sums(loaded, settings.block_size)
+    sums = _Sums(loaded, settings.block_size, source.experts)
     partial = output.with_name(f"{output.name}.partial")
     identity = {**asdict(origin), "block_size": settings.block_size, "batch_size": settings.batch_size}
+    if source.experts is not None:
+        identity["experts"] = source.experts.value
     batches = [texts[start : start + settings.batch_size] for start in range(0, len(texts), settings.batch_size)]
     start = sums.resume(partial, identity, overwrite=overwrite)
     task = progress.add_task("Measuring", total=len(batches), completed=start) if progress else None
@@ -104,13 +109,16 @@ def blocks_of(width: int, block_size: int) -> int:
 
 
 class _Sums:
-    """Sums of `h h^T` over tokens, one `[blocks, n, n]` per layer, in float32 beside the layer."""
+    """Sums of `h h^T` over tokens, `[blocks, n, n]` per layer, in float32 beside the layer; a 0 in one without rows."""
 
-    def __init__(self, model: PreTrainedModel, block_size: int) -> None:
+    def __init__(self, model: PreTrainedModel, block_size: int, experts: str | None) -> None:
         self._model = model
-        self._projections = list(down_projections(model).values())
+        self._projections = [rows.projection for rows in linear_rows(model, experts)]
         self.totals = []
         for projection in self._projections:
+            if not isinstance(projection, nn.Linear):
+                self.totals.append(torch.zeros(1, 1, 1))
+                continue
             blocks = blocks_of(projection.in_features, block_size)
             width = projection.in_features // blocks
             self.totals.append(torch.zeros(blocks, width, width, device=projection.weight.device))
@@ -132,10 +140,14 @@ class _Sums:
         for projection, total in zip(self._projections, self.totals, strict=True):
 
             def accumulate(_: nn.Module, inputs: tuple[Any, ...], total: torch.Tensor = total) -> None:
-                rows = inputs[0].detach()[mask.to(inputs[0].device)].to(torch.float32)
+                # Shared experts see all tokens of all texts in one dimension.
+                inputs_by_token = inputs[0].detach().reshape(*mask.shape, -1)
+                rows = inputs_by_token[mask.to(inputs[0].device)].to(torch.float32)
                 blocks = rows.view(len(rows), len(total), -1).transpose(0, 1)
                 total.baddbmm_(blocks.transpose(1, 2), blocks)
 
+            if projection is None:
+                continue
             handles.append(projection.register_forward_pre_hook(accumulate))
         try:
             yield

@@ -1,6 +1,6 @@
 """Positions: which rows of every layer's `down_proj.weight` are selected. A JSON list of lists, one per layer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from loki.errors import LokiError
@@ -86,6 +86,25 @@ def check_positions_fit(positions: Positions, *, layers: int, hidden: int, origi
             raise LokiError(
                 f"{origin}: layer {layer} lists row {max(rows)}, but the model has {hidden} rows per layer "
                 f"(0 to {hidden - 1}): use positions selected for it"
+            )
+
+
+def check_layers_have_rows(positions: Positions, layers: Collection[int], *, origin: str = "positions") -> None:
+    """Check that no row is selected in a layer without rows.
+
+    Args:
+        positions: selected rows of every layer.
+        layers: the layers that have rows.
+        origin: what the positions are called in error messages.
+
+    Raises:
+        LokiError: names the first layer that has none.
+    """
+    for layer, rows in enumerate(positions):
+        if rows and layer not in layers:
+            raise LokiError(
+                f"{origin}: rows are selected in layer {layer}, which has none with this choice of --experts: select "
+                "with the same choice"
             )
 
 

@@ -10,7 +10,7 @@ from loki.cli.app import app, console, say
 from loki.cli.measure_options import Measured
 from loki.cli.option_groups import with_options
 from loki.cli.parsing import parse_quotas
-from loki.cli.shared_options import Overwrite
+from loki.cli.shared_options import Experts, Overwrite
 
 
 @app.command()
@@ -21,6 +21,7 @@ def ablate(
     quotas: Annotated[
         str, typer.Option("--quotas", help="Percentages of every layer's rows to set to zero.")
     ] = "1,5,10,30",
+    experts: Experts = None,
     *,
     measured: Measured,
     output: Annotated[
@@ -40,7 +41,7 @@ def ablate(
     from loki.evaluation.ablation import ablate as ablate_rows
     from loki.evaluation.subjects import find_subject
     from loki.files import protect_inputs, refuse_existing_file, write_json
-    from loki.models.model_directory import models_read
+    from loki.models.model_directory import ModelDirectory, models_read
     from loki.report.ablation import ablation_tables
 
     options = measured.options()
@@ -48,8 +49,8 @@ def ablate(
         refuse_existing_file(output, overwrite=overwrite)
         protect_inputs(output, *models_read(model), scores, *options.inputs)
     quiet_libraries()
-    subject = find_subject(model, trust_remote_code=options.trust_remote_code)
-    found = ablate_rows(subject, scores, AblationOptions(tuple(parse_quotas(quotas))), options)
+    directory = ModelDirectory(model, trust_remote_code=options.trust_remote_code, experts=experts)
+    found = ablate_rows(find_subject(directory), scores, AblationOptions(tuple(parse_quotas(quotas))), options)
     for table in ablation_tables(found):
         console.print(table.rich())
     values = asdict(found)

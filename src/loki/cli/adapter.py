@@ -8,7 +8,7 @@ import typer
 from loki.cli.app import app, say
 from loki.cli.hub_options import HubOptions
 from loki.cli.option_groups import with_options
-from loki.cli.shared_options import BaseModel, Moments, Overwrite, Positions, Protect, TrustRemoteCode
+from loki.cli.shared_options import BaseModel, Experts, Moments, Overwrite, Positions, Protect, TrustRemoteCode
 from loki.errors import LAST_SEED
 
 
@@ -26,6 +26,7 @@ def adapter(
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=LAST_SEED, help="Seed of the random factor that a rank needs.")
     ] = 0,
+    experts: Experts = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
     *,
@@ -51,6 +52,7 @@ def adapter(
         rank=rank,
         moments=moments,
         protect=protect,
+        experts=experts,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
-from loki.cli.shared_options import BaseModel, Moments, Overwrite, Positions, Protect, TrustRemoteCode
+from loki.cli.shared_options import BaseModel, Experts, Moments, Overwrite, Positions, Protect, TrustRemoteCode
 
 
 @app.command()
@@ -19,6 +19,7 @@ def create(
     ] = "auto",
     moments: Moments = None,
     protect: Protect = None,
+    experts: Experts = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -39,5 +40,6 @@ def create(
         trust_remote_code=trust_remote_code,
         moments=moments,
         protect=protect,
+        experts=experts,
     )
     say(f"LoKI model: {output}", output=output)

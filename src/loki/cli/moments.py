@@ -8,6 +8,7 @@ import typer
 from loki.analysis.options import MomentsSettings
 from loki.cli.app import app, say
 from loki.cli.option_groups import with_options
+from loki.cli.shared_options import Experts
 
 
 @app.command()
@@ -23,6 +24,7 @@ def moments(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Moments file to write.", show_default=False)],
+    experts: Experts = None,
     *,
     settings: MomentsSettings,
     overwrite: Annotated[
@@ -39,10 +41,13 @@ def moments(
     from loki.analysis.moments import measure_moments
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
+    from loki.models.model_directory import ModelDirectory
 
     quiet_libraries()
     with progress_bar() as progress:
-        origin = measure_moments(model, data, output, settings, overwrite=overwrite, progress=progress)
+        origin = measure_moments(
+            ModelDirectory(model, experts=experts), data, output, settings, overwrite=overwrite, progress=progress
+        )
     say(
         f"Second moments over {origin.tokens:,} tokens of {origin.texts} texts: {output}",
         output=output,

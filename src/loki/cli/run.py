@@ -11,7 +11,7 @@ from loki.artefacts.training_settings import DEFAULT_PROTECT, RATE_DAMAGE, Backe
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.published_choices import ATTRIBUTION, SELECTION, check_published, typed
-from loki.cli.shared_options import TrustRemoteCode
+from loki.cli.shared_options import Experts, TrustRemoteCode
 from loki.cli.training_options import Backend, LeverOptions, LlamaFactoryOptions, say_learned, with_published_rate
 from loki.data.settings import DataSettings
 from loki.kva.settings import AttributionSettings
@@ -79,6 +79,7 @@ def run(
         str, typer.Option("--device", help="To analyse on: auto, cpu, mps or cuda.")
     ] = AnalysisOptions.device,
     backend: Backend = BackendName.TRL,
+    experts: Experts = None,
     *,
     attribution: AttributionSettings,
     data_settings: DataSettings,
@@ -125,6 +126,7 @@ def run(
     values: dict[str, Any] = read_config(config) if config else {}
     own = {"model": model, "data": data, "calibration": calibration, "quota": quota}
     own |= {"eval_data": eval_data, "protect": protect, "backend": backend if "backend" in given else None}
+    own |= {"experts": experts}
     values |= {name: value for name, value in own.items() if value is not None and value != []}
     groups = {
         "selection": {"strategy": strategy, "by": by},

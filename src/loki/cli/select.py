@@ -7,9 +7,9 @@ import typer
 
 from loki.cli.app import app, say
 from loki.cli.published_choices import SELECTION, Published, check_published
-from loki.cli.shared_options import Overwrite, TrustRemoteCode
+from loki.cli.shared_options import Experts, Overwrite, TrustRemoteCode
 from loki.selection.strategies import SelectionSettings, find_strategy, strategy_names
-from loki.selection.strategy import By, Inputs
+from loki.selection.strategy import By, Input, Inputs
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,6 +59,7 @@ def select(
         typer.Option("--exclude", help="Positions file whose rows are not selected again; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random strategy.")] = SelectionSettings.seed,
+    experts: Experts = None,
     published: Published = False,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -74,6 +75,7 @@ def select(
     """
     from loki.artefacts.positions import merge_positions, read_positions, write_positions
     from loki.cli.progress import progress_bar
+    from loki.errors import LokiError
     from loki.files import protect_inputs, refuse_existing_file
     from loki.models.model_directory import ModelDirectory
     from loki.selection.select import default_positions_path
@@ -84,8 +86,13 @@ def select(
         strategy, by = SELECTION.values()
     settings = SelectionSettings(strategy, by, seed)
     gradients = Path(task) if task is not None else None
-    find_strategy(strategy).check_inputs(Inputs(scores, model, moments, gradients).given(), strict=True)
-    base = ModelDirectory(model, trust_remote_code=trust_remote_code) if model is not None else None
+    chosen = find_strategy(strategy)
+    if experts is not None and model is None:
+        raise LokiError(f"--experts {experts} needs --model, to know which layers have rows")
+    # To say which layers have rows, a model may be given to any strategy.
+    given = model if experts is None or Input.MODEL in chosen.needs | chosen.takes else None
+    chosen.check_inputs(Inputs(scores, given, moments, gradients).given(), strict=True)
+    base = ModelDirectory(model, trust_remote_code=trust_remote_code, experts=experts) if model is not None else None
     output = output or default_positions_path(Inputs(scores, base), quota)
     refuse_existing_file(output, overwrite=overwrite)
     protect_inputs(output, scores, model, moments, task, *(exclude or []))
@@ -94,7 +101,8 @@ def select(
         if task is not None and Path(task).suffix != ".h5":
             gradients = task_gradients(task, base, output.with_suffix(".task.h5"), overwrite, progress)
         inputs = Inputs(scores, base, moments, gradients)
-        positions = select_rows(inputs, quota, settings, exclude=excluded, progress=progress)
+        layers = base.layers_with_rows if base is not None and experts is not None else None
+        positions = select_rows(inputs, quota, settings, exclude=excluded, layers=layers, progress=progress)
     write_positions(output, positions, overwrite=overwrite)
     rows = sum(map(len, positions))
     say(

@@ -27,6 +27,15 @@ Protect = Annotated[
     float | None,
     typer.Option("--protect", help="Share of the input directions, the most used ones, that training leaves alone."),
 ]
+Experts = Annotated[
+    str | None,
+    typer.Option(
+        "--experts",
+        help="Which rows are meant where the model has experts: shared (of the MLP that every token goes through), "
+        "dense (of the layers without experts alone) or all (every expert's as well; not for adapters).",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")

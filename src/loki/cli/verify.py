@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.cli.app import app, say
-from loki.cli.shared_options import TrustRemoteCode
+from loki.cli.shared_options import Experts, TrustRemoteCode
 
 
 @app.command()
@@ -15,6 +15,7 @@ def verify(
     tuned: Annotated[str, typer.Argument(help="The model after.", show_default=False)],
     positions: Annotated[Path, typer.Option("--positions", help="Positions file: the rows that may differ.")],
     device: Annotated[str, typer.Option("--device", help="Where to run both models: auto, cpu, mps or cuda.")] = "cpu",
+    experts: Experts = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check that nothing but the selected rows differs between two models; exit code 1 if something else does.
@@ -29,7 +30,12 @@ def verify(
     from loki.restoring.verify import verify as compare
 
     report = compare(
-        base, tuned, read_positions(positions), device=str(pick_device(device)), trust_remote_code=trust_remote_code
+        base,
+        tuned,
+        read_positions(positions),
+        device=str(pick_device(device)),
+        trust_remote_code=trust_remote_code,
+        experts=experts,
     )
     report.raise_for_differences()
     say(

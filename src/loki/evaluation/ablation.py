@@ -21,7 +21,9 @@ from loki.evaluation.options import MeasureOptions
 from loki.evaluation.subjects import Subject
 from loki.metrics.text import text_loss
 from loki.metrics.texts import text_sources
-from loki.models.architectures import down_projections
+from loki.models.architectures import text_config
+from loki.models.experts import row_tensors
+from loki.models.tensor_names import selected_by_tensor
 from loki.selection.accumulators import RowCounter
 from loki.selection.controls import by_chance
 from loki.selection.quota import rows_for_quota
@@ -152,16 +154,16 @@ def ablate(
     harness = Harness(measure.tasks) if measure.tasks.tasks else None
     texts = [text for source in text_sources(measure.texts) for text in source.texts]
     loaded = load(subject, measure)
-    projections = down_projections(loaded.model)
-    hidden = next(iter(projections.values())).out_features
-    check_positions_fit(selections[0][3], layers=len(projections), hidden=hidden, origin=f"scores file {scores}")
+    experts = subject.model.experts
+    layers, hidden = row_tensors(loaded.model, experts), text_config(loaded.model.config).hidden_size
+    check_positions_fit(selections[0][3], layers=len(layers), hidden=hidden, origin=f"scores file {scores}")
 
     def point(order: str, seed: int | None, quota: float, positions: Positions) -> AblationPoint:
-        with zeroed(loaded.model, positions):
+        with zeroed(loaded.model, positions, experts):
             loss = text_loss(loaded.model, loaded.tokenizer, texts, window=measure.window).loss
             return AblationPoint(order, seed, quota, loss, _task_scores(loaded, positions, harness, measure))
 
-    base = point("", None, 0, [[] for _ in projections])
+    base = point("", None, 0, [[] for _ in layers])
     points = []
     for order, seed, quota, positions in selections:
         points.append(point(order, seed, quota, positions))
@@ -170,21 +172,20 @@ def ablate(
 
 
 @contextmanager
-def zeroed(model: PreTrainedModel, positions: Positions) -> Iterator[None]:
+def zeroed(model: PreTrainedModel, positions: Positions, experts: str | None = None) -> Iterator[None]:
     """Set the selected rows of every `down_proj.weight`, and of its bias, to zero inside the block."""
     kept = []
     with torch.no_grad():
-        for projection, rows in zip(down_projections(model).values(), positions, strict=True):
-            for parameter in (projection.weight, projection.bias):
-                if parameter is not None and rows:
-                    kept.append((parameter, rows, parameter[rows].clone()))
-                    parameter[rows] = 0
+        for name, index in selected_by_tensor(row_tensors(model, experts), positions).items():
+            parameter = model.get_parameter(name)
+            kept.append((parameter, index, parameter[index].clone()))
+            parameter[index] = 0
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, rows, values in kept:
-                parameter[rows] = values
+            for parameter, index, values in kept:
+                parameter[index] = values
 
 
 def _selections(scores: Path, options: AblationOptions) -> Iterator[tuple[str, int | None, float, Positions]]:

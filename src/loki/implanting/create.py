@@ -22,6 +22,7 @@ from loki.implanting.directions import (
 from loki.implanting.modeling import LoKIConfigMixin, auto_map, loki_classes, write_remote_module
 from loki.models.architectures import text_config
 from loki.models.checkpoint import rows_digest
+from loki.models.experts import Experts
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.models.rewriting import cast_floats, rewrite_weights
 from loki.models.side_files import copy_side_files
@@ -39,6 +40,7 @@ def create_loki_model(
     trust_remote_code: bool = False,
     moments: str | Path | None = None,
     protect: float | None = None,
+    experts: str | None = None,
 ) -> Path:
     """Make a LoKI model directory: the base model's weights, with the positions in its configuration.
 
@@ -57,6 +59,8 @@ def create_loki_model(
         moments: file of second moments of the base model's inputs, for `protect`.
         protect: share of the input directions that training leaves alone (`loki.implanting.directions`); None trains
             along all of them.
+        experts: which rows are meant where the model has experts: `shared`, `dense` or `all`, see
+            `loki.models.experts.Experts`. Such a model needs it, and no other takes it.
 
     Returns:
         `save_dir`.
@@ -68,7 +72,7 @@ def create_loki_model(
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
     protect_inputs(target, model_name, target_pos_path, moments)
-    source = ModelDirectory.of(model_name, trust_remote_code=trust_remote_code)
+    source = ModelDirectory.of(model_name, trust_remote_code=trust_remote_code, experts=experts)
     base = source.config
     config_class, model_class = _classes(base, loki_config_cls, loki_model_class)
     config = loki_configuration(
@@ -118,8 +122,8 @@ def loki_configuration(
     base = source.config
     if config_class is None or model_class is None:
         config_class, model_class = _classes(base, config_class, model_class)
-    names = source.editable_projections(positions, origin=origin)
-    stored = source.checkpoint.tensor(f"{names[0]}.weight").dtype
+    tensors = source.editable_rows(positions, origin=origin)
+    stored = source.checkpoint.dtype(next(layer[0].name for layer in tensors if layer))
     values = base.to_dict() | {
         "model_type": config_class.model_type,
         "architectures": [model_class.__name__],
@@ -127,10 +131,12 @@ def loki_configuration(
         "target_pos": positions,
         "base_model_name_or_path": source.reference,
         "base_fingerprint": source.fingerprint,
-        "base_rows_fingerprint": rows_digest(source.path, names, positions, dtype=dtype),
+        "base_rows_fingerprint": rows_digest(source.path, tensors, positions, dtype=dtype),
         "base_dtype": str(dtype or stored).removeprefix("torch."),
         "loki_version": version("loki-llm"),
     }
+    if source.experts is not None:
+        values["experts"] = source.experts.value
     if dtype is not None:
         values["dtype"] = str(dtype).removeprefix("torch.")
     config: PretrainedConfig = config_class.from_dict(values)
@@ -172,9 +178,11 @@ def chosen_directions(
     if protect is None or moments is None:
         raise LokiError("--protect and --moments belong together: measure the moments with `loki moments`")
     check_protect(protect)
+    if source.experts is Experts.ALL:
+        raise LokiError("--protect goes with --experts shared or dense: the inputs of all experts are not measured")
     check_measured_on(Path(moments), config.base_fingerprint)
-    width = source.checkpoint.shape(f"{source.projection_names[0]}.weight")[1]
-    directions = least_used_directions(Path(moments), protect, config.target_pos, width=width)
+    widths = [source.checkpoint.shape(layer[0].name)[1] if layer else 0 for layer in source.row_tensors]
+    directions = least_used_directions(Path(moments), protect, config.target_pos, widths=widths)
     config.protect, config.directions_digest = protect, digest(directions)
     return directions
 

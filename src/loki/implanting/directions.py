@@ -7,6 +7,7 @@ constraint; keeping updates away from used input directions is known from contin
 GPM, arXiv 2103.09762).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -58,14 +59,14 @@ def check_measured_on(moments: Path, model_fingerprint: str | None) -> None:
         raise LokiError(f"moments file {moments} was measured on another model ({origin.model}): measure this one")
 
 
-def least_used_directions(moments: Path, protect: float, positions: Positions, *, width: int) -> Directions:
+def least_used_directions(moments: Path, protect: float, positions: Positions, *, widths: Sequence[int]) -> Directions:
     """The directions along which rows may change: in each block the eigenvectors of the smallest eigenvalues.
 
     Args:
         moments: file of second moments, see `loki.artefacts.moments`.
         protect: share of the directions that are left alone, those used most.
         positions: selected rows; a layer without any gets no directions.
-        width: inputs `d_ff` of the model's `down_proj`.
+        widths: inputs `d_ff` of every layer's `down_proj`.
 
     Raises:
         LokiError: if the share is not between 0 and 1 or leaves nothing to train, the moments are of another model, or
@@ -82,8 +83,8 @@ def least_used_directions(moments: Path, protect: float, positions: Positions, *
     for layer in (layer for layer, rows in enumerate(positions) if rows):
         moment = measured.second_moment(layer)
         blocks, size, _ = moment.shape
-        if blocks * size != width:
-            raise LokiError(f"moments file {moments} is for {blocks * size} inputs, but the model has {width}")
+        if blocks * size != widths[layer]:
+            raise LokiError(f"moments file {moments} is for {blocks * size} inputs, but the model has {widths[layer]}")
         count = free_directions(size, protect)
         if count == 0:
             raise LokiError(

@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional
 
 from loki.artefacts.positions import check_positions, check_positions_fit
-from loki.errors import LokiError
 from loki.implanting.sharding import ACTIVE, full_tensor, rows_are_kept_apart, shard_like
+from loki.implanting.switching import SwitchableRows
 
 
-class LoKILinear(nn.Module):
+class LoKILinear(SwitchableRows):
     """A linear map `[..., in_features] -> [..., out_features]` of which only the active rows are trained.
 
     A row is what the paper calls a knowledge vector: one row of the weight and, where there is a bias, its entry
@@ -52,8 +52,6 @@ class LoKILinear(nn.Module):
         # Not on the meta device, where FSDP2's other ranks have their weights while rank 0 loads: it would lose them.
         device = "cpu" if self.weight.is_meta else self.weight.device
         self.register_buffer("rows", torch.tensor(rows[0], dtype=torch.long, device=device), persistent=False)
-        self._base: tuple[torch.Tensor, torch.Tensor | None] | None = None
-        self._shown: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.active_weight = nn.Parameter(self.weight.detach()[self.rows])
         self.active_bias = None if self.bias is None else nn.Parameter(self.bias.detach()[self.rows])
 
@@ -80,32 +78,6 @@ class LoKILinear(nn.Module):
         )
         return functional.linear(x, weight, bias).index_copy(-1, self.rows, active)
 
-    def remember_base(self) -> None:
-        """Keep a copy of the active rows as they are now, for `show_base`."""
-        weight, bias = self.active_rows()
-        self._base = (
-            weight.detach().to(self.weight.dtype, copy=True),
-            None if bias is None else bias.detach().to(self.weight.dtype, copy=True),
-        )
-
-    def show_base(self, shown: bool) -> None:
-        """Compute with the remembered rows instead of the active ones, or again with the active ones.
-
-        Not between a forward pass and its backward pass, which share the weight.
-
-        Raises:
-            LokiError: if none were remembered.
-        """
-        if shown and self._base is None:
-            raise LokiError("the base's rows were not remembered: call remember_base before training")
-        self._shown = self._base if shown else None
-        if self._shown is not None and self._shown[0].device != self.weight.device:
-            weight, bias = self._shown
-            self._base = self._shown = (
-                weight.to(self.weight.device),
-                None if bias is None else bias.to(self.weight.device),
-            )
-
     def merged_weight(self) -> torch.Tensor:
         """The weight `[out_features, in_features]` with the active rows in place, detached."""
         return _with_rows(self.weight, self.rows, self.active_rows()[0])
@@ -130,12 +102,6 @@ class LoKILinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"active_rows={len(self.rows)}"
         )
-
-    def _weight_is_ours(self) -> bool:
-        """Whether what is written into the weight stays there: not if it is sharded, offloaded, or being traced."""
-        if torch.compiler.is_compiling() or hasattr(self, "_hf_hook"):
-            return False
-        return not (torch.distributed.is_available() and torch.distributed.is_initialized())
 
     def _copy_active_rows(self, active_weight: torch.Tensor, active_bias: torch.Tensor | None) -> None:
         """Copy the active rows into the weight.

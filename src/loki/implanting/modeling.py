@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.implanting.directions import find_directions, write_directions
-from loki.implanting.linear import merge_active_rows
+from loki.implanting.linear import LoKILinear, merge_active_rows
 from loki.implanting.protected import directions_of, protect_rows
 from loki.implanting.sharding import full_state_dict, refuse_zero_3, rows_are_kept_apart
 from loki.implanting.splitting import loki_linears, split_rows
@@ -100,6 +100,12 @@ class LoKIModelMixin(_WrittenRemoteModule):
         (loaded[0] if isinstance(loaded, tuple) else loaded).split()
         return loaded
 
+    @property
+    def base_model(self) -> Any:
+        """The decoder under the language model head; Transformers finds the whole model itself in Llama 4."""
+        found = super().base_model  # type: ignore[misc]
+        return getattr(self, "model", found) if found is self else found
+
     def split(self) -> None:
         """Make the selected rows trainable and everything else frozen.
 
@@ -155,7 +161,8 @@ class LoKIModelMixin(_WrittenRemoteModule):
     def _save_unquantised(self, target: Path, source: Path) -> None:
         """Save the weights in `source`, with this model's rows in place."""
         model: Any = self
-        linears = loki_linears(model)
+        # Rows of all experts are never trained beside quantised weights (`loki.implanting.training.quantised`).
+        linears = {name: module for name, module in loki_linears(model).items() if isinstance(module, LoKILinear)}
         stored = stored_modules(model, list(linears), Checkpoint(source).names())
         trained = dict(zip(stored, linears.values(), strict=True))
 
@@ -195,6 +202,7 @@ class LoKIConfigMixin(_WrittenRemoteModule):
         protect: share of the input directions that are left alone (`loki.implanting.directions`); None: none is.
         directions_digest: hash of the input directions that the rows are trained along, which stand in a file beside
             the weights.
+        experts: which rows are meant where the model has experts (`loki.models.experts.Experts`); None: it has none.
     """
 
     model_type: ClassVar[str]
@@ -205,6 +213,7 @@ class LoKIConfigMixin(_WrittenRemoteModule):
     base_dtype: ClassVar[Any] = None
     protect: ClassVar[Any] = None
     directions_digest: ClassVar[Any] = None
+    experts: ClassVar[Any] = None
 
 
 def class_names(model_type: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from loki.errors import LokiError
 from loki.implanting.directions import Directions, digest
 from loki.implanting.linear import LoKILinear
 from loki.implanting.splitting import check_trainable, loki_linears
-from loki.models.architectures import mlp_outputs
+from loki.models.experts import layer_rows
 
 
 class ProtectedLinear(LoKILinear):
@@ -101,11 +101,12 @@ def protect_rows(model: PreTrainedModel, directions: Directions) -> None:
     if is_fsdp_enabled():
         raise LokiError("--protect does not work under FSDP: use several processes without it, or DeepSpeed ZeRO-2")
     linears = loki_linears(model)
-    for layer, output in enumerate(mlp_outputs(model)):
+    for layer, output in enumerate(layer_rows(model)):
         if (linear := linears.get(str(output.projection_name))) is None:
             continue
         if layer not in directions:
             raise LokiError(f"there are no input directions for layer {layer}, which has selected rows: make them anew")
+        assert isinstance(linear, LoKILinear)
         parent, _, child = str(output.projection_name).rpartition(".")
         setattr(model.get_submodule(parent), child, ProtectedLinear(linear, directions[layer]))
     model.config.directions_digest = digest(directions)
@@ -117,6 +118,6 @@ def directions_of(model: nn.Module) -> Directions:
     linears = loki_linears(model)
     if not any(isinstance(linear, ProtectedLinear) for linear in linears.values()):
         return {}
-    outputs = enumerate(mlp_outputs(model))
+    outputs = enumerate(layer_rows(model))
     found = ((layer, linears.get(str(output.projection_name))) for layer, output in outputs)
     return {layer: linear.directions for layer, linear in found if isinstance(linear, ProtectedLinear)}

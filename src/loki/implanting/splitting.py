@@ -6,36 +6,42 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loki.artefacts.positions import Positions, check_positions
+from loki.artefacts.positions import Positions, check_layers_have_rows, check_positions
 from loki.errors import LokiError
+from loki.implanting.experts import LoKIExperts, split_experts
 from loki.implanting.linear import LoKILinear
-from loki.models.architectures import down_projections
+from loki.models.architectures import text_config
+from loki.models.experts import linear_rows
 
 
-def split_rows(model: PreTrainedModel, positions: Positions) -> None:
+def split_rows(model: PreTrainedModel, positions: Positions, experts: str | None = None) -> None:
     """Replace every layer's `down_proj` by a `LoKILinear` with its active rows, and freeze everything else.
 
     Args:
         model: a causal language model with ordinary Linears.
         positions: active rows of every layer.
+        experts: which rows of a model with experts are meant; None takes what its configuration says.
 
     Raises:
         LokiError: if the positions do not fit the model.
     """
-    projections = down_projections(model)
-    hidden = next(iter(projections.values())).out_features
-    positions = check_positions(positions, layers=len(projections), hidden=hidden)
+    layers = linear_rows(model, experts)
+    positions = check_positions(positions, layers=len(layers), hidden=text_config(model.config).hidden_size)
+    with_rows = [number for number, layer in enumerate(layers) if layer]
+    check_layers_have_rows(positions, with_rows)
     model.requires_grad_(False)
-    for (name, projection), rows in zip(projections.items(), positions, strict=True):
-        if rows:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, LoKILinear(projection, rows))
+    for layer, rows in zip(layers, positions, strict=True):
+        if rows and isinstance(layer.projection, nn.Linear):
+            parent, _, child = str(layer.projection_name).rpartition(".")
+            setattr(model.get_submodule(parent), child, LoKILinear(layer.projection, rows))
+        if rows and layer.experts is not None:
+            split_experts(layer.experts, rows)
     check_trainable(model)
 
 
-def loki_linears(model: nn.Module) -> dict[str, LoKILinear]:
-    """Every `LoKILinear` of a model, by qualified name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoKILinear)}
+def loki_linears(model: nn.Module) -> dict[str, LoKILinear | LoKIExperts]:
+    """Every module with active rows of a model, by qualified name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, (LoKILinear, LoKIExperts))}
 
 
 def active_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -5,7 +5,7 @@ projection to the hidden size) needs no entry: it is found by structure. An entr
 LoKI model classes (`LoKILlamaForCausalLM`) that `import loki` registers with Transformers' Auto classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -27,7 +27,13 @@ LOKI_FAMILIES: dict[str, str] = {
 LOKI_MODEL_TYPE_PREFIX = "loki_"
 
 _MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe")
-_PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "proj_2", "wo", "dense_h_to_4h_out")
+_SHARED_NAMES = ("shared_expert", "shared_experts", "shared_mlp")
+# Classes of experts that do not say it themselves (`is_transposed`).
+_TRANSPOSED_EXPERTS = {"Llama4TextExperts": True}
+_PROJECTION_NAMES = (
+    *("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "proj_2", "wo", "dense_h_to_4h_out"),
+    "output_linear",
+)
 _MIXER_WORDS = ("attention", "attn", "mixer")
 
 
@@ -42,6 +48,12 @@ class MLPOutput:
         projection: the linear map that makes the block's output (`down_proj`), or None where there is no single one
             (a mixture of experts, an MLP with more than one output projection).
         projection_name: its qualified name, `model.layers.3.mlp.down_proj`, or None.
+        sparse: whether the layer has experts, of which a router chooses a few for every token.
+        shared: in a sparse layer, the projection that makes the output of the MLP beside the experts, which every token
+            goes through (a shared expert); None where there is none.
+        shared_name: its qualified name, `model.layers.3.mlp.shared_expert.down_proj`, or None.
+        experts: in a sparse layer, the module that holds the experts; None where it is not known.
+        experts_name: its qualified name, `model.layers.3.mlp.experts`, or None.
     """
 
     layer: nn.Module
@@ -49,6 +61,11 @@ class MLPOutput:
     block: nn.Module
     projection: nn.Linear | Conv1D | None
     projection_name: str | None
+    sparse: bool = False
+    shared: nn.Module | None = None
+    shared_name: str | None = None
+    experts: nn.Module | None = None
+    experts_name: str | None = None
 
     @property
     def attributed_module(self) -> nn.Module:
@@ -81,23 +98,22 @@ def mlp_outputs(model: PreTrainedModel) -> list[MLPOutput]:
     ]
 
 
-def down_projections(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The MLP output projection of every decoder layer by qualified name, from the first layer to the last.
+def fused_axis(experts: nn.Module, hidden_size: int) -> int | None:
+    """Along which dimension of `experts.down_proj` the rows lie, where it holds all experts' output projections.
 
-    Raises:
-        LokiError: if a layer has no MLP that ends in one `nn.Linear`, so that there are no rows to select.
+    1 for `[E, D, d_ff]`, 2 for the transposed `[E, d_ff, D]`, and None where they are held otherwise. Shapes cannot
+    tell (GPT-OSS's are square): Transformers says it of most classes, and the others are known here.
     """
-    projections: dict[str, nn.Linear] = {}
-    for output in mlp_outputs(model):
-        if output.projection_name is None or not isinstance(output.projection, nn.Linear):
-            if model.config.model_type.startswith(LOKI_MODEL_TYPE_PREFIX):
-                raise LokiError(f"the model is a LoKI model already ({model.config.model_type}): restore it first")
-            raise LokiError(
-                f"{output.layer_name} of this {model.config.model_type} model has no MLP that ends in one nn.Linear, "
-                "so no rows of it can be implanted: use a dense model (Llama, Qwen2, Qwen3, Mistral, Gemma, Phi-3, ...)"
-            )
-        projections[output.projection_name] = output.projection
-    return projections
+    weight = experts._parameters.get("down_proj")
+    # With the classes it is derived from: LoKI derives its own.
+    known = (
+        _TRANSPOSED_EXPERTS[kind.__name__] for kind in type(experts).__mro__ if kind.__name__ in _TRANSPOSED_EXPERTS
+    )
+    transposed = getattr(experts, "is_transposed", next(known, None))
+    if weight is None or weight.dim() != 3 or transposed is None:
+        return None
+    axis = 2 if transposed else 1
+    return axis if weight.shape[axis] == hidden_size else None
 
 
 def base_model_type(model_type: str) -> str:
@@ -128,7 +144,8 @@ def _mlp_output(layer: nn.Module, layer_name: str, hidden_size: int, model_type:
             projection_name = _output_projection_name(block, hidden_size)
             projection = getattr(block, projection_name) if projection_name else None
             qualified = f"{layer_name}.{mlp_name}.{projection_name}" if projection_name else None
-            return MLPOutput(layer, layer_name, block, projection, qualified)
+            found = MLPOutput(layer, layer_name, block, projection, qualified)
+            return _with_experts(found, f"{layer_name}.{mlp_name}", hidden_size)
     # OPT-like layers hold the projections themselves.
     projection_name = _named_projection(layer, hidden_size)
     if projection_name is not None:
@@ -140,6 +157,28 @@ def _mlp_output(layer: nn.Module, layer_name: str, hidden_size: int, model_type:
         if not mixes and (last := _last_linear(block, hidden_size)):
             return MLPOutput(layer, layer_name, block, getattr(block, last), f"{layer_name}.{name}.{last}")
     raise LokiError(f"no MLP found in {layer_name} of this {model_type} model: LoKI needs one in every layer")
+
+
+def _with_experts(output: MLPOutput, block_name: str, hidden_size: int) -> MLPOutput:
+    """The same output, with what the layer has of experts."""
+    for parent, parent_name in ((output.block, block_name), (output.layer, output.layer_name)):
+        experts = getattr(parent, "experts", None)
+        if isinstance(experts, nn.Module):
+            output = replace(output, experts=experts, experts_name=f"{parent_name}.experts")
+            break
+    if any(hasattr(output.block, name) for name in ("experts", "router")):
+        beside = [(output.block, block_name), (output.layer, output.layer_name)]
+        for parent, parent_name in beside:
+            for name in _SHARED_NAMES:
+                shared = getattr(parent, name, None)
+                projection = _output_projection_name(shared, hidden_size) if isinstance(shared, nn.Module) else None
+                if projection is not None:
+                    qualified = f"{parent_name}.{name}.{projection}"
+                    return replace(output, sparse=True, shared=getattr(shared, projection), shared_name=qualified)
+        return replace(output, sparse=True)
+    if output.experts is not None:  # beside a dense MLP, as in Gemma 4
+        return replace(output, sparse=True, shared=output.projection, shared_name=output.projection_name)
+    return output
 
 
 def _output_projection_name(block: nn.Module, hidden_size: int) -> str | None:
@@ -160,7 +199,7 @@ def _last_linear(block: nn.Module, hidden_size: int) -> str | None:
 
 
 def _named_projection(block: nn.Module, hidden_size: int) -> str | None:
-    if any(name in ("experts", "shared_expert", "shared_mlp") for name, _ in block.named_children()):
+    if any(name in ("experts", "router", *_SHARED_NAMES) for name, _ in block.named_children()):
         return None
     for name in _PROJECTION_NAMES:
         child = getattr(block, name, None)

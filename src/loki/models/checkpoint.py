@@ -1,6 +1,6 @@
 """Reading safetensors checkpoints tensor by tensor, without loading a whole model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors import safe_open
 from loki.errors import LokiError
 from loki.inputs import TensorEntry, checked, read_json, reading, safetensors_header
 from loki.models.config_schema import WeightIndex
+from loki.models.experts import RowTensor
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -182,7 +183,11 @@ def fingerprint(directory: Path) -> str:
 
 
 def rows_digest(
-    directory: Path, names: list[str], positions: list[list[int]], *, dtype: torch.dtype | None = None
+    directory: Path,
+    tensors: Sequence[Sequence[RowTensor]],
+    positions: list[list[int]],
+    *,
+    dtype: torch.dtype | None = None,
 ) -> str:
     """128-bit hash of all values of the selected rows, to tell whether training changed any.
 
@@ -191,25 +196,24 @@ def rows_digest(
 
     Args:
         directory: a model directory.
-        names: qualified name of every layer's `down_proj`.
+        tensors: the tensors that hold the rows of every layer.
         positions: selected rows of every layer.
         dtype: type to convert the values to first; None keeps theirs.
 
     Raises:
-        LokiError: if a layer's weight is missing, or lacks a row.
+        LokiError: if one of the tensors is missing, or lacks a row.
     """
     checkpoint = Checkpoint(directory)
     digest = xxhash.xxh3_128()
-    checkpoint.require(f"{name}.weight" for name in names)
-    for name, rows in zip(names, positions, strict=True):
-        for part in ("weight", "bias"):
-            if f"{name}.{part}" in checkpoint:
-                stored = checkpoint.tensor(f"{name}.{part}")
-                if stored.ndim == 0 or len(stored) <= max(rows, default=-1):
-                    raise LokiError(
-                        f"{directory}: {name}.{part} is {list(stored.shape)}, which has no row {max(rows)}: {_ADVICE}"
-                    )
-                values = stored[rows]
-                values = values.to(dtype or values.dtype).to(torch.float32).contiguous()
-                digest.update(values.flatten().view(torch.uint8).numpy().data)
+    checkpoint.require(tensor.name for layer in tensors for tensor in layer)
+    for layer, rows in zip(tensors, positions, strict=True):
+        for tensor in layer:
+            stored = checkpoint.tensor(tensor.name)
+            if stored.ndim <= tensor.axis or stored.shape[tensor.axis] <= max(rows, default=-1):
+                raise LokiError(
+                    f"{directory}: {tensor.name} is {list(stored.shape)}, which has no row {max(rows)}: {_ADVICE}"
+                )
+            values = stored[tensor.at(rows)]
+            values = values.to(dtype or values.dtype).to(torch.float32).contiguous()
+            digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -8,13 +8,15 @@ from typing import TypeAlias
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from loki.artefacts.positions import Positions, check_positions_fit
+from loki.artefacts.positions import Positions, check_layers_have_rows, check_positions_fit
 from loki.errors import LokiError
 from loki.inputs import read_json
-from loki.models.architectures import text_config
+from loki.models.architectures import MLPOutput, mlp_outputs, text_config
 from loki.models.checkpoint import PLAIN_DTYPES, Checkpoint, fingerprint
+from loki.models.classes import skeleton
+from loki.models.experts import RowTensor, find_experts
 from loki.models.loading import load_config, load_model, load_tokenizer, resolve_model
-from loki.models.tensor_names import projection_names
+from loki.models.tensor_names import stored_row_tensors
 
 AnyModel: TypeAlias = str | PathLike[str]
 """A model as functions take it: a local directory, a hub id, or a `ModelDirectory`."""
@@ -50,26 +52,33 @@ class ModelDirectory:
     Args:
         model: local directory or hub id.
         trust_remote_code: run Python code that the directory brings along.
+        experts: which rows are meant where the model has experts, see `loki.models.experts.Experts`.
 
     Attributes:
         name: `model` as it was given.
         path: the local directory.
         trust_remote_code: see above.
+        experts: see above.
 
     Raises:
         LokiError: if the directory does not exist or the hub cannot be reached. The properties below raise one for
             what is missing or damaged when it is first asked for.
     """
 
-    def __init__(self, model: AnyModel, *, trust_remote_code: bool = False) -> None:
+    def __init__(self, model: AnyModel, *, trust_remote_code: bool = False, experts: str | None = None) -> None:
         self.name = str(model)
+        self.experts = find_experts(experts)
         self.path = resolve_model(model)
         self.trust_remote_code = trust_remote_code
 
     @classmethod
-    def of(cls, model: AnyModel, *, trust_remote_code: bool = False) -> "ModelDirectory":
-        """`model` itself if it has been looked up already, else the directory that it names."""
-        return model if isinstance(model, ModelDirectory) else cls(model, trust_remote_code=trust_remote_code)
+    def of(cls, model: AnyModel, *, trust_remote_code: bool = False, experts: str | None = None) -> "ModelDirectory":
+        """`model` itself if it has been looked up already, with these rows meant; else the directory that it names."""
+        if not isinstance(model, ModelDirectory):
+            return cls(model, trust_remote_code=trust_remote_code, experts=experts)
+        if experts in (None, model.experts):
+            return model
+        return cls(model.name, trust_remote_code=model.trust_remote_code or trust_remote_code, experts=experts)
 
     def __eq__(self, other: object) -> bool:
         """Whether both stand for the same directory."""
@@ -115,15 +124,39 @@ class ModelDirectory:
         return fingerprint(self.path)
 
     @cached_property
-    def projection_names(self) -> list[str]:
-        """Under which names the weights of every layer's `down_proj` are stored, from the first layer to the last.
+    def _outputs(self) -> list[MLPOutput]:
+        return mlp_outputs(skeleton(self.config, trust_remote_code=self.trust_remote_code))
 
-        Nearly always those of the modules, see `loki.models.tensor_names`.
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self._outputs)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a layer has experts, so that `experts` must say which rows are meant."""
+        return any(output.sparse for output in self._outputs)
+
+    @cached_property
+    def row_tensors(self) -> list[list[RowTensor]]:
+        """The stored tensors that hold rows, of every layer from the first to the last; none in a layer without rows.
+
+        Their names are nearly always those of the model, see `loki.models.tensor_names`.
         """
-        return projection_names(self.config, trust_remote_code=self.trust_remote_code, stored=self.checkpoint.names())
+        return stored_row_tensors(
+            self.config,
+            self.checkpoint.names(),
+            experts=self.experts,
+            trust_remote_code=self.trust_remote_code,
+        )
 
-    def projections_for(self, positions: Positions, *, origin: str = "positions") -> list[str]:
-        """`projection_names`, once `positions` have been checked against the model.
+    @property
+    def layers_with_rows(self) -> list[int]:
+        """The layers that have rows: all of them, unless `experts` leaves some out."""
+        return [layer for layer, tensors in enumerate(self.row_tensors) if tensors]
+
+    def rows_for(self, positions: Positions, *, origin: str = "positions") -> list[list[RowTensor]]:
+        """`row_tensors`, once `positions` have been checked against the model.
 
         Args:
             positions: selected rows of every layer.
@@ -132,19 +165,20 @@ class ModelDirectory:
         Raises:
             LokiError: if the model has no rows to select, or the positions do not fit it.
         """
-        names = self.projection_names
-        check_positions_fit(positions, layers=len(names), hidden=self.text_config.hidden_size, origin=origin)
-        return names
+        found = self.row_tensors
+        check_positions_fit(positions, layers=len(found), hidden=self.text_config.hidden_size, origin=origin)
+        check_layers_have_rows(positions, self.layers_with_rows, origin=origin)
+        return found
 
-    def editable_projections(self, positions: Positions, *, origin: str = "positions") -> list[str]:
-        """`projections_for`, once the stored weights are known to be plain numbers, row by row.
+    def editable_rows(self, positions: Positions, *, origin: str = "positions") -> list[list[RowTensor]]:
+        """`rows_for`, once the stored weights are known to be plain numbers, row by row.
 
         Args:
             positions: selected rows of every layer.
             origin: what the positions are called in error messages.
 
         Raises:
-            LokiError: for what `projections_for` refuses, and if the model is quantised, or a weight is missing, of
+            LokiError: for what `rows_for` refuses, and if the model is quantised, or a weight is missing, of
                 another shape, or of a type whose values are not those of the model.
         """
         quantised = getattr(self.config, "quantization_config", None)
@@ -154,24 +188,23 @@ class ModelDirectory:
                 f"model {self} is quantised ({getattr(method, 'value', method) or 'unknown method'}), so its rows are "
                 "not stored as numbers: use the unquantised base model, or train an adapter on it (`loki adapter`)"
             )
-        names = self.projections_for(positions, origin=origin)
-        for name in names:
-            shape, dtype = self.checkpoint.shape(f"{name}.weight"), self.checkpoint.dtype(f"{name}.weight")
-            if len(shape) != 2 or shape[0] != self.text_config.hidden_size or dtype not in PLAIN_DTYPES:
+        found, hidden = self.rows_for(positions, origin=origin), self.text_config.hidden_size
+        for tensor in (tensor for layer in found for tensor in layer):
+            shape, dtype = self.checkpoint.shape(tensor.name), self.checkpoint.dtype(tensor.name)
+            if len(shape) != tensor.dimensions or shape[tensor.axis] != hidden or dtype not in PLAIN_DTYPES:
                 raise LokiError(
-                    f"{name}.weight of model {self} is {list(shape)} of {str(dtype).removeprefix('torch.')}, not "
-                    f"{self.text_config.hidden_size} rows of bfloat16, float16, float32 or float64: use the "
-                    "unquantised base model"
+                    f"{tensor.name} of model {self} is {list(shape)} of {str(dtype).removeprefix('torch.')}, not "
+                    f"{hidden} rows of bfloat16, float16, float32 or float64: use the unquantised base model"
                 )
-        return names
+        return found
 
     def check_editable(self) -> None:
         """Refuse a model whose rows are no plain numbers.
 
         Raises:
-            LokiError: see `editable_projections`.
+            LokiError: see `editable_rows`.
         """
-        self.editable_projections([[0] for _ in self.projection_names])
+        self.editable_rows([[0] if tensors else [] for tensors in self.row_tensors])
 
     def check(self) -> None:
         """Check now that the configuration is that of a causal language model, and that the weights are whole.
@@ -200,4 +233,4 @@ class ModelDirectory:
 
     def __getstate__(self) -> dict[str, object]:
         # Another process reads what it needs itself: a configuration made by remote code does not unpickle there.
-        return {name: vars(self)[name] for name in ("name", "path", "trust_remote_code")}
+        return {name: vars(self)[name] for name in ("name", "path", "trust_remote_code", "experts")}

@@ -4,15 +4,19 @@ Some families are stored under other names than those of their modules (`languag
 `model.language_model.layers`), and saved again under the one or the other.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from loki.artefacts.positions import Positions
-from loki.models.architectures import down_projections
+from loki.errors import LokiError
 from loki.models.classes import skeleton
+from loki.models.experts import RowTensor, row_tensors
 
 
 def module_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
@@ -25,15 +29,23 @@ def module_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str
     Returns:
         From the stored name to the model's.
     """
+    wanted = model.state_dict()
+    renamed = {name: (found, converter) for name, found, converter in _renamed(model, stored)}
+    return {
+        name: found if converter is None and found in wanted else name for name, (found, converter) in renamed.items()
+    }
+
+
+def _renamed(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple[str, str, WeightConverter | None]]:
+    """Of every stored tensor: its name, that of the parameter it goes into, and what converts it on the way."""
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     wanted = model.state_dict()
-    names: dict[str, str] = {}
     for name in stored:
-        renamed, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
-        names[name] = renamed if converted is None and renamed in wanted else name
-    return names
+        renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+        converter = next((one for one in converters if pattern in one.source_patterns), None)
+        yield name, renamed, None if pattern is None else converter
 
 
 def stored_modules(model: PreTrainedModel, modules: list[str], stored: Iterable[str]) -> list[str]:
@@ -48,30 +60,53 @@ def stored_modules(model: PreTrainedModel, modules: list[str], stored: Iterable[
     return [found.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight") for module in modules]
 
 
-def projection_names(
-    config: PretrainedConfig, *, trust_remote_code: bool = False, stored: Iterable[str] | None = None
-) -> list[str]:
-    """Qualified names of every layer's `down_proj`, from the first layer to the last, without loading any weight.
+def stored_row_tensors(
+    config: PretrainedConfig, stored: Iterable[str], *, experts: str | None = None, trust_remote_code: bool = False
+) -> list[list[RowTensor]]:
+    """The tensors of a checkpoint that hold rows, by layer, without loading any weight.
 
     Args:
         config: the model's configuration.
+        stored: names of the checkpoint's tensors; one that is missing keeps the name that it has in the model.
+        experts: which rows of a model with experts are meant.
         trust_remote_code: run Python code that the model brings along.
-        stored: names of a checkpoint's tensors; if given, the names are those that the checkpoint has the weights
-            under (`stored_modules`), else those of the modules.
 
     Raises:
         LokiError: if the configuration makes no model, or a layer has no MLP that ends in one `nn.Linear`.
     """
     model = skeleton(config, trust_remote_code=trust_remote_code)
-    names = list(down_projections(model))
-    return names if stored is None else stored_modules(model, names, stored)
+    layers = row_tensors(model, experts)
+    sources: dict[str, list[tuple[str, WeightConverter | None]]] = {}
+    for name, renamed, converter in _renamed(model, stored):
+        sources.setdefault(renamed, []).append((name, converter))
+    return [[part for tensor in layer for part in _parts(tensor, sources)] for layer in layers]
 
 
-def selected_by_tensor(names: list[str], positions: Positions) -> dict[str, list[int]]:
-    """The selected rows of every `down_proj.weight`, and their entries in its bias, by the tensor's name.
+def _parts(tensor: RowTensor, sources: dict[str, list[tuple[str, WeightConverter | None]]]) -> list[RowTensor]:
+    """What a parameter with rows is stored as: one tensor, or one per expert."""
+    found = sources.get(tensor.parameter, [(tensor.parameter, None)])
+    if len(found) == 1 and found[0][1] is None:
+        return [replace(tensor, name=found[0][0])]
+    for name, converter in found:
+        merges = converter is not None and [type(step).__name__ for step in converter.operations] == ["MergeModulelist"]
+        if not merges or tensor.axis == 0:
+            raise LokiError(
+                f"{name} is not stored as the model holds it ({tensor.parameter}), so its rows cannot be changed "
+                "there: load the model with Transformers and save it again, or use --experts shared or dense"
+            )
+    names = sorted((name for name, _ in found), key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    return [
+        replace(tensor, name=name, axis=tensor.axis - 1, dimensions=tensor.dimensions - 1, part=part)
+        for part, name in enumerate(names)
+    ]
+
+
+def selected_by_tensor(tensors: Sequence[Sequence[RowTensor]], positions: Positions) -> dict[str, tuple[Any, ...]]:
+    """By the name of every tensor with selected rows, their index in it: `tensor[index]` are those rows.
 
     Args:
-        names: qualified name of every layer's `down_proj`.
+        tensors: the tensors that hold the rows of every layer.
         positions: selected rows of every layer.
     """
-    return {f"{name}.{part}": rows for name, rows in zip(names, positions, strict=True) for part in ("weight", "bias")}
+    layers = zip(tensors, positions, strict=True)
+    return {tensor.name: tensor.at(rows) for layer, rows in layers if rows for tensor in layer}

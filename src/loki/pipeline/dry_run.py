@@ -107,12 +107,15 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
         Encoded(row["input_ids"], [bool(trained) for trained in row["completion_mask"]])
         for row in data.dataset.to_list()
     ]
-    layers = len(base.projection_names)
+    with_rows = base.layers_with_rows
+    layers = len(with_rows)
     rows = find_strategy(settings.selection.strategy).rows(settings.quota, layers, text.hidden_size)
     per_layer = max(1, round(settings.quota / 100 * text.hidden_size))
     model = base.load(device=pick_device())
     parameters, weights = model.num_parameters(), model.get_memory_footprint()
-    split_rows(model, [list(range(per_layer))] * layers)  # which rows makes no difference to the time
+    # Which rows makes no difference to the time.
+    chosen = [list(range(per_layer)) if layer in with_rows else [] for layer in range(base.layers)]
+    split_rows(model, chosen, base.experts)
     trainable = sum(parameter.numel() for parameter in active_parameters(model).values())
     if settings.protect:
         linears = loki_linears(model).values()

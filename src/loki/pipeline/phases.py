@@ -141,8 +141,14 @@ def run_phases(
             console.print(advice, highlight=False, soft_wrap=True)
 
     def choose() -> None:
-        inputs = Inputs(scores, base)
-        write_positions(positions, select(inputs, settings.quota, settings.selection, progress=progress))
+        found = select(
+            Inputs(scores, base),
+            settings.quota,
+            settings.selection,
+            layers=base.layers_with_rows,
+            progress=progress,
+        )
+        write_positions(positions, found)
 
     def measure() -> None:
         options = MomentsSettings(

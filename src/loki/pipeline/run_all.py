@@ -23,6 +23,7 @@ RECORD = "run.json"
 # The first phase whose result depends on a setting; the rest of them concern `analyse`.
 _FIRST_PHASE = {
     "protect": "create",
+    "experts": "moments",
     "quota": "select",
     "selection": "select",
     "data": "train",

@@ -30,6 +30,7 @@ from loki.implanting.training.levers import Levers
 from loki.inputs import check_fields
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions
+from loki.models.experts import Experts
 from loki.models.model_directory import ModelDirectory
 from loki.selection.strategies import SelectionSettings, find_strategy
 from loki.selection.strategy import Input
@@ -59,6 +60,7 @@ class RunSettings:
         llamafactory: what only that back end has.
         protect: share of the input directions that training leaves alone, see `loki.implanting.directions`; their use
             is measured on the calibration data. 0 trains along all of them, as published.
+        experts: which rows are meant where the model has experts, see `loki.models.experts.Experts`.
     """
 
     model: str
@@ -75,6 +77,7 @@ class RunSettings:
     levers: Levers = field(default_factory=Levers)
     llamafactory: LlamaFactorySettings = field(default_factory=LlamaFactorySettings)
     protect: float = DEFAULT_PROTECT
+    experts: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protect", self.protect or 0.0)  # null in the file of an older run
@@ -97,12 +100,14 @@ class RunSettings:
         """
         base.check()
         check_implantable(base)
+        if base.experts is Experts.ALL and self.protect:
+            raise LokiError("--experts all protects no input directions: pass --protect 0")
         if self.protect:
             check_protect(self.protect)
         text, tokenizer = base.text_config, base.tokenizer
         strategy = find_strategy(self.selection.strategy)
         strategy.check_inputs(frozenset({Input.SCORES, Input.MODEL}))
-        strategy.rows(self.quota, len(base.projection_names), text.hidden_size)
+        strategy.rows(self.quota, len(base.layers_with_rows), text.hidden_size)
         check_held_out(self.training, self.eval_data)
         check_reporter(self.training)
         check_backend(self.backend, self.levers, self.llamafactory)
@@ -122,6 +127,8 @@ class RunSettings:
         levers = {str(path): sha256_of_file(path) for path in self.levers.inputs if path.is_file()}
         found = {**asdict(self), **digests, "calibration": calibration.digest, "kept_and_replayed": levers}
         del found["llamafactory"]["python"]  # where it is installed changes nothing
+        if self.experts is None:  # as in records of earlier releases
+            del found["experts"]
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,7 +143,7 @@ class RunSettings:
         Raises:
             LokiError: if there is none.
         """
-        return ModelDirectory(self.model, trust_remote_code=self.analysis.trust_remote_code)
+        return ModelDirectory(self.model, trust_remote_code=self.analysis.trust_remote_code, experts=self.experts)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunSettings":

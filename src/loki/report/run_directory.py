@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from loki.artefacts.positions import Positions, read_positions
@@ -100,7 +101,8 @@ def read_run(path: Path, base: ModelDirectory | None = None, *, trust_remote_cod
     run.base = str(base or (path / "base" if (path / "base").is_dir() else run.settings.get("model", "")))
     if run.base:
         try:
-            run.base_model = ModelDirectory.of(base or run.base, trust_remote_code=trust_remote_code)
+            chosen = run.settings.get("experts")
+            run.base_model = ModelDirectory.of(base or run.base, trust_remote_code=trust_remote_code, experts=chosen)
         except LokiError as error:
             run.missing["base"] = f"base model: {error}"
     _take(run, "scores.h5", "not analysed yet (loki analyse)", lambda place: _take_scores(run, place))
@@ -126,13 +128,20 @@ def read_comparison(run: RunContents) -> None:
 
 def layer_changes(base: AnyModel, restored: Path, positions: Positions) -> list[LayerChange]:
     """The change of the selected rows of every layer's `down_proj.weight`."""
-    found = ModelDirectory(restored)
-    names = found.projections_for(positions)
-    before, after = ModelDirectory.of(base).checkpoint, found.checkpoint
+    base = ModelDirectory.of(base)
+    found = ModelDirectory(restored, experts=base.experts)
     changes = []
-    for layer, (name, rows) in enumerate(zip(names, positions, strict=True)):
-        first, second = (checkpoint.tensor(f"{name}.weight")[rows].double() for checkpoint in (before, after))
-        change = second - first
+    for layer, (tensors, rows) in enumerate(zip(found.rows_for(positions), positions, strict=True)):
+        weights = [tensor for tensor in tensors if rows and tensor.dimensions > 1]
+        if not weights:
+            changes.append(LayerChange(layer, 0, 0, 0.0, 0.0))
+            continue
+        first, second = (
+            torch.cat([checkpoint.tensor(one.name).movedim(one.axis, 0)[rows].flatten(1) for one in weights], dim=1)
+            for checkpoint in (base.checkpoint, found.checkpoint)
+        )
+        first = first.double()
+        change = second.double() - first
         size = float(first.norm())
         changed = int(change.any(dim=1).sum()) if rows else 0
         norm = float(change.norm())

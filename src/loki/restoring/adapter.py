@@ -13,7 +13,7 @@ from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
 from loki.implanting.peft.base_parts import different_parts, parts_of_directory
 from loki.implanting.peft.base_weight import base_fingerprint, same_base
-from loki.implanting.peft.model import find_projections
+from loki.implanting.peft.model import find_projections, names_of
 from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.models.rewriting import rewrite_weights
@@ -65,8 +65,8 @@ def restore_adapter(
     if named is None:
         raise LokiError(f"adapter {path} names no base model: give --base")
     protect_inputs(output, path, named)
-    base = ModelDirectory.of(named, trust_remote_code=trust_remote_code)
-    base.editable_projections(adapter.config.row_lists, origin=f"the positions of {path}")
+    base = ModelDirectory.of(named, trust_remote_code=trust_remote_code, experts=adapter.config.experts)
+    base.editable_rows(adapter.config.row_lists, origin=f"the positions of {path}")
     unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
     stored = _stored_names(adapter, base, unloaded)
     _check_base(adapter, base, unloaded, stored)
@@ -76,6 +76,7 @@ def restore_adapter(
             "all the same"
         )
     deltas = {f"{stored[layer.module]}.weight": layer for layer in adapter.adapted}
+    numbers = {f"{stored[layer.module]}.weight": number for number, layer in enumerate(adapter.layers) if layer}
     rounded = RoundedRows()
 
     def add(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -84,7 +85,7 @@ def restore_adapter(
             after = scaled(layer.matrix, scale, before)
             if not after.isfinite().all():
                 raise LokiError(f"{path} makes rows of {name} infinite or NaN in {tensor.dtype}: train it again")
-            rounded.count(before, layer.matrix.any(dim=1), after)
+            rounded.count(numbers[name], layer.matrix.any(dim=1), (after != before).any(dim=1))
             tensor[layer.rows] = after
         return tensor
 
@@ -141,7 +142,7 @@ def _check_base(adapter: SavedAdapter, base: ModelDirectory, unloaded: PreTraine
                 f"{made_on}: its rows are the same in another precision ({dtype} then, {here} here); name the right "
                 "one with --base"
             )
-    projections = list(find_projections(unloaded, config.target_modules))
+    projections = names_of(find_projections(unloaded, config))
     if different := different_parts(config.base_parts or {}, parts_of_directory(base, projections)):
         raise LokiError(
             f"{made_on}: the weights of {' and '.join(different)} in its layers are others; name the right one with "

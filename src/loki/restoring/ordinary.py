@@ -20,6 +20,7 @@ _LOKI_KEYS = (
     "base_dtype",
     "protect",
     "directions_digest",
+    "experts",
     "loki_version",
 )
 

@@ -1,5 +1,7 @@
 """From a trained LoKI model back to an ordinary one."""
 
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from loki.implanting.modeling import LoKIConfigMixin
 from loki.inputs import checked, read_json
 from loki.models.architectures import text_config
 from loki.models.checkpoint import Checkpoint, rows_digest
+from loki.models.experts import RowTensor
 from loki.models.loading import load_config
 from loki.models.model_directory import AnyModel, ModelDirectory, models_read
 from loki.models.rewriting import cast_floats, rewrite_weights
 from loki.models.side_files import copy_side_files
-from loki.models.tensor_names import projection_names, selected_by_tensor
+from loki.models.tensor_names import selected_by_tensor, stored_row_tensors
 from loki.restoring.adapter import is_adapter, restore_adapter
 from loki.restoring.ordinary import ordinary_config
 from loki.restoring.rounding import RoundedRows
@@ -88,41 +91,45 @@ def restore_loki_model(
         raise LokiError(f"positions file {target_pos_path} is not the one that {source} was made with")
     if scale != 1 and base_model is None:
         base_model = config.base_model_name_or_path
-    base = ModelDirectory.of(base_model) if base_model is not None else None
+    base = ModelDirectory.of(base_model, experts=config.experts) if base_model is not None else None
     if base is not None and config.base_fingerprint not in (None, base.fingerprint):
         raise LokiError(
             f"{source} was made from {config.base_model_name_or_path}, not from {base_model}, whose weights are others"
         )
     ordinary = ordinary_config(config, base.path if base else None)
-    names = projection_names(ordinary, stored=Checkpoint(source).names())
-    check_positions_fit(positions, layers=len(names), hidden=text_config(ordinary).hidden_size, origin=origin)
+    tensors = stored_row_tensors(ordinary, Checkpoint(source).names(), experts=config.experts)
+    check_positions_fit(positions, layers=len(tensors), hidden=text_config(ordinary).hidden_size, origin=origin)
     dtype = getattr(torch, config.base_dtype) if config.base_dtype else None
     # Rounded as they are going to be written: a change that the base's type cannot hold is none.
-    if not allow_unchanged and rows_digest(source, names, positions, dtype=dtype) == config.base_rows_fingerprint:
+    if not allow_unchanged and rows_digest(source, tensors, positions, dtype=dtype) == config.base_rows_fingerprint:
         raise LokiError(
             f"{source}: 0 of {sum(map(len, positions))} selected rows changed in training, once rounded to "
             f"{config.base_dtype}; check the learning rate and the data, or pass --allow-unchanged to restore it all "
             "the same"
         )
     cast = cast_floats(dtype)
-    rescale = scale_rows(base, names, positions, scale, dtype) if base is not None else None
+    rescale = scale_rows(base, positions, scale, dtype) if base is not None else None
 
-    selected = selected_by_tensor(names, positions)
-    known = _rows_of_base(base, config, positions, dtype)
-    before = dict(zip((f"{name}.weight" for name in names), known, strict=True)) if known else {}
+    selected = selected_by_tensor(tensors, positions)
+    held_by = {tensor.name: (layer, tensor) for layer, parts in enumerate(tensors) for tensor in parts}
+    before = _rows_of_base(base, config, tensors, positions, dtype)
     rounded = RoundedRows()
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        old = before.get(name)
-        moved = None if old is None else (tensor[selected[name]].double() != old.double()).any(dim=1)
         # Trainers may have upcast the weights; casting them back is exact for all but the trained rows.
+        trained = tensor[selected[name]] if name in selected else None  # a copy: what follows may be in place
         changed = cast(name, tensor if rescale is None else rescale(name, tensor))
-        if old is not None and moved is not None:
-            rounded.count(old, moved, changed[selected[name]])
-        if name in selected and not changed[selected[name]].isfinite().all():
+        if trained is None:
+            return changed
+        written = changed[selected[name]]
+        if not written.isfinite().all():
             raise LokiError(
                 f"{source}: selected rows of {name} are NaN or infinite, so it cannot be restored: train again"
             )
+        if before is not None:
+            layer, place = held_by[name]
+            old = before(name)
+            rounded.count(layer, place.differing(trained, old), place.differing(written, old))
         return changed
 
     with atomic_directory(target, overwrite=overwrite) as temporary:
@@ -149,23 +156,41 @@ def restore_loki_model(
 
 
 def _rows_of_base(
-    base: ModelDirectory | None, config: Any, positions: Positions, dtype: torch.dtype | None
-) -> list[torch.Tensor]:
-    """The selected rows of every layer before training, in the type that they were trained in.
+    base: ModelDirectory | None,
+    config: Any,
+    tensors: list[list[RowTensor]],
+    positions: Positions,
+    dtype: torch.dtype | None,
+) -> Callable[[str], torch.Tensor] | None:
+    """The selected rows in a tensor of the checkpoint, by its name, before training: in the type they were trained in.
 
-    Empty where no directory is at hand that holds them: a base on the hub is not fetched only to count rows.
+    None where no directory is at hand that holds them: a base on the hub is not fetched only to count rows.
     """
     if base is None and not Path(config.base_model_name_or_path or "").is_dir():
-        return []
+        return None
     try:
-        found = base or ModelDirectory(config.base_model_name_or_path)
-        names = found.editable_projections(positions)
-        if rows_digest(found.path, names, positions, dtype=dtype) != config.base_rows_fingerprint:
-            return []
+        found = base or ModelDirectory(config.base_model_name_or_path, experts=config.experts)
+        stored = found.editable_rows(positions)
+        if rows_digest(found.path, stored, positions, dtype=dtype) != config.base_rows_fingerprint:
+            return None
     except LokiError:  # whatever stands there now
-        return []
-    rows = (found.checkpoint.tensor(f"{name}.weight")[one] for name, one in zip(names, positions, strict=True))
-    return [values.to(dtype or values.dtype) for values in rows]
+        return None
+    # Saved by a trainer, the same parameters may have other names, and may be one tensor or several.
+    if [list(map(_form, layer)) for layer in stored] != [list(map(_form, layer)) for layer in tensors]:
+        return None
+    pairs = zip(chain(*tensors), chain(*stored), strict=True)
+    names = {ours.name: theirs.name for ours, theirs in pairs}
+    index = selected_by_tensor(tensors, positions)
+
+    def before(name: str) -> torch.Tensor:
+        values = found.checkpoint.tensor(names[name])[index[name]]
+        return values.to(dtype or values.dtype)
+
+    return before
+
+
+def _form(tensor: RowTensor) -> tuple[str, int | None]:
+    return tensor.parameter, tensor.part
 
 
 def _checkpoint(path: Path) -> Path:

@@ -1,7 +1,6 @@
 """Changes of rows that are too small for the type that the model is written in."""
 
 import logging
-from dataclasses import dataclass
 
 import torch
 
@@ -10,29 +9,35 @@ from loki.errors import LokiError
 _log = logging.getLogger(__name__)
 
 
-@dataclass
 class RoundedRows:
     """Counts which changed rows are still changed once they are rounded.
 
-    Attributes:
-        changed: rows that differ from the base's as they are written.
-        vanished: rows that training changed, and that are written as the base's.
+    A row may stand in several tensors: its weights, its bias, those of every expert. It is changed where one is.
     """
 
-    changed: int = 0
-    vanished: int = 0
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def count(self, before: torch.Tensor, moved: torch.Tensor, after: torch.Tensor) -> None:
-        """Look at the selected rows of one weight.
+    def count(self, layer: int, moved: torch.Tensor, kept: torch.Tensor) -> None:
+        """Look at the selected rows in one tensor.
 
         Args:
-            before: the base's, `[k, d_ff]`, in the type that is written.
-            moved: whether training changed each, `[k]`.
-            after: as they are written, `[k, d_ff]`.
+            layer: number of the layer that they belong to.
+            moved: which of them training changed, `[k]`.
+            kept: which of them differ from the base's as they are written, `[k]`.
         """
-        kept = int((after != before).any(dim=1).sum())
-        self.changed += kept
-        self.vanished += int(moved.sum()) - kept
+        known = self._layers.get(layer)
+        self._layers[layer] = (moved, kept) if known is None else (known[0] | moved, known[1] | kept)
+
+    @property
+    def changed(self) -> int:
+        """Number of rows that differ from the base's as they are written."""
+        return sum(int(kept.sum()) for _, kept in self._layers.values())
+
+    @property
+    def vanished(self) -> int:
+        """Number of rows that training changed, and that are written as the base's."""
+        return sum(int((moved & ~kept).sum()) for moved, kept in self._layers.values())
 
     def check(self, origin: str, *, allow_none: bool) -> None:
         """Refuse a model of which nothing is left.

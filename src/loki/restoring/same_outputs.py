@@ -1,14 +1,14 @@
 """Whether two models compute the same: the fields of their configurations, and their logits to the last bit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from loki.artefacts.positions import Positions
-from loki.implanting.linear import LoKILinear
+from loki.implanting.splitting import loki_linears
 from loki.models.architectures import max_positions, text_config
+from loki.models.experts import RowTensor
 
 # What a configuration says of files, of how outputs are returned, and of generating, where it changes no logit.
 _WITHOUT_EFFECT = {
@@ -57,22 +57,19 @@ def logits_of(model: PreTrainedModel, prompts: list[torch.Tensor]) -> list[torch
 
 
 @torch.no_grad()
-def put_rows(model: PreTrainedModel, rows: Mapping[str, Mapping[str, torch.Tensor]], positions: Positions) -> None:
+def put_rows(model: PreTrainedModel, rows: Iterable[tuple[RowTensor, tuple[Any, ...], torch.Tensor]]) -> None:
     """Write the base model's rows over those of a tuned one.
 
     Args:
         model: the tuned model, ordinary or a LoKI model.
-        rows: by qualified name of the projection, its selected rows as `weight` `[k, d_ff]` and, where there is one,
-            their entries as `bias` `[k]`; one projection per layer, in order.
-        positions: the selected rows of every layer.
+        rows: every tensor with selected rows, their index in it, and their values.
     """
-    for (name, parts), selected in zip(rows.items(), positions, strict=True):
-        module: Any = model.get_submodule(name)
-        for part, values in parts.items():
-            parameter = getattr(module, part)
-            parameter.data[selected] = values.to(parameter)
-        if isinstance(module, LoKILinear):
-            module.split()
+    for tensor, index, values in rows:
+        parameter = model.get_parameter(tensor.parameter)
+        held = parameter.data if tensor.part is None else parameter.data[tensor.part]
+        held[index] = values.to(parameter)
+    for linear in loki_linears(model).values():
+        linear.split()
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -38,23 +38,20 @@ def scaled(change: torch.Tensor, scale: float, base: torch.Tensor) -> torch.Tens
     return (base.to(wide) + scale * change.to(wide)).to(base.dtype)
 
 
-def scale_rows(
-    base: ModelDirectory, names: list[str], positions: Positions, scale: float, dtype: torch.dtype | None = None
-) -> Change:
+def scale_rows(base: ModelDirectory, positions: Positions, scale: float, dtype: torch.dtype | None = None) -> Change:
     """What to do with every tensor of a trained model so that its rows' change is scaled.
 
     Args:
         base: the base model, which the rows are scaled towards.
-        names: qualified name of every layer's `down_proj`.
         positions: selected rows of every layer.
         scale: factor of their change; 1 changes nothing, 0 gives the base to the last bit.
         dtype: type that the base was converted to before it was trained; None kept its own.
     """
-    selected = selected_by_tensor(names, positions)
+    selected = selected_by_tensor(base.row_tensors, positions)
     checkpoint = base.checkpoint
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if (rows := selected.get(name)) and scale != 1:
+        if (rows := selected.get(name)) is not None and scale != 1:
             before = checkpoint.tensor(name)[rows]
             before = before.to(dtype or before.dtype)
             wide = torch.promote_types(tensor.dtype, torch.promote_types(before.dtype, torch.float32))

@@ -19,6 +19,7 @@ def set_zero_weights(
     *,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    experts: str | None = None,
 ) -> Path:
     """Save an ordinary model in which the selected rows of every `down_proj.weight`, and of its bias, are zero.
 
@@ -30,6 +31,7 @@ def set_zero_weights(
         save_dir: where to write; it appears when it is complete.
         overwrite: replace what stands at `save_dir`.
         trust_remote_code: run Python code that the model brings along.
+        experts: which rows are meant where the model has experts, see `loki.models.experts.Experts`.
 
     Returns:
         `save_dir`.
@@ -41,13 +43,12 @@ def set_zero_weights(
     target = Path(save_dir)
     refuse_existing(target, overwrite=overwrite)
     protect_inputs(target, model_path, target_pos_path)
-    source = ModelDirectory.of(model_path, trust_remote_code=trust_remote_code)
+    source = ModelDirectory.of(model_path, trust_remote_code=trust_remote_code, experts=experts)
     positions = read_positions(Path(target_pos_path))
-    names = source.editable_projections(positions, origin=f"positions file {target_pos_path}")
-    zeroed = selected_by_tensor(names, positions)
+    zeroed = selected_by_tensor(source.editable_rows(positions, origin=f"positions file {target_pos_path}"), positions)
 
     def zero(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if rows := zeroed.get(name):
+        if (rows := zeroed.get(name)) is not None:
             tensor[rows] = 0
         return tensor
 

@@ -1,15 +1,15 @@
 """Verifying that nothing but the selected rows of a model differs from its base."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from loki.artefacts.positions import Positions
 from loki.errors import CheckFailed
 from loki.implanting.modeling import LoKIConfigMixin
-from loki.models.architectures import down_projections
 from loki.models.checkpoint import SINGLE_NAME, shards_beside_single_file
 from loki.models.classes import skeleton
+from loki.models.experts import RowTensor
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.models.tensor_names import module_names, selected_by_tensor
 from loki.restoring.ordinary import ordinary_config
@@ -72,6 +72,7 @@ def verify(
     *,
     device: str = "cpu",
     trust_remote_code: bool = False,
+    experts: str | None = None,
 ) -> VerifyReport:
     """Prove that two models differ in nothing but selected rows.
 
@@ -86,15 +87,25 @@ def verify(
         positions: the rows that may differ, per layer.
         device: where to run the models.
         trust_remote_code: run Python code that the models bring along.
+        experts: which rows are meant where the models have experts, see `loki.models.experts.Experts`; None takes what
+            a LoKI model says of itself.
 
     Raises:
         LokiError: if a model cannot be read, or the positions do not fit it.
     """
-    base = ModelDirectory.of(base, trust_remote_code=trust_remote_code)
     tuned = ModelDirectory.of(tuned, trust_remote_code=trust_remote_code)
-    base.editable_projections(positions)
+    experts = experts or getattr(tuned.config, "experts", None)
+    base = ModelDirectory.of(base, trust_remote_code=trust_remote_code, experts=experts)
+    base.editable_rows(positions)
     before, after = _Model(base), _Model(tuned)
-    names = list(down_projections(before.skeleton))
+    # By the names that `_Model` gives them.
+    layers = [
+        [tensor if tensor.part is not None else replace(tensor, name=tensor.parameter) for tensor in tensors]
+        for tensors in base.row_tensors
+    ]
+    allowed = {tensor.name: tensor for tensors in layers for tensor in tensors}
+    layer_of = {tensor.name: layer for layer, tensors in enumerate(layers) for tensor in tensors}
+    selected = selected_by_tensor(layers, positions)
     differences = [difference for model in (before, after) for difference in model.contradictions()]
     differences += [
         Difference(f"configuration, {field}", reason)
@@ -102,17 +113,16 @@ def verify(
     ]
     if before.dtype != after.dtype:
         differences.append(Difference("configuration, dtype", f"{before.dtype} became {after.dtype}"))
-    allowed = selected_by_tensor(names, positions)
-    changed_rows = 0
+    changed: set[tuple[int, int]] = set()
     everything = sorted({*before.tensors, *after.tensors})
     for name in everything:
         if name not in before.tensors or name not in after.tensors:
             if reason := _alone(name, before, after):
                 differences.append(Difference(name, reason))
             continue
-        changed, reason = _compare(before.tensor(name), after.tensor(name), allowed.get(name, []))
-        if name.endswith(".weight"):
-            changed_rows += changed
+        rows = positions[layer_of[name]] if name in layer_of else []
+        found, reason = _compare(before.tensor(name), after.tensor(name), allowed.get(name), rows)
+        changed |= {(layer_of[name], row) for row in found}
         if reason:
             differences.append(Difference(name, reason))
     prompts = []
@@ -120,13 +130,14 @@ def verify(
         prompts = probe_prompts(before.config)
         expected = logits_of(base.load(device=device), prompts)
         model = tuned.load(device=device)
-        put_rows(model, {name: before.rows(name, rows) for name, rows in zip(names, positions, strict=True)}, positions)
+        rows_of_base = {name: before.tensor(name)[index] for name, index in selected.items()}
+        put_rows(model, [(allowed[name], index, rows_of_base[name]) for name, index in selected.items()])
         for number, (logits, wanted) in enumerate(zip(logits_of(model, prompts), expected, strict=True)):
             if not same_bits(logits, wanted):
                 differences.append(
                     Difference(f"logits of prompt {number}", "differ although the selected rows are those of the base")
                 )
-    return VerifyReport(len(everything), changed_rows, sum(map(len, positions)), differences, len(prompts))
+    return VerifyReport(len(everything), len(changed), sum(map(len, positions)), differences, len(prompts))
 
 
 class _Model:
@@ -151,10 +162,6 @@ class _Model:
     def tensor(self, name: str) -> torch.Tensor:
         return self._checkpoint.tensor(self.tensors[name])
 
-    def rows(self, name: str, rows: list[int]) -> dict[str, torch.Tensor]:
-        parts = [part for part in ("weight", "bias") if f"{name}.{part}" in self.tensors]
-        return {part: self.tensor(f"{name}.{part}")[rows] for part in parts}
-
     def contradictions(self) -> list[Difference]:
         """Shards beside a single file, which Transformers does not read, that say something else."""
         shards = shards_beside_single_file(self._directory.path)
@@ -177,20 +184,24 @@ def _alone(name: str, before: _Model, after: _Model) -> str:
     return f"missing in {'the tuned model' if holder is before else 'the base model'}"
 
 
-def _compare(before: torch.Tensor, after: torch.Tensor, allowed: list[int]) -> tuple[int, str]:
-    """Number of allowed rows that differ, and in words what else does, or that a row is not finite."""
+def _compare(
+    before: torch.Tensor, after: torch.Tensor, tensor: RowTensor | None, allowed: list[int]
+) -> tuple[list[int], str]:
+    """The allowed rows that differ, and in words what else does, or that a row is not finite."""
     if before.shape != after.shape:
-        return 0, f"shape {list(before.shape)} became {list(after.shape)}"
+        return [], f"shape {list(before.shape)} became {list(after.shape)}"
     if before.dtype != after.dtype:
-        return 0, f"type {before.dtype} became {after.dtype}"
+        return [], f"type {before.dtype} became {after.dtype}"
     if not before.numel():
-        return 0, ""
+        return [], ""
+    if tensor is not None:
+        before, after = before.movedim(tensor.axis, 0), after.movedim(tensor.axis, 0)
     different = before != after
     # NaN is unequal to itself: compare bits where both are NaN.
     if before.is_floating_point():
         different &= ~(before.isnan() & after.isnan())
     rows = different.reshape(len(different), -1).any(dim=1) if different.dim() else different.reshape(1)
-    changed = int(rows[allowed].sum()) if allowed else 0
+    changed = [row for row in allowed if rows[row]]
     if allowed and not after[allowed].isfinite().all():
         broken = [row for row in allowed if not after[row].isfinite().all()]
         return changed, f"{len(broken)} selected rows are NaN or infinite ({', '.join(map(str, broken[:5]))})"

@@ -65,10 +65,12 @@ def _model(request: Request) -> ModelDirectory:
 
 
 def _weights(model: ModelDirectory) -> Iterator[torch.Tensor]:
-    """`down_proj.weight` `[D, d_ff]` of every layer in float32, one in memory at a time."""
+    """`down_proj.weight` `[D, d_ff]` of every layer in float32, one in memory at a time; 0 in a layer without rows."""
     model.check_editable()
-    for name in model.projection_names:
-        yield model.checkpoint.tensor(f"{name}.weight").float()
+    for tensors in model.row_tensors:
+        weights = [tensor for tensor in tensors if tensor.dimensions > 1]
+        found = [model.checkpoint.tensor(one.name).float().movedim(one.axis, 0).flatten(1) for one in weights]
+        yield torch.cat(found, dim=1) if found else torch.zeros(model.text_config.hidden_size, 1)
 
 
 def _lowest(scores: torch.Tensor, request: Request) -> Positions:

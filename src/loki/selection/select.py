@@ -1,17 +1,18 @@
 """From scores, or what else a strategy goes by, to positions."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import Progress
 
-from loki.artefacts.positions import Positions, default_positions_folder, positions_file_name
+from loki.artefacts.positions import Positions, default_positions_folder, merge_positions, positions_file_name
 from loki.artefacts.scores import ScoresReader
 from loki.errors import LokiError
 from loki.models.model_directory import ModelDirectory
 from loki.selection.accumulators import RowCounter
 from loki.selection.strategies import SelectionSettings, find_strategy
-from loki.selection.strategy import TASK_GRADIENT, Input, Inputs, Request, Strategy
+from loki.selection.strategy import TASK_GRADIENT, Input, Inputs, Request, Scope, Strategy
 
 
 def select(
@@ -20,6 +21,7 @@ def select(
     settings: SelectionSettings | None = None,
     *,
     exclude: Positions | None = None,
+    layers: Collection[int] | None = None,
     progress: Progress | None = None,
 ) -> Positions:
     """Select rows.
@@ -32,6 +34,7 @@ def select(
         settings: the strategy and what belongs to it (default: the published one).
         exclude: rows that are never selected, as if the model did not have them (default: none). The quota still
             refers to all rows.
+        layers: the layers that have rows (default: all); those of the others are no rows for the quota either.
         progress: where to show how far reading has come (default: nowhere).
 
     Returns:
@@ -46,20 +49,24 @@ def select(
     inputs = scores if isinstance(scores, Inputs) else Inputs(scores)
     strategy = find_strategy(settings.strategy)
     strategy.check_inputs(inputs.given())
+    inputs, count, hidden = _looked_at(inputs, strategy)
+    kept = range(count) if layers is None else layers
+    rows = strategy.rows(quota, len(kept), hidden)
+    if strategy.scope is Scope.MODEL and layers is not None:
+        without = [[] if layer in kept else list(range(hidden)) for layer in range(count)]
+        exclude = without if exclude is None else merge_positions([exclude, without])
     if strategy.choose is not None:
-        inputs, layers, hidden = _looked_at(inputs, strategy)
-        rows = strategy.rows(quota, layers, hidden)
-        return strategy.choose(Request(rows, strategy.scope, layers, hidden, inputs, exclude, settings.seed))
+        found = strategy.choose(Request(rows, strategy.scope, count, hidden, inputs, exclude, settings.seed))
+        return [chosen if layer in kept else [] for layer, chosen in enumerate(found)]
     assert inputs.scores is not None
     with ScoresReader(inputs.scores) as reader:
-        _check_definition(reader, strategy)
-        counter = make_counter(settings, quota, reader.layers, reader.hidden, exclude=exclude)
+        counter = _counter(strategy, settings, rows, count, hidden, exclude)
         task = progress.add_task("Selecting", total=reader.samples) if progress else None
         for _, chunk in reader.chunks():
             counter.update(chunk)
             if progress and task is not None:
                 progress.advance(task, len(chunk))
-    return counter.positions()
+    return [chosen if layer in kept else [] for layer, chosen in enumerate(counter.positions())]
 
 
 def _check_definition(reader: ScoresReader, strategy: Strategy) -> None:
@@ -82,7 +89,7 @@ def _looked_at(inputs: Inputs, strategy: Strategy) -> tuple[Inputs, int, int]:
             return inputs, reader.layers, reader.hidden
     assert inputs.model is not None
     model = ModelDirectory.of(inputs.model)
-    return replace(inputs, model=model), len(model.projection_names), model.text_config.hidden_size
+    return replace(inputs, model=model), model.layers, model.text_config.hidden_size
 
 
 def make_counter(
@@ -102,7 +109,13 @@ def make_counter(
             left after excluding.
     """
     strategy = find_strategy(settings.strategy, counting=True)
-    rows = strategy.rows(quota, layers, hidden)
+    return _counter(strategy, settings, strategy.rows(quota, layers, hidden), layers, hidden, exclude)
+
+
+def _counter(
+    strategy: Strategy, settings: SelectionSettings, rows: int, layers: int, hidden: int, exclude: Positions | None
+) -> RowCounter:
+    assert strategy.counting is not None
     return RowCounter(layers, hidden, rows, strategy.scope, strategy.counting, settings.by, exclude=exclude)
 
 

@@ -24,7 +24,8 @@ from loki.data.preparing import prepare_training_data
 from loki.data.sources import Data
 from loki.errors import LokiError
 from loki.files import atomic_file
-from loki.models.architectures import down_projections
+from loki.models.architectures import text_config
+from loki.models.experts import RowTensor, row_tensors
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.ranks import pick_device
 from loki.selection.strategy import TASK_GRADIENT
@@ -111,10 +112,12 @@ def write_task_gradients(
         return output
     with atomic_file(output, overwrite=overwrite) as temporary:
         loaded = directory.load(dtype=settings.dtype, device=pick_device(settings.device))
-        layers, hidden = len(directory.projection_names), directory.text_config.hidden_size
+        layers, hidden = len(directory.row_tensors), directory.text_config.hidden_size
         tracked = progress.add_task("Task gradients", total=len(batches)) if progress else None
         with ScoresWriter(temporary, layers, hidden, provenance) as writer:
-            for number, (batch, gradients) in enumerate(zip(batches, row_gradients(loaded, batches), strict=True)):
+            for number, (batch, gradients) in enumerate(
+                zip(batches, row_gradients(loaded, batches, directory.experts), strict=True)
+            ):
                 squared = gradients[None].numpy()
                 check_finite(squared, [f"batch {number}"], origin="gradients of the task")
                 writer.append(squared, _record(number, batch))
@@ -123,7 +126,9 @@ def write_task_gradients(
     return output
 
 
-def row_gradients(model: PreTrainedModel, batches: Sequence[Sequence[Example]]) -> Iterator[torch.Tensor]:
+def row_gradients(
+    model: PreTrainedModel, batches: Sequence[Sequence[Example]], experts: str | None = None
+) -> Iterator[torch.Tensor]:
     """Squared gradients of every row, `[L, D]` float32 on the CPU, batch by batch.
 
     The gradient of one layer's weight is in memory at a time. The model is left as it was, also after an error.
@@ -131,28 +136,35 @@ def row_gradients(model: PreTrainedModel, batches: Sequence[Sequence[Example]]) 
     Args:
         model: a model with `nn.Linear` projections.
         batches: examples of each.
+        experts: which rows of a model with experts are meant; those of a layer without rows are 0.
     """
-    weights = [projection.weight for projection in down_projections(model).values()]
+    layers = row_tensors(model, experts)
+    weights = [
+        (layer, tensor, model.get_parameter(tensor.name))
+        for layer, tensors in enumerate(layers)
+        for tensor in tensors
+        if tensor.dimensions > 1
+    ]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    squared: list[torch.Tensor | None] = [None] * len(weights)
+    squared = torch.zeros(len(layers), text_config(model.config).hidden_size)
 
-    def keep(layer: int, weight: torch.Tensor) -> None:
+    def keep(layer: int, tensor: RowTensor, weight: torch.Tensor) -> None:
         assert weight.grad is not None
-        squared[layer] = weight.grad.float().square().sum(dim=1).cpu()
+        squared[layer] += weight.grad.float().square().movedim(tensor.axis, 0).flatten(1).sum(dim=1).cpu()
         weight.grad = None
 
     model.requires_grad_(False)
-    for weight in weights:
+    for _, _, weight in weights:
         weight.requires_grad_(True)
     hooks = [
-        weight.register_post_accumulate_grad_hook(partial(keep, layer))  # type: ignore[no-untyped-call]
-        for layer, weight in enumerate(weights)
+        weight.register_post_accumulate_grad_hook(partial(keep, layer, tensor)) for layer, tensor, weight in weights
     ]
     try:
         for batch in batches:
+            squared.zero_()
             with torch.enable_grad():
                 _loss(model, batch).backward()  # type: ignore[no-untyped-call]
-            yield torch.stack([layer for layer in squared if layer is not None])
+            yield squared.clone()
     finally:
         for hook in hooks:
             hook.remove()

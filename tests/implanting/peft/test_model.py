@@ -10,7 +10,7 @@ from torch import nn
 from loki.errors import LokiError
 from loki.implanting.peft import LoKIConfig
 from loki.implanting.peft.layer import RowAdapter
-from loki.models.architectures import down_projections
+from loki.models.experts import down_projections
 from tests.implanting.peft.adapters import D_FF, POSITIONS, RANKS, adapted_model, logits, random_deltas, save_adapter
 from tests.tiny_models import FAMILIES, tiny_model
 from tests.tolerances import assert_close

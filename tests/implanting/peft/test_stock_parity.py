@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import nn
 
 from loki.implanting.peft import LoKIConfig
-from loki.models.architectures import down_projections
+from loki.models.experts import down_projections
 from tests.tiny_models import tiny_model
 
 ROWS = [0, 5, 6, 30]

@@ -117,3 +117,13 @@ def test_bad_combinations(loki_model: Path, data: Path, tmp_path: Path, monkeypa
     with pytest.raises(LokiError, match="pip install bitsandbytes"):
         train(loki_model, data, tmp_path / "trained", TrainingSettings(max_steps=1, load_in_8bit=True))
     assert not (tmp_path / "trained").exists()
+
+
+def test_rows_of_all_experts_are_refused(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", "mixtral")
+    write_positions(tmp_path / "positions.json", [[1, 2], [], [3]])
+    made = create_loki_model(
+        model_name=base, target_pos_path=tmp_path / "positions.json", save_dir=tmp_path / "loki_model", experts="all"
+    )
+    with pytest.raises(LokiError, match=r"--load-in-4bit .*--experts all"):
+        load_to_train(load_config(made), made, TrainingSettings(load_in_4bit=True))

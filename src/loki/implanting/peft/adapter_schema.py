@@ -35,6 +35,7 @@ class AdapterConfiguration(Strict):
     protect: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
     directions_shape: Annotated[list[Number], Field(min_length=3, max_length=3)] | None = None
     directions_digests: list[Name | None] | None = None
+    experts: Name | None = None
     target_modules: list[Name] | Name | None = None
     base_fingerprint: Name | None = None
     base_values: Name | None = None

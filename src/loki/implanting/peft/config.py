@@ -12,6 +12,7 @@ from loki.errors import LokiError
 from loki.implanting.directions import Directions, check_protect
 from loki.implanting.peft.base_weight import is_fingerprint
 from loki.implanting.peft.old_positions import PositionsMask, decode_positions
+from loki.models.experts import find_experts
 
 
 @dataclass
@@ -32,6 +33,8 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         directions_shape: of `U` in one layer, `[blocks, n, r]`. Written when the adapter is made.
         directions_digests: hash of `U` for every layer, None where it has no rows; other directions are refused. None
             for all, as other programs save it, takes any.
+        experts: which rows are meant where the model has experts: `shared` or `dense`, see
+            `loki.models.experts.Experts`. Such a model needs it, and no other takes it.
         target_modules: names (or one regular expression) of the projections, for models whose structure is unknown to
             `loki.models.architectures`; the n-th match takes the n-th list of positions. None: found by structure.
         rows_per_layer: rows `D` of a projection. None: taken from the base model. A base with another number is
@@ -54,6 +57,7 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
     moments: str | os.PathLike[str] | None = None
     directions_shape: list[int] | None = None
     directions_digests: list[str | None] | None = None
+    experts: str | None = None
     target_modules: list[str] | str | None = None
     rows_per_layer: int | None = None
     base_fingerprint: str | None = None
@@ -87,6 +91,7 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
                 raise LokiError(f"LoKIConfig: base_parts, {part}: damaged: save or fetch the adapter again")
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise LokiError(f"LoKIConfig: rank {self.rank!r} is not a positive number; None trains the full rows")
+        self.experts = find_experts(self.experts)
         if self.protect is not None:
             check_protect(self.protect)
             if self.rank is not None:

@@ -74,6 +74,11 @@ def _check_pair(first: SavedAdapter, second: SavedAdapter) -> None:
             f"{first.path} is for {shapes[0][0]} layers of {shapes[0][1]} rows, {second.path} for {shapes[1][0]} "
             f"layers of {shapes[1][1]}: merge adapters of one base model"
         )
+    if first.config.experts != second.config.experts:
+        raise LokiError(
+            f"{first.path} is made with --experts {first.config.experts}, {second.path} with --experts "
+            f"{second.config.experts}: merge adapters of the same choice"
+        )
     for index, (one, other) in enumerate(zip(first.layers, second.layers, strict=True)):
         if one is None or other is None:
             continue

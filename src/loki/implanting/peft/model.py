@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from loki.artefacts.positions import check_positions_fit
+from loki.artefacts.positions import check_layers_have_rows, check_positions_fit
 from loki.errors import LokiError
 from loki.implanting.directions import digest, least_used_directions
 from loki.implanting.peft.base_parts import base_parts
@@ -17,7 +18,7 @@ from loki.implanting.peft.base_weight import base_fingerprint, plain_weight, sam
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import InputDirections, RowAdapter, adapter_weight
 from loki.implanting.sharding import refuse_zero_3
-from loki.models.architectures import mlp_outputs
+from loki.models.experts import Experts, layer_rows
 
 
 class LoKIModel(BaseTuner):  # type: ignore[misc]
@@ -33,11 +34,13 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
     def _prepare_adapter_config(self, peft_config: LoKIConfig, model_config: dict[str, Any]) -> LoKIConfig:
         del model_config
         refuse_zero_3()
-        projections = find_projections(self.model, peft_config.target_modules)
+        projections = find_projections(self.model, peft_config)
         check_adapter_fits(peft_config, projections)
-        peft_config.found_parts = base_parts(self.model.named_parameters(), projections)
-        self._rows_by_module = dict(zip(projections, peft_config.row_lists, strict=True))
-        self._directions_by_module = dict(zip(projections, _directions(peft_config, projections), strict=True))
+        peft_config.found_parts = base_parts(self.model.named_parameters(), names_of(projections))
+        layers = zip(projections, peft_config.row_lists, _directions(peft_config, projections), strict=True)
+        found = [(one.name, rows, directions) for one, rows, directions in layers if one is not None]
+        self._rows_by_module = {name: rows for name, rows, _ in found}
+        self._directions_by_module = {name: directions for name, _, directions in found}
         return peft_config
 
     def _check_target_module_exists(self, peft_config: LoKIConfig, key: str) -> bool:
@@ -107,45 +110,79 @@ def _fill(module: RowAdapter, adapter_name: str, factors: list[tuple[str, float]
     weight.copy_(total)
 
 
-def find_projections(model: nn.Module, target_modules: list[str] | str | None) -> dict[str, nn.Module]:
-    """The projections by qualified name, from the first layer to the last, whether or not they are adapted already.
+@dataclass(frozen=True)
+class Projection:
+    """The projection that holds the rows of one layer.
+
+    Attributes:
+        name: its qualified name in the base model.
+        module: the projection, or the PEFT layer around it.
+    """
+
+    name: str
+    module: nn.Module
+
+
+def find_projections(model: nn.Module, config: LoKIConfig) -> list[Projection | None]:
+    """The projection of every layer, whether or not it is adapted already; None for a layer without rows.
 
     Args:
         model: the base model.
-        target_modules: as in `LoKIConfig`.
+        config: says which rows of a model with experts are meant, or names the projections.
 
     Raises:
-        LokiError: if a layer has no single linear MLP output projection, or none matches `target_modules`.
+        LokiError: if a layer has no single linear MLP output projection, none matches `target_modules`, or the model
+            has experts and the configuration does not say which rows are meant.
     """
-    found: dict[str | None, Any]
-    if target_modules is None:
-        found = {output.projection_name: output.projection for output in mlp_outputs(model)}
+    found: list[tuple[str | None, Any]]
+    names = config.target_modules
+    if config.experts == Experts.ALL:
+        raise LokiError(
+            "--experts all: an adapter holds rows of one projection per layer; use shared or dense, or make a LoKI "
+            "model directory (`loki create`)"
+        )
+    if names is None:
+        found = [(rows.projection_name, rows.projection) for rows in layer_rows(model, config.experts)]
     else:
-        found = {name: module for name, module in model.named_modules() if _matches(name, target_modules)}
+        found = [(name, module) for name, module in model.named_modules() if _matches(name, names)]
         if not found:
-            raise LokiError(f"no module of the base model matches target_modules={target_modules!r}: check the names")
-    projections: dict[str, nn.Module] = {}
-    for name, module in found.items():
-        base = _base_layer(module)
-        # Quantised Linears need not be nn.Linears, but say their shape; Conv1D (GPT-2) holds its rows as columns.
-        if name is None or not (hasattr(base, "in_features") and hasattr(base, "out_features")):
-            raise LokiError(
-                f"{name or 'a decoder layer of the base model'} does not end in one linear projection, so no rows of "
-                "it can be adapted: use a dense model (Llama, Qwen2, Qwen3, Mistral, Gemma, Phi-3, ...)"
-            )
-        projections[name] = module
-    return projections
+            raise LokiError(f"no module of the base model matches target_modules={names!r}: check the names")
+    return [_projection(name, module, config) for name, module in found]
 
 
-def _directions(config: LoKIConfig, projections: dict[str, nn.Module]) -> list[InputDirections | None]:
+def names_of(projections: list[Projection | None]) -> list[str]:
+    """The names of the projections that there are."""
+    return [projection.name for projection in projections if projection is not None]
+
+
+def _projection(name: str | None, module: Any, config: LoKIConfig) -> Projection | None:
+    if name is None and config.experts == Experts.DENSE:
+        return None
+    base = _base_layer(module)
+    # Quantised Linears need not be nn.Linears, but say their shape; Conv1D (GPT-2) holds its rows as columns.
+    if name is None or not (hasattr(base, "in_features") and hasattr(base, "out_features")):
+        raise LokiError(
+            f"{name or 'a decoder layer of the base model'} does not end in one linear projection, so no rows of "
+            "it can be adapted: use a dense model (Llama, Qwen2, Qwen3, Mistral, Gemma, Phi-3, ...)"
+        )
+    return Projection(name, module)
+
+
+def _directions(config: LoKIConfig, projections: list[Projection | None]) -> list[InputDirections | None]:
     """The input directions of every projection; to be read with the adapter's weights where it was saved with them."""
     if config.protect is None:
         return [None] * len(projections)
-    width: int = _base_layer(next(iter(projections.values()))).in_features
+    widths = [0 if projection is None else _base_layer(projection.module).in_features for projection in projections]
     if config.moments is not None:
-        found = least_used_directions(Path(config.moments), config.protect, config.row_lists, width=width)
+        found = least_used_directions(Path(config.moments), config.protect, config.row_lists, widths=widths)
+        shapes = sorted({tuple(directions.shape) for directions in found.values()})
+        if len(shapes) > 1:
+            raise LokiError(
+                f"protect: the layers differ in their number of inputs ({sorted({*widths} - {0})}), which one adapter "
+                "cannot hold directions of: leave protect out, or make a LoKI model (`loki create`)"
+            )
         config.found_directions = found
-        config.directions_shape = list(next(iter(found.values())).shape)
+        config.directions_shape = list(shapes[0])
         made = [InputDirections(found[layer]) if layer in found else None for layer in range(len(projections))]
         config.directions_digests = [digest({0: one.weight}) if one else None for one in made]
         return made
@@ -160,14 +197,16 @@ def _directions(config: LoKIConfig, projections: dict[str, nn.Module]) -> list[I
     ]
 
 
-def check_adapter_fits(config: LoKIConfig, projections: dict[str, nn.Module]) -> None:
+def check_adapter_fits(config: LoKIConfig, projections: list[Projection | None]) -> None:
     """Check positions and fingerprint against the base model, and note what the base has in the configuration.
 
     Raises:
         LokiError: if the numbers of layers or rows differ, or the adapter was made for other weights.
     """
-    hidden: int = min(_base_layer(module).out_features for module in projections.values())
+    with_rows = {layer: one for layer, one in enumerate(projections) if one is not None}
+    hidden: int = min(_base_layer(one.module).out_features for one in with_rows.values())
     check_positions_fit(config.row_lists, layers=len(projections), hidden=hidden)
+    check_layers_have_rows(config.row_lists, with_rows)
     if config.rows_per_layer not in (None, hidden):
         raise LokiError(
             f"the adapter is for {config.rows_per_layer} rows per layer, but the base model has {hidden}: "
@@ -186,14 +225,17 @@ def check_adapter_fits(config: LoKIConfig, projections: dict[str, nn.Module]) ->
 
 
 def _selected(
-    config: LoKIConfig, projections: dict[str, nn.Module]
+    config: LoKIConfig, projections: list[Projection | None]
 ) -> list[tuple[int, list[int], torch.Tensor]] | None:
     """The selected rows of every layer, for a fingerprint.
 
     None where they cannot be read as they were saved: quantised, sharded, not yet loaded, merged into.
     """
     selected = []
-    for layer, (rows, module) in enumerate(zip(config.row_lists, projections.values(), strict=True)):
+    for layer, (rows, projection) in enumerate(zip(config.row_lists, projections, strict=True)):
+        if projection is None:
+            continue
+        module = projection.module
         weight = plain_weight(_base_layer(module))
         if weight is None or (isinstance(module, BaseTunerLayer) and module.merged):
             return None

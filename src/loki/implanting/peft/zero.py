@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from peft import get_peft_model, get_peft_model_state_dict
-from torch import nn
 
 from loki.artefacts.positions import Positions
 from loki.files import protect_inputs
@@ -14,7 +13,7 @@ from loki.implanting.peft.base_parts import parts_of_directory
 from loki.implanting.peft.base_weight import base_fingerprint
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
-from loki.implanting.peft.model import find_projections
+from loki.implanting.peft.model import Projection, find_projections, names_of
 from loki.models.checkpoint import Checkpoint
 from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
@@ -30,6 +29,7 @@ def save_zero_adapter(
     protect: float | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    experts: str | None = None,
 ) -> LoKIConfig:
     """Save an adapter whose delta is zero, without loading the model.
 
@@ -44,6 +44,7 @@ def save_zero_adapter(
         protect: as in `LoKIConfig`.
         overwrite: replace a directory that exists.
         trust_remote_code: run Python code that the model brings along.
+        experts: as in `LoKIConfig`.
 
     Returns:
         The adapter's configuration.
@@ -52,16 +53,16 @@ def save_zero_adapter(
         LokiError: if the positions do not fit the model, the model cannot be read, or `output` exists.
     """
     protect_inputs(output, model, positions if isinstance(positions, Path) else None, moments)
-    base = ModelDirectory.of(model, trust_remote_code=trust_remote_code)
-    config = LoKIConfig(positions=positions, rank=rank, moments=moments, protect=protect)
+    base = ModelDirectory.of(model, trust_remote_code=trust_remote_code, experts=experts)
+    config = LoKIConfig(positions=positions, rank=rank, moments=moments, protect=protect, experts=base.experts)
     if moments is not None:
         check_measured_on(moments, base.fingerprint)
-    base.projections_for(config.row_lists)
+    base.rows_for(config.row_lists)
     unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
-    projections = find_projections(unloaded, None)
+    projections = find_projections(unloaded, config)
     adapted = get_peft_model(unloaded, config, low_cpu_mem_usage=True)
     config.base_model_name_or_path = base.reference
-    config.base_parts = parts_of_directory(base, projections) or None
+    config.base_parts = parts_of_directory(base, names_of(projections)) or None
     if (selected := _selected(base.checkpoint, config, projections)) is not None:
         config.base_fingerprint = base_fingerprint(selected)
         config.base_values = base_fingerprint(selected, exact=True)
@@ -72,18 +73,18 @@ def save_zero_adapter(
         if name.endswith(".loki_A.weight"):
             initialise_rank_reduction(tensors[name])
     for layer, projection in enumerate(projections):
-        if layer in config.found_directions:
-            tensors[f"{KEY_PREFIX}{projection}.loki_U.weight"] = config.found_directions[layer]
+        if projection is not None and layer in config.found_directions:
+            tensors[f"{KEY_PREFIX}{projection.name}.loki_U.weight"] = config.found_directions[layer]
     write_adapter(output, config, config, tensors, overwrite=overwrite)
     return config
 
 
 def _selected(
-    checkpoint: Checkpoint, config: LoKIConfig, projections: dict[str, nn.Module]
+    checkpoint: Checkpoint, config: LoKIConfig, projections: list[Projection | None]
 ) -> list[tuple[int, list[int], torch.Tensor]] | None:
-    names = [f"{name}.weight" for name in projections]
+    names = [None if projection is None else f"{projection.name}.weight" for projection in projections]
     # Transformers can rename weights while loading; such a base is recognised only once it is loaded.
-    if not all(name in checkpoint for name in names):
+    if not all(name in checkpoint for name in names if name is not None):
         return None
-    lists = zip(config.row_lists, names, strict=True)
-    return [(layer, rows, checkpoint.tensor(name)) for layer, (rows, name) in enumerate(lists)]
+    layers = enumerate(zip(config.row_lists, names, strict=True))
+    return [(layer, rows, checkpoint.tensor(name)) for layer, (rows, name) in layers if name is not None]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from loki.errors import LokiError
@@ -96,9 +97,7 @@ class KeepTerm:
 
 
 _REMOVE = "it is damaged: remove it, and run the same command again"
-
-
-# What TRL sets in the configuration of families with experts, which would be saved with it.
+# What TRL sets in the configuration of a model with experts, which would be saved with it.
 _ROUTING = ("output_router_logits", "router_aux_loss_coef")
 
 
@@ -112,7 +111,8 @@ class KeepTrainer(SFTTrainer):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, keep: KeepTerm | None = None, **options: Any) -> None:
-        config = text_config(options["model"].config)
+        model: PreTrainedModel = options["model"]
+        config = text_config(model.config)
         routing = {name: getattr(config, name) for name in _ROUTING if hasattr(config, name)}
         super().__init__(*args, **options)
         for name, value in routing.items():

@@ -160,6 +160,8 @@ def training_configuration(model: AnyModel, positions: Path | None) -> Pretraine
         return config
     if positions is None:
         raise LokiError(f"{model} is an ordinary model: give --positions, or make a LoKI model with `loki create`")
+    if directory.experts is None and directory.has_experts:
+        raise LokiError(f"{model} has experts: make a LoKI model of it with `loki create --experts`, and train that")
     return loki_configuration(directory, read_positions(positions), origin=f"positions file {positions}")
 
 

@@ -20,6 +20,7 @@ from loki.implanting.splitting import loki_linears, put_rows
 from loki.implanting.training.rows import ROWS_FILE
 from loki.models.architectures import base_model_type
 from loki.models.classes import skeleton
+from loki.models.experts import Experts
 from loki.models.loading import load_weights
 from loki.ranks import pick_device
 
@@ -54,8 +55,14 @@ def load_to_train(config: PretrainedConfig, directory: Path, settings: TrainingS
         settings: how to train.
 
     Raises:
-        LokiError: for what `load_weights` refuses.
+        LokiError: for what `load_weights` refuses, and if rows of all experts were to be trained beside quantised
+            weights.
     """
+    if settings.bits is not None and getattr(config, "experts", None) == Experts.ALL:
+        raise LokiError(
+            f"--load-in-{settings.bits}bit quantises no experts, so it does not go with --experts all: leave it out, "
+            "or make the LoKI model with --experts shared or dense"
+        )
     model_class = loki_classes(base_model_type(config.model_type))[1]
     if settings.bits is None:
         return load_weights(model_class, directory, config=config, dtype="auto")
