@@ -39,7 +39,7 @@ def train(model: PreTrainedModel, steps: int = 2) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("family", [*LOKI_FAMILIES, "olmo2", "gpt_neox"])
+@pytest.mark.parametrize("family", [*LOKI_FAMILIES, "olmo2", "gpt_neox", "falcon_h1"])
 def test_load_train_save_reload(family: str, tmp_path: Path) -> None:
     base, made = make_directory(tmp_path, family)
     model = AutoModelForCausalLM.from_pretrained(made)

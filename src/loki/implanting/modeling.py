@@ -100,6 +100,15 @@ class LoKIModelMixin(_WrittenRemoteModule):
         (loaded[0] if isinstance(loaded, tuple) else loaded).split()
         return loaded
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: whatever computes here is a class of Transformers.
+
+        Of code that it takes for custom, Transformers leaves buffers that a parent module sets as they come out of the
+        memory (Falcon-H1).
+        """
+        return False
+
     @property
     def base_model(self) -> Any:
         """The decoder under the language model head; Transformers finds the whole model itself in Llama 4."""
