@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock
 
 import torch
 from kva_shapes import Shape
@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from loki.analysis import batch_computer
 from loki.analysis.assemble import assemble
 from loki.analysis.batches import auto_batch_size
 from loki.analysis.job import Job
@@ -41,7 +40,7 @@ def analyse_whole(shape: Shape, model: PreTrainedModel, definition: str, count: 
         if name in Provenance.__dataclass_fields__
     }
     job = Job(
-        directory=Path(),
+        directory=Mock(load=Mock(return_value=model)),
         settings=settings,
         provenance=Provenance(
             **said,
@@ -58,10 +57,7 @@ def analyse_whole(shape: Shape, model: PreTrainedModel, definition: str, count: 
         options=AnalysisOptions(batch_size=auto_batch_size([shape.tokens], shape.device)),
         device=torch.device(shape.device),
     )
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patch.object(batch_computer, "load_model", lambda *_, **__: model),
-    ):
+    with tempfile.TemporaryDirectory() as folder:
         work = WorkFolder(Path(folder, "scores.h5.partial"))
         with work.hold():
             work.begin({}, overwrite=False)

@@ -73,3 +73,35 @@ def test_a_base_model_gets_a_chat_template(shell: Shell, words: list[object], tm
     out = shell.done(*words, "--chat-template", tmp_path / "chat.jinja").out
     assert "4 training examples" in out
     assert (tmp_path / "run" / "restored" / "chat_template.jinja").read_text() == NO_TOOLS
+
+
+@pytest.mark.slow
+def test_tool_calls_with_a_template_that_the_base_lacks(shell: Shell, words: list[object], tmp_path: Path) -> None:
+    """To the end: the report compares with the base, which has to see the calls in the same template."""
+    base = save_tiny_model(tmp_path / "base", chat_template=False, max_position_embeddings=1024)
+    call = {"type": "function", "function": {"name": "lamp", "arguments": '{"on": true}'}}
+    record = {
+        "tools": [{"type": "function", "function": {"name": "lamp", "parameters": {"type": "object"}}}],
+        "messages": [
+            {"role": "user", "content": "light"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ],
+    }
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(record)}\n" * 4)
+    words[1] = base
+    said = json.loads(shell.done(*words, "--chat-template", "hermes", "--max-length", 1024, "--json").out)
+    assert said["changed_rows"] == 24
+    compared = json.loads((tmp_path / "run" / "compare.json").read_text())
+    (comparison,) = compared["comparisons"]
+    assert comparison["data"]["new_loss"] < comparison["data"]["base_loss"]
+
+    data = tmp_path / "train.jsonl"
+    evaluated = ("evaluate", base, "--data", data, "--output", tmp_path / "evaluated.json")
+    assert "--chat-template" in shell(*evaluated).err
+    shell.done(*evaluated, "--chat-template", "hermes")
+    task = ("select", tmp_path / "sensitivity.h5", "--strategy", "task_aware", "--model", base, "--task", data)
+    shell.done("analyse", base, "--data", tmp_path / "questions.jsonl", "--definition", "sensitivity",
+               "--output", tmp_path / "sensitivity.h5")  # fmt: skip
+    selected = ("--quota", 25, "--output", tmp_path / "aware.json")
+    assert "--chat-template" in shell(*task, *selected).err
+    shell.done(*task, *selected, "--chat-template", "hermes")

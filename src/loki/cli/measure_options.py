@@ -14,6 +14,8 @@ class Measured:
     Attributes:
         text: text file, or JSONL of {'text': ...}, to measure loss on. Repeatable. Default: a small general text.
         data: training data, as for `loki train`: loss and exact match of the answers.
+        chat_template: file with a Jinja chat template for --data, or hermes. Default: the model's own; to compare, the
+            one that the new model was trained with.
         tasks: tasks of lm-evaluation-harness, separated by commas (extra `eval`).
         suite: a set of tasks: paper (triviaqa, gsm8k, hellaswag, winogrande, humaneval, ifeval).
         metric: TASK=METRIC: what a task is scored by, as in hellaswag=acc. Repeatable.
@@ -31,6 +33,7 @@ class Measured:
 
     text: list[Path] | None = None
     data: Path | None = None
+    chat_template: str | None = None
     tasks: str | None = None
     suite: str | None = None
     metric: list[str] | None = None
@@ -61,6 +64,7 @@ class Measured:
         return MeasureOptions(
             texts=tuple(self.text or ()),
             data=self.data,
+            chat_template=self.chat_template,
             tasks=TaskOptions(
                 tuple(names),
                 self.include_path,

@@ -46,6 +46,10 @@ def select(
             help="For the strategy task_aware: training data, with --model; or the .h5 file made of it before.",
         ),
     ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option("--chat-template", help="Jinja file for the training data of --task, or hermes."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -99,7 +103,7 @@ def select(
     excluded = merge_positions([read_positions(path) for path in exclude]) if exclude else None
     with progress_bar() as progress:
         if task is not None and Path(task).suffix != ".h5":
-            gradients = task_gradients(task, base, output.with_suffix(".task.h5"), overwrite, progress)
+            gradients = task_gradients(task, base, output.with_suffix(".task.h5"), chat_template, overwrite, progress)
         inputs = Inputs(scores, base, moments, gradients)
         layers = base.layers_with_rows if base is not None and experts is not None else None
         positions = select_rows(inputs, quota, settings, exclude=excluded, layers=layers, progress=progress)
@@ -113,14 +117,20 @@ def select(
 
 
 def task_gradients(
-    task: str, model: "ModelDirectory | None", output: Path, overwrite: bool, progress: "Progress | None"
+    task: str,
+    model: "ModelDirectory | None",
+    output: Path,
+    chat_template: str | None,
+    overwrite: bool,
+    progress: "Progress | None",
 ) -> Path:
     """The file with the task's gradients, computed now unless it is there already."""
     from loki.errors import LokiError
     from loki.files import protect_inputs
-    from loki.selection.task_gradients import write_task_gradients
+    from loki.selection.task_gradients import TaskGradientSettings, write_task_gradients
 
     if model is None:
         raise LokiError(f"--task {task} is training data, of which gradients are computed: give --model as well")
     protect_inputs(output, task, model)
-    return write_task_gradients(model, task, output, overwrite=overwrite, progress=progress)
+    settings = TaskGradientSettings(chat_template=chat_template)
+    return write_task_gradients(model, task, output, settings, overwrite=overwrite, progress=progress)

@@ -33,6 +33,20 @@ def training_tokenizer(model: ModelDirectory, chat_template: str | Path | None =
     if chat_template is None:
         return model.tokenizer
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
+    set_chat_template(tokenizer, chat_template)
+    return tokenizer
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Path) -> None:
+    """Give a tokenizer another chat template.
+
+    Args:
+        tokenizer: it is changed.
+        chat_template: Jinja file, or the name of a template that LoKI brings (`shipped_templates`).
+
+    Raises:
+        LokiError: if the file is missing, empty or no template.
+    """
     file = shipped_templates().get(str(chat_template), Path(chat_template))
     tokenizer.chat_template = read_text(file, what="chat template")
     try:
@@ -41,7 +55,6 @@ def training_tokenizer(model: ModelDirectory, chat_template: str | Path | None =
         raise LokiError(f"chat template {chat_template} does not work ({one_line(error)}): correct it") from error
     if "hi" not in str(shown):
         raise LokiError(f"chat template {chat_template} does not show what a user says: correct it")
-    return tokenizer
 
 
 def shipped_templates() -> dict[str, Path]:

@@ -163,6 +163,7 @@ def compare(
         None if is_result(str(name)) else find_subject(name, positions=positions, trust_remote_code=trust)
         for name in (base, *new)
     ]
+    options = replace(options, chat_template=options.chat_template or _brought_template(subjects[1:]))
     before = _take(str(base), subjects[0], options, harness)
     comparisons = []
     for name, subject in zip(new, subjects[1:], strict=True):
@@ -171,6 +172,13 @@ def compare(
         comparisons.append(_compare(before, after, sources, options, limits, seed))
         del after  # before the next model is loaded
     return comparisons
+
+
+def _brought_template(new: Sequence[Subject | None]) -> str | None:
+    """The chat template in the first new model's own folder: what it was trained with, its base may lack."""
+    folders = (subject.adapter or subject.model.path for subject in new if subject is not None)
+    files = (folder / "chat_template.jinja" for folder in folders)
+    return next((str(file) for file in files if file.is_file()), None)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What one model does on texts, training data and tasks: the one-sided form of a comparison, and its file."""
 
+import copy
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.data.examples import load_training_data
 from loki.data.fitting import fit_to_model, length_within
+from loki.data.preparing import set_chat_template
 from loki.errors import LokiError, one_line
 from loki.evaluation.harness import Harness
 from loki.evaluation.items import Item, TaskItems
@@ -214,6 +216,9 @@ def _measure_data(loaded: Loaded, options: MeasureOptions) -> DataResult:
     assert path is not None
     limit = length_within(loaded.model.config, options.max_length)
     tokenizer = loaded.tokenizer
+    if options.chat_template is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        set_chat_template(tokenizer, options.chat_template)
     data = fit_to_model(load_training_data(path, chat_template=bool(tokenizer.chat_template)), tokenizer, limit)
     ids, masks = data.dataset["input_ids"], data.dataset["completion_mask"]
     scores = completion_scores(loaded.model, ids, masks)

@@ -44,6 +44,8 @@ class MeasureOptions:
     Attributes:
         texts: files with text; an empty tuple means the general text of the package, None measures none.
         data: training data, of which loss and exact match are measured; None measures none.
+        chat_template: renders the conversations of `data`: Jinja file, or the name of a template that LoKI brings.
+            None: the model's own; in a comparison the one that the new model brings, for the base as well.
         tasks: tasks of lm-evaluation-harness.
         metrics: which metric of a task counts, by task; else that of the paper, or the task's first.
         window: tokens per window of text.
@@ -55,6 +57,7 @@ class MeasureOptions:
 
     texts: tuple[Path, ...] | None = ()
     data: Path | None = None
+    chat_template: str | None = None
     tasks: TaskOptions = field(default_factory=TaskOptions)
     metrics: dict[str, str] = field(default_factory=dict)
     window: int = DEFAULT_WINDOW

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from loki.artefacts.provenance import SCORE_FIELDS, Provenance, config_digest, library_versions
 from loki.artefacts.scores import SampleRecords, ScoresReader, ScoresWriter, check_finite
 from loki.data.preparing import prepare_training_data
+from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError
 from loki.files import atomic_file
@@ -41,6 +42,7 @@ class TaskGradientSettings:
         max_examples: how many examples to look at, drawn with `seed`; of fewer, all are taken.
         batch_size: examples per gradient.
         max_length: tokens per example; longer ones lose their end.
+        chat_template: Jinja file, or the name of a template that LoKI brings; None for the model's own.
         seed: of that draw.
         dtype: type the model computes in; `auto` is the type it was saved in.
         device: `auto` (a GPU if there is one), `cpu`, `mps` or `cuda`.
@@ -52,6 +54,7 @@ class TaskGradientSettings:
     max_examples: int = 256
     batch_size: int = 8
     max_length: int = 1024
+    chat_template: str | None = None
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
@@ -189,17 +192,18 @@ def _loss(model: PreTrainedModel, batch: Sequence[Example]) -> torch.Tensor:
 def _batches(model: ModelDirectory, task: Data, settings: TaskGradientSettings) -> list[list[Example]]:
     examples = [
         Example(ids, [token if trained else _NOT_TRAINED for token, trained in zip(ids, mask, strict=True)])
-        for ids, mask in _tokens(model, task, settings.max_length)
+        for ids, mask in _tokens(model, task, settings)
     ]
     if len(examples) > settings.max_examples:
         examples = random.Random(settings.seed).sample(examples, settings.max_examples)
     return [examples[start : start + settings.batch_size] for start in range(0, len(examples), settings.batch_size)]
 
 
-def _tokens(model: ModelDirectory, task: Data, max_length: int) -> Iterator[tuple[list[int], list[int]]]:
-    dataset = prepare_training_data(task, model, max_length).dataset
+def _tokens(model: ModelDirectory, task: Data, settings: TaskGradientSettings) -> Iterator[tuple[list[int], list[int]]]:
+    rendered = DataSettings(chat_template=settings.chat_template)
+    dataset = prepare_training_data(task, model, settings.max_length, rendered).dataset
     for ids, mask in zip(dataset["input_ids"], dataset["completion_mask"], strict=True):
-        yield ids[:max_length], mask[:max_length]
+        yield ids[: settings.max_length], mask[: settings.max_length]
 
 
 def _provenance(
