@@ -266,6 +266,7 @@ def test_every_method_starts_as_its_base_and_learns(
 def _cell(name: str, rate: float, kl: float, *, seed: int = 0, reached: bool = True) -> dict[str, Any]:
     return {
         "model": "m",
+        "task": "facts",
         "name": name,
         "rate": rate,
         "seed": seed,
@@ -293,22 +294,39 @@ CELLS = [
 def test_every_method_counts_at_its_best_rate(benchmark: Any) -> None:
     tables = benchmark("tables")
     best = tables.at_best_rate(CELLS, "wiki")
-    assert {name: [cell["rate"] for cell in group] for (_, name), group in best.items()} == {
+    assert {name: [cell["rate"] for cell in group] for name, group in best.items()} == {
         "random rows": [3e-4, 3e-4],
         "full fine-tuning": [1e-4],
         "protected": [3e-3],
     }
-    assert tables.ratios(best, "m", "wiki") == pytest.approx(
-        {"random rows": 1.0, "full fine-tuning": 2.0, "protected": 0.1}
-    )
-    rows = tables.best_table(CELLS, "m").rows
+    assert tables.ratios(best, "wiki") == pytest.approx({"random rows": 1.0, "full fine-tuning": 2.0, "protected": 0.1})
+    rows = tables.method_table("best", CELLS, best).rows
     assert [row[0] for row in rows] == ["protected", "random rows", "full fine-tuning"]
     assert [row[4] for row in rows] == ["0.50", "0.50", ""]
     assert rows[1][5] == "0.2500 (0.2000 to 0.3000)"
     assert rows[1][7] == "-0.250"
-    assert len(tables.rates_table(CELLS, "m").rows) == len(CELLS)
+    assert len(tables.rates_table("all", CELLS).rows) == len(CELLS)
+
+
+def test_methods_that_know_as_much_are_compared(benchmark: Any) -> None:
+    """Not the rate of least damage, at which less was learned than the words that were trained."""
+    more = [
+        _cell("full fine-tuning", 5e-5, 0.1) | {"held_out": 0.2},
+        _cell("protected", 1e-2, 0.06) | {"held_out": 0.7},
+        _cell("random rows", 3e-3, 0.1, reached=False) | {"held_out": 0.9},
+    ]
+    tables = benchmark("tables")
+    knowing = tables.knowing_more([*CELLS, *more], "wiki", 0.6)
+    assert {name: group[0]["rate"] for name, group in knowing.items()} == {"protected": 1e-2}
+    assert tables.knowing_more([*CELLS, *more], "wiki", 0.5)["random rows"][0]["rate"] == 3e-4
+
+
+def _write_cells(folder: Path) -> None:
+    for number, cell in enumerate(CELLS):
+        (folder / f"{number}.json").write_text(json.dumps(cell))
 
 
 def test_the_picture_is_drawn(benchmark: Any, tmp_path: Path) -> None:
-    benchmark("tables").draw(CELLS, "m", tmp_path / "pareto.png")
-    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    _write_cells(tmp_path)
+    benchmark("tables").main(tmp_path, tmp_path / "pareto.png", 0.5)
+    assert (tmp_path / "m-pareto.png").read_bytes().startswith(b"\x89PNG")
