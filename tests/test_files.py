@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loki.errors import LokiError
-from loki.files import atomic_directory, atomic_file, protect_inputs, refuse_existing, write_json
+from loki.files import atomic_directory, atomic_file, empty_directory, protect_inputs, refuse_existing, write_json
 from loki.inputs import read_json
 
 
@@ -166,7 +166,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_what_a_running_process_writes_is_left_alone(tmp_path: Path) -> None:
-    with atomic_file(tmp_path / "out.txt") as first:
+    with atomic_file(tmp_path / "out.txt", overwrite=True) as first:
         first.write_text("first")
         with atomic_file(tmp_path / "out.txt") as second:
             second.write_text("second")
@@ -208,3 +208,54 @@ def test_no_output_over_in_or_around_an_input(tmp_path: Path, output: str) -> No
     with pytest.raises(LokiError, match=r"holds the input|lies in the input"):
         protect_inputs(tmp_path / output, None, "a/hub-id", source)
     protect_inputs(tmp_path / "elsewhere", source)
+
+
+def test_what_another_process_has_written_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(LokiError, match="exists already"), atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("mine")
+        (tmp_path / "file").write_text("theirs")
+    with pytest.raises(LokiError, match="exists already"), atomic_directory(tmp_path / "out") as temporary:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/theirs").touch()
+    assert (tmp_path / "file").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "out", "theirs"]
+
+
+def test_what_stood_there_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").touch()
+    move = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out", overwrite=True) as temporary:
+        (temporary / "new").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["old", "out"]
+
+
+def test_two_that_replace_the_same_directory(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with atomic_directory(tmp_path / "out", overwrite=True) as temporary:
+        (temporary / "first").touch()
+        with atomic_directory(tmp_path / "out", overwrite=True) as other:
+            (other / "second").touch()
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["second"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["first", "out"]
+
+
+def test_the_last_entry_of_a_directory_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/inner").mkdir(parents=True)
+    for name in ("a/inner/x", "run.json", "z"):
+        (tmp_path / name).touch()
+    moved: list[str] = []
+    move = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: moved.append(self.name) or move(self, target))
+    empty_directory(tmp_path, "run.json")
+    assert sorted(moved[:2]) == ["a", "z"] and moved[2:] == ["run.json"]
+    assert not list(tmp_path.iterdir())

@@ -88,6 +88,7 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             yield temporary
             # mkstemp makes files that only their owner can read; follow the user's umask instead.
             temporary.chmod(0o666 & ~_umask())
+            refuse_existing_file(path, overwrite=overwrite)  # another process may have written it meanwhile
             replace_durably(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -114,13 +115,8 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
-            if path.is_dir():
-                retired = _move_aside(path, _REPLACED)
-                temporary.replace(path)
-                shutil.rmtree(retired)
-            else:
-                path.unlink(missing_ok=True)
-                temporary.replace(path)
+            refuse_existing(path, overwrite=overwrite)  # another process may have made it meanwhile
+            _put(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -164,9 +160,17 @@ def _folder_for(folder: Path) -> Iterator[None]:
         yield
 
 
-def remove_directory(path: Path) -> None:
-    """Remove a directory so that one which is killed meanwhile leaves nothing at `path`, but in a place of its own."""
-    shutil.rmtree(_move_aside(path.resolve(), _REMOVED))
+def empty_directory(path: Path, last: str) -> None:
+    """Remove what a directory holds, the entry `last` after all others.
+
+    A process that is killed meanwhile leaves what it has not moved, and a temporary folder of the file `last`, which
+    goes when that is written again.
+    """
+    aside = Path(tempfile.mkdtemp(dir=path, prefix=_prefix(path / last), suffix=_REMOVED))
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == last):
+        if entry != aside:
+            entry.replace(aside / entry.name)
+    shutil.rmtree(aside)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -238,10 +242,22 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.{_MACHINE}-{os.getpid()}."
 
 
-def _move_aside(path: Path, suffix: str) -> Path:
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=suffix))
-    path.replace(aside)
-    return aside
+def _put(temporary: Path, path: Path) -> None:
+    """Let a finished directory take the place of what stands at `path`, which is there again if that fails."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        temporary.replace(path)
+        return
+    retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_REPLACED))
+    try:
+        with suppress(FileNotFoundError):  # another process is just replacing it as well
+            path.replace(retired)
+        temporary.replace(path)
+    finally:
+        if path.exists():
+            shutil.rmtree(retired)
+        else:
+            retired.replace(path)
 
 
 def _is_leftover(path: Path) -> bool:

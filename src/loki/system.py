@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +32,36 @@ def lock(file: IO[Any]) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_folder(folder: Path) -> AbstractContextManager[None]:
+    """Lock a folder until the block ends, or this process; nothing happens where folders cannot be locked.
+
+    Raises:
+        BlockingIOError: if another process holds the lock.
+    """
+    if sys.platform == "win32":
+        return nullcontext()
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # a file system that locks only what is open for writing, or nothing
+        os.close(handle)
+        return nullcontext()
+    return _closing(handle)
+
+
+@contextmanager
+def _closing(handle: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def is_running(process: int) -> bool:

@@ -140,6 +140,15 @@ def test_out_of_memory_names_what_helps() -> None:
         assert all(advice in line for advice in ("--batch-size", "--gradient-checkpointing", "rank"))
 
 
+@pytest.mark.parametrize(
+    ("quoted", "said"), [("os error 27", "File too large"), ("errno = 30", "Read-only file system")]
+)
+def test_libraries_quote_the_system(quoted: str, said: str) -> None:
+    line = str(explain(RuntimeError(f"Error while serializing: I/O error: something ({quoted})")))
+    assert line.startswith(f"{said}: while writing: ")
+    assert explain(RuntimeError("No such file (os error 2)")) is None  # it was to be read
+
+
 def test_causes_count() -> None:
     try:
         try:

@@ -3,16 +3,20 @@
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 
 import loki
 from loki.cli import progress as progress_module
 from loki.cli.output import Speaker
 from loki.cli.progress import ProgressLines, _Bars
 from tests.cli.running import Shell
+from tests.faults.children import Child
 
 
 @pytest.fixture
@@ -113,3 +117,29 @@ def test_messages_and_bars_do_not_share_a_line(
     after = terminal.getvalue()[before:]
     assert after.index("\x1b[2K") < after.index("going on")  # taken away for the message, and shown again
     assert "finished" not in after
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("gone", 0, ""),
+        ("full", 2, "standard output cannot be written (No space left on device)"),
+        ("closed", 0, ""),
+        ("both closed", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_standard_output_that_takes_nothing(
+    words: list[object], tmp_path: Path, how: str, code: int, said: str, more: tuple[str, ...]
+) -> None:
+    ended = Child(tmp_path, (*map(str, words), *more), stdout=how).wait()
+    lines = 0 if how == "both closed" else bool(more) + bool(said)
+    assert (ended.code, said in ended.err, ended.err.count("\n")) == (code, True, lines)
+    assert len(load_file(tmp_path / "made [x]/model.safetensors")) > 0
+
+
+def test_a_closed_stream_gives_its_number_to_no_file(tmp_path: Path) -> None:
+    code = "import sys; from loki.cli.output import open_closed_streams; open_closed_streams()"
+    code += "; sys.exit(open(sys.argv[1], 'w').fileno())"
+    line = f'exec {sys.executable} -c "{code}" file <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", line], cwd=tmp_path, check=False).returncode > 2

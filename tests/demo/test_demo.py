@@ -5,7 +5,7 @@ import pytest
 
 from loki.artefacts.positions import read_positions
 from loki.artefacts.scores import ScoresReader
-from loki.demo.demo import REQUIRED_ACCURACY, DemoResult, default_output, run_demo
+from loki.demo.demo import REQUIRED_ACCURACY, DemoResult, default_output, is_unfinished, run_demo
 from loki.demo.reporting import accuracy_table, examples_table, save_comparison, save_results, seconds_table
 from loki.demo.world import NEW_PEOPLE, OLD_FAMILIES, tiny_world
 from loki.errors import LokiError
@@ -99,6 +99,14 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(result: DemoResult, run_di
         run_demo(run_directory)
     again = run_demo(run_directory, overwrite=True)
     assert again.outcome == result.outcome
+
+
+def test_what_an_interrupted_demo_left_is_known(tmp_path: Path) -> None:
+    assert not is_unfinished(tmp_path / "absent") and not is_unfinished(tmp_path)
+    (tmp_path / "new-facts.jsonl").touch()
+    assert is_unfinished(tmp_path)
+    (tmp_path / "report.html").touch()
+    assert not is_unfinished(tmp_path)
 
 
 def test_default_output_is_the_first_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

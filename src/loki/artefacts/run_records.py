@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from loki.errors import LokiError
-from loki.files import make_folder, no_empty_folders, protect_inputs, remove_directory, remove_leftovers, write_json
+from loki.files import empty_directory, make_folder, no_empty_folders, protect_inputs, remove_leftovers, write_json
 from loki.inputs import checked, read_json
 
 
 def remove_recorded(output: Path, record: str, *inputs: str | Path | None) -> None:
-    """Remove an output directory, if it is one that the same kind of run has made.
+    """Remove what an output directory holds, if the same kind of run has made it.
 
     Args:
         output: the directory; nothing is done if there is none, or an empty one.
@@ -23,13 +23,14 @@ def remove_recorded(output: Path, record: str, *inputs: str | Path | None) -> No
     """
     protect_inputs(output, *inputs)
     remove_leftovers(output.resolve())
+    remove_leftovers(output / record)
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not (output / record).is_file():
         raise LokiError(
             f"{output} holds no {record}, so --overwrite leaves it alone: remove it yourself, or choose another"
         )
-    remove_directory(output)
+    empty_directory(output, record)
 
 
 @contextmanager

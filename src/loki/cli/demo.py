@@ -38,7 +38,7 @@ def demo(
     from loki.cli.quiet import quiet_libraries
     from loki.demo.compare import compare as compare_methods
     from loki.demo.compare import methods_to_compare
-    from loki.demo.demo import QUOTA, REQUIRED_ACCURACY, default_output, run_demo
+    from loki.demo.demo import QUOTA, REQUIRED_ACCURACY, default_output, is_unfinished, run_demo
     from loki.demo.reporting import result_tables, save_comparison, save_results
     from loki.demo.world import tiny_world
     from loki.pipeline.phases import ARTEFACTS
@@ -46,6 +46,7 @@ def demo(
 
     quiet_libraries()
     output = output or default_output(overwrite=overwrite)
+    overwrite = overwrite or is_unfinished(output)  # what an interrupted demo left is of no use
     with progress_bar() as progress:
         result = run_demo(
             output,

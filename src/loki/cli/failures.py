@@ -1,6 +1,8 @@
 """Failures of the machine, not of the program: what went wrong, as one line with advice."""
 
 import errno
+import os
+import re
 from pathlib import Path
 
 from loki.errors import out_of_memory
@@ -30,8 +32,10 @@ _STORAGE = {
     errno.ENOTEMPTY: _NO_PLACE,
     errno.EOPNOTSUPP: _NO_PLACE,
 }
-# safetensors and h5py only quote the system's message; torch.save only notices that its file stopped growing.
-_FULL_DISK_SIGNS = ("os error 28", "errno = 28", "No space left on device", "unexpected pos", "PytorchStreamWriter")
+# safetensors and h5py only quote the system's error; torch.save only notices that its file stopped growing.
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_QUOTED = re.compile(r"(?:os error |errno = )(\d+)")
+_FULL_DISK_SIGNS = ("No space left on device", "unexpected pos", "PytorchStreamWriter")
 
 
 def explain(error: BaseException) -> str | None:
@@ -52,6 +56,8 @@ def _explain_one(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, OSError) and error.errno in _STORAGE and not _was_missing(error):
         return f"{error.strerror}: {error.filename or 'while writing'}: {_STORAGE[error.errno]}"
+    if (quoted := _QUOTED.search(text)) and (number := int(quoted[1])) in _WRITING:
+        return f"{os.strerror(number)}: while writing: {_STORAGE[number]}"
     if any(sign in text for sign in _FULL_DISK_SIGNS):
         return "No space left on device: while writing: free some space or choose another --output"
     if out_of_memory(error):

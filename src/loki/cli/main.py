@@ -11,10 +11,10 @@ from rich.markup import escape
 from loki.cli.app import app
 from loki.cli.failures import explain
 from loki.cli.global_options import take_global_options
-from loki.cli.output import end_with_json, error_console, speaking
+from loki.cli.output import end_with_json, error_console, open_closed_streams, speaking, unsaid
+from loki.cli.stopping import INTERRUPTED, TERMINATED, Stopping, stopping
 from loki.errors import LokiError, RankError
 
-INTERRUPTED = 130
 _LONGEST = 1200  # characters of an error's line
 CONTINUED = ("analyse", "moments", "tune", "train", "run")  # the commands that go on where they stopped
 COMMANDS = (
@@ -46,8 +46,20 @@ COMMANDS = (
 
 def main() -> None:
     """Run `loki` with the arguments of this process."""
+    open_closed_streams()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of kernels it could use
     logging.getLogger("DeepSpeed").addFilter(_other_than_no_gpu)  # it writes to standard output, among our lines
+    with stopping() as stop:
+        try:
+            code = _main(stop)
+        except KeyboardInterrupt:  # before or after the command
+            code = INTERRUPTED if stop.code is None else stop.code
+            _print_error(_stopped(code, ""))
+    sys.exit(code)
+
+
+def _main(stop: Stopping) -> int:
+    """Run the command that the arguments of this process name; its exit code."""
     for command in COMMANDS:
         importlib.import_module(f"loki.cli.{command}")
     with ExitStack() as stack:
@@ -56,40 +68,55 @@ def main() -> None:
             stack.enter_context(speaking(quiet=common.quiet, as_json=common.as_json, log_file=common.log_file))
         except LokiError as wrong:
             _print_error(str(wrong))
-            sys.exit(wrong.exit_code)
+            return wrong.exit_code
         if common.version:
             print(f"loki {version('loki-llm')}")
-            return
+            return 0
         name = next((word for word in arguments if not word.startswith("-")), "")
-        code, error = _run(arguments, name, debug=common.debug)
+        code, error = _run(arguments, name, stop, debug=common.debug)
         end_with_json(name, code, error)
-    sys.exit(code)
+        if (lost := unsaid()) and not code:
+            _print_error(lost)
+            return 2
+    return code
 
 
-def _run(arguments: list[str], name: str, *, debug: bool) -> tuple[int, str | None]:
+def _run(arguments: list[str], name: str, stop: Stopping, *, debug: bool) -> tuple[int, str | None]:
     """Run one command; its exit code, and its error as one line."""
     try:
         code = int(app(arguments, prog_name="loki", standalone_mode=False) or 0)
     except LokiError as error:
-        if debug:
-            raise
-        _print_error(str(error), own=isinstance(error, RankError))
-        return error.exit_code, str(error)
+        if stop.code is None:
+            if debug:
+                raise
+            _print_error(str(error), own=isinstance(error, RankError))
+            return error.exit_code, str(error)
+        code = stop.code
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(bool(left.code))
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed
             return 2, None
-        reason = _of_parser(error, name) or explain(error)
-        if reason is None or (debug and not _of_parser(error, name)):
-            raise
-        _print_error(reason, own=True)
-        return 2, reason
-    if code != INTERRUPTED:  # Typer makes this of Ctrl-C
+        if stop.code is None:
+            reason = _of_parser(error, name) or explain(error)
+            if reason is None or (debug and not _of_parser(error, name)):
+                raise
+            _print_error(reason, own=True)
+            return 2, reason
+        code = stop.code  # whatever a library has made of it
+    if stop.code is not None and code:
+        code = stop.code
+    if code not in (INTERRUPTED, TERMINATED):  # Typer makes the one of Ctrl-C
         return code, None
-    message = "interrupted" + (": run the same command again to continue" if name in CONTINUED else "")
+    message = _stopped(code, name)
     _print_error(message)
     return code, message
+
+
+def _stopped(code: int, name: str) -> str:
+    """What to say when a command was stopped."""
+    how = "interrupted" if code == INTERRUPTED else "stopped by SIGTERM"
+    return how + (": run the same command again to continue" if name in CONTINUED else "")
 
 
 def _of_parser(error: Exception, name: str) -> str | None:

@@ -3,9 +3,10 @@
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from loki.errors import LokiError
+from loki.errors import LokiError, one_line
 
 _TIME = "%Y-%m-%d %H:%M:%S"  # at the beginning of every line of a log
 _LOG_BEGIN = rb"\d{4}-\d\d-\d\d "
@@ -25,14 +26,20 @@ _SILENT = os.environ.get("RANK", "0") != "0"
 class Speaker(Console):
     """A console whose lines stay whole and plain, go into the log as well, and never share a line with a bar.
 
+    Where its stream cannot be written to, it falls silent, and the work goes on.
+
     Args:
         stderr: write to standard error.
+
+    Attributes:
+        lost: why it fell silent, if it did.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=_SILENT, highlight=False)
         self.bar: Progress | None = None
         self.log_console: Console | None = None
+        self.lost: OSError | None = None
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As in rich; a running bar is taken away meanwhile."""
@@ -42,13 +49,32 @@ class Speaker(Console):
             self.log_console.print(f"{datetime.now():{_TIME}}", *objects, **options)
         bar = self.bar
         if bar is None or self.quiet or self is bar.console:
-            super().print(*objects, **options)
+            self._print(*objects, **options)
             return
         bar.stop()
         try:
-            super().print(*objects, **options)
+            self._print(*objects, **options)
         finally:
             bar.start()
+
+    def on_broken_pipe(self) -> None:
+        """As of any stream that cannot be written to; rich would end the program."""
+        self.fall_silent(BrokenPipeError())
+
+    def fall_silent(self, error: OSError) -> None:
+        """Write no more; what is left in the stream's buffer goes nowhere, or Python would fail on it when it ends."""
+        self.lost = self.lost or error
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+
+    def _print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.fall_silent(error)
 
 
 console = Speaker()
@@ -115,6 +141,7 @@ def speaking(*, quiet: bool, as_json: bool, log_file: Path | None) -> Iterator[N
     except OSError as error:
         raise LokiError(f"--log-file {log_file} cannot be written ({error.strerror}): name another") from error
     _json = as_json
+    console.lost = error_console.lost = None
     console.stderr = as_json
     console.quiet, error_console.quiet = quiet or _SILENT, _SILENT
     console.log_console = error_console.log_console = (
@@ -147,4 +174,35 @@ def end_with_json(command: str, code: int, error: str | None = None) -> None:
     """With `--json`, print one object: the command, its exit code, its error if any, and all that `say` was told."""
     if _json and not _SILENT:
         failure = {"error": error} if error else {}
-        print(json.dumps({"command": command, "exit_code": code, **failure, **_values}, default=str), flush=True)
+        try:
+            print(json.dumps({"command": command, "exit_code": code, **failure, **_values}, default=str), flush=True)
+        except OSError as error:
+            console.stderr = False
+            console.fall_silent(error)
+
+
+def unsaid() -> str | None:
+    """Why standard output has not got all that was said; None where it has, or where its reader has gone by itself."""
+    if console.lost is None or isinstance(console.lost, BrokenPipeError):
+        return None
+    reason = console.lost.strerror or one_line(console.lost)
+    return f"standard output cannot be written ({reason}): the command has done its work, and not all of it is said"
+
+
+def open_closed_streams() -> None:
+    """Have standard input, output and error lead nowhere where the caller closed them (`>&-`).
+
+    Otherwise the next file that is opened gets the number of one, and what a library writes to standard output would
+    go into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))

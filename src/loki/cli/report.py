@@ -36,9 +36,9 @@ def report(
     from loki.files import protect_inputs, refuse_existing_file
     from loki.report.page import write_report
     from loki.report.run_comparison import compare_run
-    from loki.report.run_directory import read_run
+    from loki.report.run_directory import PAGE, read_run
 
-    target = output or run_directory / "report.html"
+    target = output or run_directory / PAGE
     refuse_existing_file(target, overwrite=overwrite)
     quiet_libraries()
     run = read_run(run_directory, trust_remote_code=trust_remote_code)

@@ -18,11 +18,13 @@ from loki.demo.tokenizer import MAX_LENGTH
 from loki.demo.world import World, tiny_world
 from loki.errors import CheckFailed, LokiError
 from loki.files import atomic_directory, refuse_existing
+from loki.locks import held
 from loki.metrics.accuracy import accuracy_by_family, greedy_answer
 from loki.models.loading import load_model, load_tokenizer
 from loki.models.model_directory import ModelDirectory
 from loki.pipeline.phases import ARTEFACTS, Stopwatch, remove_artefacts, run_phases
 from loki.pipeline.settings import RunSettings
+from loki.report.run_directory import PAGE
 from loki.restoring.verify import VerifyReport
 
 FACTS = "new-facts.jsonl"
@@ -83,8 +85,12 @@ def run_demo(
         LokiError: if `output` exists and `overwrite` is False, or holds something else than a demo.
         CheckFailed: if the new facts were not learned, or anything but the selected rows changed.
     """
+    with held(output):
+        return _run(output, Stopwatch(announce), overwrite=overwrite, progress=progress)
+
+
+def _run(output: Path, watch: Stopwatch, *, overwrite: bool, progress: Progress | None) -> DemoResult:
     _refuse_other(output, overwrite=overwrite)
-    watch = Stopwatch(announce)
     world = tiny_world()
     base, calibration, facts = output / "base", output / "calibration.jsonl", output / FACTS
     settings = RunSettings(str(base), facts, str(calibration), quota=QUOTA, training=TRAINING, protect=DEFAULT_PROTECT)
@@ -123,6 +129,11 @@ def run_demo(
     return DemoResult(
         outcome, positions, model.config.hidden_size, model.num_parameters(), done.report, examples, watch.seconds
     )
+
+
+def is_unfinished(output: Path) -> bool:
+    """Whether a demo was begun in a directory and not brought to its end, the report."""
+    return (output / FACTS).is_file() and not (output / PAGE).exists()
 
 
 def default_output(*, overwrite: bool = False) -> Path:

@@ -15,6 +15,7 @@ from loki.artefacts.run_records import read_record, remove_recorded, write_recor
 from loki.data.sources import local_paths
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing
+from loki.locks import held
 from loki.pipeline.phases import ARTEFACTS, RunResult, Stopwatch, is_finished, remove_artefacts, run_phases
 from loki.pipeline.settings import CONFIG, RunSettings
 
@@ -69,19 +70,33 @@ def run(
     """
     console = console or Console(quiet=True)
     base = settings.base
-    _begin(settings, output, settings.check(base), overwrite=overwrite, console=console)
-    watch = Stopwatch(lambda line: console.print(line, highlight=False, soft_wrap=True))
-    return run_phases(settings, base, output, watch, callbacks=callbacks, console=console, progress=progress)
+    record, inputs = settings.check(base), _inputs(settings)
+    protect_inputs(output, *inputs)
+    with held(output):
+        _begin(settings, output, record, inputs, overwrite=overwrite, console=console)
+        watch = Stopwatch(lambda line: console.print(line, highlight=False, soft_wrap=True))
+        return run_phases(settings, base, output, watch, callbacks=callbacks, console=console, progress=progress)
 
 
-def _begin(settings: RunSettings, output: Path, record: dict[str, Any], *, overwrite: bool, console: Console) -> None:
-    """Make the run directory ready: of what it holds, phases that depend on a changed setting go."""
+def _inputs(settings: RunSettings) -> list[str | Path]:
+    """What a run reads."""
     held_out = local_paths(settings.eval_data) if settings.eval_data else []
     inputs: list[str | Path] = [settings.model, *local_paths(settings.data), *held_out, settings.calibration]
     if settings.data_settings.chat_template:
         inputs.append(settings.data_settings.chat_template)
-    inputs += settings.levers.inputs
-    protect_inputs(output, *inputs)
+    return inputs + settings.levers.inputs
+
+
+def _begin(
+    settings: RunSettings,
+    output: Path,
+    record: dict[str, Any],
+    inputs: list[str | Path],
+    *,
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Make the run directory ready: of what it holds, phases that depend on a changed setting go."""
     found = read_record(output, RECORD)
     if found is None:
         if overwrite:

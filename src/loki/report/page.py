@@ -18,7 +18,7 @@ from loki.artefacts.provenance import library_versions
 from loki.files import atomic_file
 from loki.implanting.training.output import loss_figure
 from loki.report.result_figures import ablation_figure, read_ablation
-from loki.report.run_directory import RunContents
+from loki.report.run_directory import PAGE, RunContents
 
 _MOST_CELLS = 20_000  # selected rows that can be pointed at; more would make the page heavy
 _LIBRARIES = ("peft", "trl", "safetensors")
@@ -53,7 +53,7 @@ def write_report(run: RunContents, output: Path | None = None, *, overwrite: boo
     Raises:
         LokiError: if the output exists.
     """
-    target = output or run.path / "report.html"
+    target = output or run.path / PAGE
     page = render(run)
     with atomic_file(target, overwrite=overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")

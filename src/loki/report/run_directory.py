@@ -19,6 +19,7 @@ from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.report.score_figures import mean_scores
 
 RUN, DEMO, COMPARISON, ABLATION = "run.json", "results.json", "compare.json", "ablation.json"
+PAGE = "report.html"  # the last thing that is written into it
 
 
 @dataclass(frozen=True)

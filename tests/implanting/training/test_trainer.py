@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,27 @@ def test_resuming_is_exact(
         assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
         assert ("lm_head.weight" in whole) is (name == "model.safetensors" and not tied)
     assert not [message for message in warnings if "missing keys" in message]
+
+
+class StopAtTheEnd(TrainerCallback):
+    """Breaks off when the last checkpoint is there, and the result is not."""
+
+    def on_train_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("best", [False, True])
+def test_no_step_is_taken_after_the_last(loki_dir: Path, data: Path, tmp_path: Path, best: bool) -> None:
+    settings = replace(SETTINGS, max_steps=3, save_steps=1, load_best=best, learning_rate=0.3 if best else 1e-2)
+    assert 3 % math.ceil(len(data.read_text().splitlines()) / settings.batch_size), "ends within an epoch"
+    held_out = data if best else None
+    train(loki_dir, data, tmp_path / "whole", settings, eval_data=held_out)
+    with pytest.raises(KeyboardInterrupt):
+        train(loki_dir, data, tmp_path / "parts", settings, eval_data=held_out, callbacks=[StopAtTheEnd()])
+    assert train(loki_dir, data, tmp_path / "parts", settings, eval_data=held_out).steps == 3
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
 
 
 def test_cards_say_what_a_directory_holds(loki_dir: Path, data: Path, tmp_path: Path) -> None:

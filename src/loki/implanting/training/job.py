@@ -1,7 +1,7 @@
 """The steps of a training, whoever trains: read and check, prepare the output, say what is trained, train, finish."""
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from loki.implanting.training.output import RECORD, TrainingResult, finish, prep
 from loki.implanting.training.planning import Plan, kept_search, plan_training
 from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.study import Job, Study
+from loki.locks import held
 from loki.ranks import Ranks
 
 _PATIENCE = timedelta(hours=1)  # for the main process to prepare the data, or for one that has died
@@ -118,19 +119,27 @@ def run_job(
     """
     ranks = Ranks.current(_PATIENCE)
     console = console if console and ranks.main else Console(quiet=True)
-    with nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext():
-        return _run(backend, job, ranks, console, overwrite=overwrite, progress=progress)
+    with ExitStack() as stack:
+        stack.enter_context(nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext())
+        return _run(backend, job, ranks, console, stack, overwrite=overwrite, progress=progress)
 
 
 def _run(
-    backend: Backend, job: Job, ranks: Ranks, console: Console, *, overwrite: bool, progress: Progress | None
+    backend: Backend,
+    job: Job,
+    ranks: Ranks,
+    console: Console,
+    stack: ExitStack,
+    *,
+    overwrite: bool,
+    progress: Progress | None,
 ) -> TrainingResult:
     started, settings = time.monotonic(), job.settings
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
-    material, record, resume_from = _begin(backend, job, ranks, overwrite=overwrite)
+    material, record, resume_from = _begin(backend, job, ranks, stack, overwrite=overwrite)
     study = Study(job, material, progress)
     can_try = _can_try(backend, material)
     search = (lambda: kept_search(job.output, record, study.search)) if can_try else None
@@ -185,8 +194,9 @@ def find_rate(backend: Backend, job: Job, *, overwrite: bool = False, progress: 
     if job.settings.learning_rate is not Rate.AUTO:
         raise LokiError(f"--learning-rate {job.settings.learning_rate} leaves nothing to find: leave it out")
     ranks = Ranks.current(_PATIENCE)
-    with nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext():
-        material, record, _ = _begin(backend, job, ranks, overwrite=overwrite)
+    with ExitStack() as stack:
+        stack.enter_context(nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext())
+        material, record, _ = _begin(backend, job, ranks, stack, overwrite=overwrite)
         if not _can_try(backend, material):
             raise LokiError("no rate can be tried where no process holds the whole model: start one process")
         study = Study(job, material, progress)
@@ -194,9 +204,12 @@ def find_rate(backend: Backend, job: Job, *, overwrite: bool = False, progress: 
 
 
 def _begin(
-    backend: Backend, job: Job, ranks: Ranks, *, overwrite: bool
+    backend: Backend, job: Job, ranks: Ranks, stack: ExitStack, *, overwrite: bool
 ) -> tuple[Material, dict[str, Any], Path | None]:
-    """Read and check, and prepare the output: what is trained on, what decides the result, what to resume from."""
+    """Read and check, and prepare the output: what is trained on, what decides the result, what to resume from.
+
+    Until the stack is closed, no other process works in the output.
+    """
     settings = job.settings
     check_held_out(settings, job.eval_data)
     ranks.on_all(lambda: protect_inputs(job.output, *job.inputs, *backend.inputs))
@@ -218,11 +231,14 @@ def _begin(
     digests = {name: part.digest for name, part in material.records.items()}
     record = training_record(job.model, settings, digests["train"], digests.get("held_out"), job.positions)
     record = {"backend": backend.name, **record, "chat_template": job.data_settings.chat_template, **backend.record()}
-    resume_from = ranks.on_main(
-        lambda: prepare_output(
+
+    def prepare() -> Path | None:
+        stack.enter_context(held(job.output))
+        return prepare_output(
             job.output, record, *job.inputs, overwrite=overwrite, rows_kept_beside=backend.rows_kept_beside
         )
-    )
+
+    resume_from = ranks.on_main(prepare)
     return material, record, resume_from
 
 

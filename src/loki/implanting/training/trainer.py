@@ -38,6 +38,7 @@ from loki.implanting.training.output import TrainingResult, memory_advice, resum
 from loki.implanting.training.quantised import check_quantised, load_to_train
 from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.replay import Replay, read_replay
+from loki.implanting.training.resuming import take_up_ended
 from loki.implanting.training.rows import SelectedRows
 from loki.implanting.training.study import Job
 from loki.models.side_files import copy_side_files
@@ -217,8 +218,10 @@ class TRL:
         )
         if console.quiet or self.progress:
             trainer.remove_callback(PrinterCallback)
+        ended = resume_from if self.rows_kept_beside else None
         try:
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            if ended is None or not take_up_ended(trainer, model, ended):
+                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

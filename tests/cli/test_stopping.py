@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM: the work ends in order, with one line, whatever libraries make of them."""
+
+import os
+import signal
+
+import pytest
+import typer
+
+from loki.cli.app import app
+from loki.cli.stopping import stopping
+from loki.errors import LokiError
+from tests.cli.running import Shell
+
+
+@app.command(name="stop-me", hidden=True)
+def stop_me(number: int, turned_into: str) -> None:
+    """Get a signal."""
+    try:
+        os.kill(os.getpid(), number)
+    except KeyboardInterrupt as error:
+        others = {"ours": LokiError("damaged"), "theirs": RuntimeError("in C++"), "left": SystemExit(1)}
+        if turned_into == "done":
+            return
+        raise others.get(turned_into, error) from error
+    raise typer.Exit(70)
+
+
+@pytest.mark.parametrize("turned_into", ["itself", "ours", "theirs", "left"])
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")]
+)
+def test_one_line(shell: Shell, number: int, code: int, said: str, turned_into: str) -> None:
+    outcome = shell("stop-me", int(number), turned_into)
+    assert (outcome.code, outcome.err) == (code, f"error: {said}\n")
+
+
+def test_a_command_that_ends_all_the_same_has_done_its_work(shell: Shell) -> None:
+    assert (shell("stop-me", int(signal.SIGTERM), "done").code, shell("stop-me", int(signal.SIGINT), "done").err) == (
+        0,
+        "",
+    )
+
+
+def test_what_the_caller_does_with_a_signal_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with stopping():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        monkeypatch.setenv("WORLD_SIZE", "2")  # a launcher ends its processes itself
+        with stopping():
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
