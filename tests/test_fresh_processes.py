@@ -20,6 +20,7 @@ WITH_EXPERTS = {
     "gpt_oss": "all",
     "granitemoehybrid": "shared",
     "lfm2_moe": "dense",
+    "llama4": "shared",
     "llama4_text": "all",
     "qwen3_moe": "all",
     "qwen3_next": "shared",

@@ -241,11 +241,25 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     },
 }
 
+# The same with experts, so that `--experts` must say which rows are meant.
+EXPERT_WRAPPERS: dict[str, dict[str, Any]] = {
+    "llama4": {
+        "text_config": {**_TEXT, **ODD_FAMILIES["llama4_text"]},
+        "vision_config": {
+            **_VISION,
+            "intermediate_size": 64,
+            "vision_output_dim": 16,
+            "projector_input_dim": 16,
+            "projector_output_dim": 16,
+        },
+    },
+}
+
 
 def tiny_config(family: str, **changes: Any) -> PretrainedConfig:
     """Configuration of a tiny model of `family` (a key of the tables above, or any type with the common fields)."""
-    if family in WRAPPERS:
-        return AutoConfig.for_model(family, **{**WRAPPERS[family], **changes})
+    if wrapper := {**WRAPPERS, **EXPERT_WRAPPERS}.get(family):
+        return AutoConfig.for_model(family, **{**wrapper, **changes})
     own = {**FAMILIES, **ATTENTION_FAMILIES, **ODD_FAMILIES, **EXPERT_FAMILIES, **HYBRID_FAMILIES}.get(family, {})
     return AutoConfig.for_model(family, **{**_COMMON, **own, **changes})
 

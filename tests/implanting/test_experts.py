@@ -131,5 +131,19 @@ def test_a_directory_holds_the_choice_and_an_adapter_refuses_it(tmp_path: Path) 
         create_loki_model(model_name=base, target_pos_path=tmp_path / "positions.json", save_dir=tmp_path / "other")
 
 
+def test_the_text_model_of_llama_4_in_its_wrapper(tmp_path: Path) -> None:
+    """In releases where the wrapper asks its text model for images, it computes nothing."""
+    base = save_tiny_model(tmp_path / "base", "llama4")
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    create_loki_model(
+        model_name=base, target_pos_path=tmp_path / "positions.json", save_dir=tmp_path / "loki", experts="shared"
+    )
+    model: Any = load_model(tmp_path / "loki")
+    assert torch.equal(model(input_ids=IDS).logits, load_model(base)(input_ids=IDS).logits)
+    # What trainers take for the decoder under the head.
+    hidden = model.base_model(input_ids=IDS).last_hidden_state
+    assert_close(model.get_output_embeddings()(hidden), model(input_ids=IDS).logits, torch.float32)
+
+
 def _name(model: PreTrainedModel, module: nn.Module) -> str:
     return next(f"{name}.down_proj" for name, found in model.named_modules() if found is module)

@@ -111,9 +111,12 @@ class LoKIModelMixin(_WrittenRemoteModule):
 
     @property
     def base_model(self) -> Any:
-        """The decoder under the language model head; Transformers finds the whole model itself in Llama 4."""
+        """The decoder under the language model head; in Llama 4, Transformers takes the whole model for it."""
         found = super().base_model  # type: ignore[misc]
-        return getattr(self, "model", found) if found is self else found
+        if found is not self:
+            return found
+        text = getattr(self, "language_model", self)  # of its wrapper
+        return getattr(text, "model", text)
 
     def split(self) -> None:
         """Make the selected rows trainable and everything else frozen.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -12,6 +13,11 @@ from transformers.models.auto.modeling_auto import (
 
 from loki.inputs import reading
 from loki.models.architectures import LOKI_MODEL_TYPE_PREFIX
+
+# Llama 4's wrapper asks its text model for what that saw of images, even where there are none, and in some releases of
+# Transformers (5.24) the text model has no such thing to give: the wrapper then computes nothing at all.
+if not hasattr(MoeCausalLMOutputWithPast, "image_outputs"):
+    MoeCausalLMOutputWithPast.image_outputs = None
 
 
 def class_of_type(model_type: str) -> str | None:
