@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from loki.errors import LokiError
+from loki.models.gguf_file import _check_tokenizer
 from loki.models.loading import load_model, load_tokenizer, resolve_model
 from loki.models.model_directory import ModelDirectory
 from tests.programs import run_python
@@ -89,6 +91,40 @@ def test_a_file_that_has_changed_is_read_anew(file: Path) -> None:
     first = resolve_model(file)
     os.utime(file, ns=(1, 1))
     assert resolve_model(file) != first
+
+
+class SplitsWords:
+    """What Transformers 5.17 makes of a file's tokenizer: words that are in the vocabulary are split into letters."""
+
+    bos_token_id = 0
+
+    def __init__(self, vocabulary: dict[str, int]) -> None:
+        self._vocabulary = vocabulary
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._vocabulary
+
+    def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def test_a_tokenizer_that_comes_out_broken_is_refused(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"▁the": 5, "▁of": 6, "▁and": 7, "x": 8}
+    tokenizers = SimpleNamespace(from_pretrained=lambda *_, **__: SplitsWords(words))
+    monkeypatch.setattr("loki.models.gguf_file.AutoTokenizer", tokenizers)
+    with pytest.raises(LokiError, match=r"tiny\.Q8_0\.gguf.*splits 'the'"):
+        resolve_model(file)
+    assert not any((cache / "gguf").iterdir())
+
+
+def test_a_start_token_that_is_lost_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "starts.gguf", "qwen2")
+    writer.add_add_bos_token(True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(LokiError, match="start token"):
+        _check_tokenizer(SplitsWords({}), tmp_path / "starts.gguf")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -2,18 +2,21 @@
 
 import hashlib
 import logging
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from loki.errors import LokiError
 from loki.files import atomic_directory, cache_folder
 from loki.inputs import reading
 
+_WORD = re.compile("[▁Ġ][A-Za-z]{2,}")  # as SentencePiece and byte-level BPE write a word with the space before it
+_CHECKED_WORDS = 512
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -47,9 +50,35 @@ def dequantised(file: Path) -> Path:
             model.hf_quantizer = None
             del model.config.quantization_config
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        _check_tokenizer(tokenizer, file)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return target
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Check that the tokenizer splits words as its vocabulary says: some releases of Transformers lose the merges.
+
+    Transformers 5.17 makes one out of Gemma 3's file that splits "quick" in two and begins without <bos>; a model
+    would be analysed and trained on tokens that it has never seen so.
+
+    Raises:
+        LokiError: if most words of the vocabulary are split, or the start token is missing that the file asks for.
+    """
+    from gguf import GGUFReader
+
+    advice = f"use another release of Transformers than {transformers.__version__}, or the model that it was made from"
+    words = {token: index for token, index in tokenizer.get_vocab().items() if _WORD.fullmatch(token)}
+    common = sorted(words, key=lambda token: words[token])[:_CHECKED_WORDS]  # tokens stand in order of their frequency
+    split = [
+        token for token in common if tokenizer(f" {token[1:]}", add_special_tokens=False)["input_ids"] != [words[token]]
+    ]
+    if len(split) > len(common) / 2:
+        raise LokiError(f"GGUF file {file}: its tokenizer comes out broken (it splits {split[0][1:]!r}): {advice}")
+    field = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
+    starts = field is not None and bool(field.contents())
+    if starts and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+        raise LokiError(f"GGUF file {file}: its tokenizer comes out without the start token that it asks for: {advice}")
 
 
 def _unpacked() -> dict[str, Any]:
