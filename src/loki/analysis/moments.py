@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from loki.analysis.options import MomentsSettings
 from loki.artefacts.differences import changes
-from loki.artefacts.moments import MomentsOrigin, write_moments
+from loki.artefacts.moments import Moments, MomentsOrigin, write_moments
 from loki.calibration.texts import load_token_ids
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
@@ -26,6 +26,8 @@ from loki.models.architectures import text_config
 from loki.models.experts import Experts, linear_rows
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.ranks import pick_device
+
+_TOKENS_PER_INPUT = 2  # what is needed at the least for directions to be told apart
 
 
 def measure_moments(
@@ -101,6 +103,26 @@ def measure_moments(
     write_moments(output, [total.cpu() / origin.tokens for total in sums.totals], origin, overwrite=overwrite)
     partial.unlink(missing_ok=True)
     return origin
+
+
+def few_tokens_advice(file: Path) -> str | None:
+    """What to tell the user of second moments over so few tokens that unused directions may only be unseen; else None.
+
+    On SmolLM2-135M (1536 inputs) moments of 833 tokens cost 2.7 times the damage of those of 4,176
+    (`benchmarks/README.md`).
+
+    Args:
+        file: of second moments.
+    """
+    measured = Moments(file)
+    inputs = max(measured.second_moment(layer).shape[-1] for layer in range(measured.layers))
+    wanted = _TOKENS_PER_INPUT * inputs
+    if measured.origin.tokens >= wanted:
+        return None
+    return (
+        f"second moments over {measured.origin.tokens:,} tokens say little of {inputs:,} input directions, and what "
+        f"looks unused may only not have occurred: give calibration data of {wanted:,} tokens or more"
+    )
 
 
 def blocks_of(width: int, block_size: int) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loki.analysis.options import MomentsSettings
-from loki.cli.app import app, say
+from loki.cli.app import app, error_console, say
 from loki.cli.option_groups import with_options
 from loki.cli.shared_options import Experts
 
@@ -38,7 +38,7 @@ def moments(
     Example:
         loki moments models/llama --data general.txt --max-tokens 100000 --output moments.safetensors
     """
-    from loki.analysis.moments import measure_moments
+    from loki.analysis.moments import few_tokens_advice, measure_moments
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.models.model_directory import ModelDirectory
@@ -48,6 +48,8 @@ def moments(
         origin = measure_moments(
             ModelDirectory(model, experts=experts), data, output, settings, overwrite=overwrite, progress=progress
         )
+    if advice := few_tokens_advice(output):
+        error_console.print(advice)
     say(
         f"Second moments over {origin.tokens:,} tokens of {origin.texts} texts: {output}",
         output=output,

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from transformers import TrainerCallback
 
 from loki.analysis.analyse import analyse
-from loki.analysis.moments import measure_moments
+from loki.analysis.moments import few_tokens_advice, measure_moments
 from loki.analysis.options import MomentsSettings
 from loki.artefacts.positions import read_positions, write_positions
 from loki.implanting.create import create_loki_model
@@ -159,6 +159,8 @@ def run_phases(
             trust_remote_code=trust,
         )
         measure_moments(base, settings.calibration, moments, options, progress=progress)
+        if advice := few_tokens_advice(moments):
+            console.print(advice, highlight=False, soft_wrap=True)
 
     def create() -> None:
         create_loki_model(
