@@ -14,6 +14,8 @@ from loki.artefacts.positions import (
     write_positions,
 )
 from loki.errors import LokiError
+from loki.selection.quota import rows_for_quota
+from tests.programs import ROOT
 
 PUBLISHED = Path(__file__).parents[2].parent / "shared" / "data" / "positions"
 SHAPES = {"Llama-3.1-8B-Instruct": (32, 4096), "Qwen2.5-0.5B-Instruct": (24, 896)}
@@ -119,3 +121,15 @@ def test_merged_positions_hold_the_rows_of_all() -> None:
 def test_positions_of_different_models_do_not_merge(parts: list[list[list[int]]]) -> None:
     with pytest.raises(LokiError, match="cannot be joined"):
         merge_positions(parts)
+
+
+@pytest.mark.parametrize(("model", "layers", "hidden"), [("SmolLM2-135M-Instruct", 30, 576), ("gemma-3-270m", 18, 640)])
+def test_ready_made_positions_are_layer_balanced(model: str, layers: int, hidden: int) -> None:
+    smaller: list[set[int]] = [set()] * layers
+    for quota in (10, 20, 30):
+        positions = read_positions(ROOT / "kva_result" / "pos_json" / model / f"{quota}.json")
+        assert check_positions(positions, layers=layers, hidden=hidden) == positions
+        assert {len(rows) for rows in positions} == {rows_for_quota(quota, hidden)}
+        shared = [len(set(rows) & fewer) / max(1, len(fewer)) for rows, fewer in zip(positions, smaller, strict=True)]
+        assert quota == 10 or min(shared) > 0.5  # not nested: every quota has votes of its own
+        smaller = [set(rows) for rows in positions]
