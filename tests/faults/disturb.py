@@ -9,6 +9,7 @@ what an undisturbed one leaves, and nothing else.
 """
 
 import argparse
+import math
 import os
 import random
 import resource
@@ -41,6 +42,7 @@ from tests.faults.commands import (
     words_of,
 )
 
+_START = 0.1  # seconds in which a forked process comes to the command
 _ROOM = 2**28  # bytes of the file system that is made for a fault
 
 
@@ -69,8 +71,8 @@ class Try:
         return Child(self.scratch, words_of(self.name, overwrite=self.overwrite), stdout=stdout, prepare=prepare)
 
     def moment(self) -> float:
-        """A moment of its run, in seconds from its start."""
-        return self.chance.uniform(0, 1.02 * self.expected.seconds)
+        """A moment of its run, in seconds from its start; not before it runs at all."""
+        return self.chance.uniform(_START, _START + 1.02 * self.expected.seconds)
 
     def after_failure(self, ended: Ended, *codes: int) -> Iterator[str]:
         """What is wrong after it was stopped."""
@@ -99,14 +101,14 @@ class Try:
             yield f"after the same command again: {other}"
 
 
-def _stopped(number: signal.Signals, code: int) -> Callable[[Try], Iterator[str]]:
+def _stopped(number: signal.Signals, *codes: int) -> Callable[[Try], Iterator[str]]:
     def fault(of: Try) -> Iterator[str]:
         ended = of.child().wait(signal_after=of.moment(), number=number)
         if number == signal.SIGKILL:
             if changed := not_as_given(of.inputs, of.scratch):
                 yield f"input changed: {changed}"
         else:
-            yield from of.after_failure(ended, code)
+            yield from of.after_failure(ended, *codes)
         yield from of.again()
 
     return fault
@@ -213,8 +215,8 @@ def _two(of: Try) -> Iterator[str]:
 
 
 FAULTS: dict[str, Callable[[Try], Iterator[str]]] = {
-    "killed": _stopped(signal.SIGKILL, -9),
-    "SIGTERM": _stopped(signal.SIGTERM, 143),
+    "killed": _stopped(signal.SIGKILL),
+    "SIGTERM": _stopped(signal.SIGTERM, 143, -signal.SIGTERM),  # the one before the command has begun
     "SIGINT": _stopped(signal.SIGINT, 130),
     "a full disk": _full,
     "a limit on files": _limited,
@@ -263,8 +265,9 @@ def _in_turn(faults: list[tuple[str, str, bool]]) -> list[tuple[str, str, bool]]
     return [fault for _, fault in sorted(ranked, key=lambda one: one[0])]
 
 
-def main(faults: int, commands: list[str], kinds: list[str], seed: int = 0) -> int:
-    """Try so many faults, of all kinds in turn; returns the number that ended wrong."""
+def main(faults: int, commands: list[str], kinds: list[str], *, seed: int = 0, seconds: float = math.inf) -> int:
+    """Try so many faults, of all kinds in turn, until the time is over; returns the number that ended wrong."""
+    started = time.monotonic()
     chance = random.Random(seed)
     tried: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
@@ -278,6 +281,9 @@ def main(faults: int, commands: list[str], kinds: list[str], seed: int = 0) -> i
         every = [one for one in every if one[0] not in DEAR or (one[1] in DEAR_KINDS and not one[2])]
         while every and tried.total() < faults:
             for name, kind, overwrite in _in_turn(chance.sample(every, len(every)))[: faults - tried.total()]:
+                if time.monotonic() - started > seconds:
+                    every = []
+                    break
                 of = Try(folder / "inputs", folder / "scratch", name, overwrite, expected[name], chance)
                 found = try_fault(of, kind)
                 tried[kind] += 1
@@ -299,5 +305,6 @@ if __name__ == "__main__":
     parser.add_argument("--commands", nargs="*", default=list(COMMANDS), choices=list(COMMANDS), metavar="COMMAND")
     parser.add_argument("--kinds", nargs="*", default=list(FAULTS), choices=list(FAULTS), metavar="KIND")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no more are tried")
     asked = parser.parse_args()
-    sys.exit(bool(main(asked.faults, asked.commands, asked.kinds, asked.seed)))
+    sys.exit(bool(main(asked.faults, asked.commands, asked.kinds, seed=asked.seed, seconds=asked.seconds)))

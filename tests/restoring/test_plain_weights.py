@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting.create import create_loki_model
+from loki.implanting.peft.export import export_lora
+from loki.implanting.peft.merge import merge_adapters
 from loki.implanting.peft.zero import save_zero_adapter
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.suppress import set_zero_weights
@@ -102,6 +104,45 @@ def test_rows_that_are_no_numbers_are_not_restored(llama_dir: Path, tmp_path: Pa
     with pytest.raises(LokiError, match="NaN or infinite"):
         restore_loki_model(made, tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
+
+
+def spoil(model: Path, name: str, number: float) -> Path:
+    """Put a number at one place of a tensor."""
+    weights = load_file(model / "model.safetensors")
+    weights[name].view(-1)[-1] = number
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("model.layers.1.mlp.down_proj.weight", float("nan")), ("model.embed_tokens.weight", float("-inf"))],
+)
+def test_weights_outside_the_rows_must_be_numbers_too(
+    llama_dir: Path, tmp_path: Path, name: str, number: float
+) -> None:
+    made = spoil(trained(tmp_path, llama_dir, lambda row: row + 1), name, number)
+    with pytest.raises(LokiError, match=f"{name} is NaN or infinite"):
+        restore_loki_model(made, tmp_path / "restored")
+    base = spoil(shutil.copytree(llama_dir, tmp_path / "base"), name, number)
+    with pytest.raises(LokiError, match=f"{name} is NaN or infinite"):
+        restore_loki_model(adapter(tmp_path, base, 1.0), tmp_path / "restored", base_model=base)
+    assert not (tmp_path / "restored").exists()
+    (difference,) = verify(base, shutil.copytree(base, tmp_path / "copy"), POSITIONS).differences
+    assert str(difference) == f"{name}: is NaN or infinite in both models"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_other_commands_on_adapters_that_hold_no_numbers(llama_dir: Path, tmp_path: Path, number: float) -> None:
+    broken = adapter(tmp_path, llama_dir, number)
+    save_zero_adapter(llama_dir, [[20], [20], [20]], tmp_path / "other")
+    for work in (
+        lambda: merge_adapters([tmp_path / "other", broken], tmp_path / "out"),
+        lambda: export_lora(broken, tmp_path / "out", full_rows=True),
+    ):
+        with pytest.raises(LokiError, match="NaN or infinite"):
+            work()
+    assert not (tmp_path / "out").exists()
 
 
 def adapter(folder: Path, base: Path, value: float) -> Path:

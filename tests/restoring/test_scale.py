@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from loki import restore_loki_model
 from loki.errors import LokiError
@@ -47,9 +47,26 @@ def test_a_trained_model(tmp_path: Path, dtype: torch.dtype) -> None:
         assert torch.equal(part[name][others], before[name][others])
 
 
+def test_a_model_that_is_stored_under_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_tiny_model(tmp_path / "base")
+    checkpoint = trained(tmp_path, base)
+    restore_loki_model(checkpoint, tmp_path / "expected", scale=0.3, base_model=base)
+    file = checkpoint / "model.safetensors"
+    renamed = {name.removeprefix("model."): tensor for name, tensor in load_file(file).items()}  # of the inner model
+    save_file(renamed, file, metadata={"format": "pt"})
+    restore_loki_model(checkpoint, tmp_path / "part", scale=0.3, base_model=base)
+    expected, found = weights(tmp_path / "expected"), weights(tmp_path / "part")
+    assert not any(name.startswith("model.") for name in found)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name.removeprefix("model.")], tensor)
+    monkeypatch.setattr("loki.restoring.scale.names_in", lambda *_: None)
+    with pytest.raises(LokiError, match="in other tensors"):
+        restore_loki_model(checkpoint, tmp_path / "none", scale=0.3, base_model=base)
+
+
 def test_rows_in_half_precision_are_rounded_once(tmp_path: Path) -> None:
     base = ModelDirectory(save_tiny_model(tmp_path / "base", dtype=torch.bfloat16))
-    change = scale_rows(base, POSITIONS, 0.3)
+    change = scale_rows(base, base.row_tensors, POSITIONS, 0.3)
     for (tensor,), rows in zip(base.row_tensors, POSITIONS, strict=True):
         before = base.checkpoint.tensor(tensor.name)
         after = before + torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)

@@ -7,6 +7,7 @@ Some families are stored under other names than those of their modules (`languag
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -99,6 +100,23 @@ def _parts(tensor: RowTensor, sources: dict[str, list[tuple[str, WeightConverter
         replace(tensor, name=name, axis=tensor.axis - 1, dimensions=tensor.dimensions - 1, part=part)
         for part, name in enumerate(names)
     ]
+
+
+def names_in(other: Sequence[Sequence[RowTensor]], tensors: Sequence[Sequence[RowTensor]]) -> dict[str, str] | None:
+    """What the tensors with rows of one checkpoint are called in another of the same model.
+
+    Args:
+        other: the tensors of the other checkpoint, by layer.
+        tensors: those of this one.
+
+    Returns:
+        From the name here to the name there; None where the one holds in one tensor what the other holds in several.
+    """
+    pairs = list(zip(chain.from_iterable(tensors), chain.from_iterable(other), strict=False))
+    counts = [[len(layer) for layer in layers] for layers in (tensors, other)]
+    if counts[0] != counts[1] or any((a.parameter, a.part) != (b.parameter, b.part) for a, b in pairs):
+        return None
+    return {here.name: there.name for here, there in pairs}
 
 
 def selected_by_tensor(tensors: Sequence[Sequence[RowTensor]], positions: Positions) -> dict[str, tuple[Any, ...]]:

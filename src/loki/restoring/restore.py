@@ -1,7 +1,6 @@
 """From a trained LoKI model back to an ordinary one."""
 
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from loki.models.loading import load_config
 from loki.models.model_directory import AnyModel, ModelDirectory, models_read
 from loki.models.rewriting import cast_floats, rewrite_weights
 from loki.models.side_files import copy_side_files
-from loki.models.tensor_names import selected_by_tensor, stored_row_tensors
+from loki.models.tensor_names import names_in, selected_by_tensor, stored_row_tensors
 from loki.restoring.adapter import is_adapter, restore_adapter
 from loki.restoring.ordinary import ordinary_config
 from loki.restoring.rounding import RoundedRows
@@ -108,7 +107,7 @@ def restore_loki_model(
             "the same"
         )
     cast = cast_floats(dtype)
-    rescale = scale_rows(base, positions, scale, dtype) if base is not None else None
+    rescale = scale_rows(base, tensors, positions, scale, dtype) if base is not None else None
 
     selected = selected_by_tensor(tensors, positions)
     held_by = {tensor.name: (layer, tensor) for layer, parts in enumerate(tensors) for tensor in parts}
@@ -176,10 +175,9 @@ def _rows_of_base(
     except LokiError:  # whatever stands there now
         return None
     # Saved by a trainer, the same parameters may have other names, and may be one tensor or several.
-    if [list(map(_form, layer)) for layer in stored] != [list(map(_form, layer)) for layer in tensors]:
+    names = names_in(stored, tensors)
+    if names is None:
         return None
-    pairs = zip(chain(*tensors), chain(*stored), strict=True)
-    names = {ours.name: theirs.name for ours, theirs in pairs}
     index = selected_by_tensor(tensors, positions)
 
     def before(name: str) -> torch.Tensor:
@@ -187,10 +185,6 @@ def _rows_of_base(
         return values.to(dtype or values.dtype)
 
     return before
-
-
-def _form(tensor: RowTensor) -> tuple[str, int | None]:
-    return tensor.parameter, tensor.part
 
 
 def _checkpoint(path: Path) -> Path:

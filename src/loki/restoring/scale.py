@@ -4,13 +4,16 @@ Interpolating towards the base is a strong lever against forgetting that costs n
 PEFT-Arena, arXiv 2605.28819). Only the selected rows differ, so only they are scaled.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
+from loki.models.experts import RowTensor
 from loki.models.model_directory import ModelDirectory
 from loki.models.rewriting import Change
-from loki.models.tensor_names import selected_by_tensor
+from loki.models.tensor_names import names_in, selected_by_tensor
 
 
 def check_scale(scale: float, *, allow_zero: bool = False) -> float:
@@ -38,21 +41,39 @@ def scaled(change: torch.Tensor, scale: float, base: torch.Tensor) -> torch.Tens
     return (base.to(wide) + scale * change.to(wide)).to(base.dtype)
 
 
-def scale_rows(base: ModelDirectory, positions: Positions, scale: float, dtype: torch.dtype | None = None) -> Change:
+def scale_rows(
+    base: ModelDirectory,
+    tensors: Sequence[Sequence[RowTensor]],
+    positions: Positions,
+    scale: float,
+    dtype: torch.dtype | None = None,
+) -> Change:
     """What to do with every tensor of a trained model so that its rows' change is scaled.
 
     Args:
         base: the base model, which the rows are scaled towards.
+        tensors: the tensors of the trained model that hold rows, by layer.
         positions: selected rows of every layer.
         scale: factor of their change; 1 changes nothing, 0 gives the base to the last bit.
         dtype: type that the base was converted to before it was trained; None kept its own.
+
+    Raises:
+        LokiError: if the base stores its rows in other tensors.
     """
-    selected = selected_by_tensor(base.row_tensors, positions)
-    checkpoint = base.checkpoint
+    if scale == 1:
+        return lambda _, tensor: tensor
+    stored, checkpoint = base.row_tensors, base.checkpoint
+    names = names_in(stored, tensors)
+    if names is None:
+        raise LokiError(
+            f"{base.path} stores its experts in other tensors than the trained model, so --scale cannot compare them: "
+            "load the base with Transformers, save it again, and name that with --base"
+        )
+    here, there = selected_by_tensor(tensors, positions), selected_by_tensor(stored, positions)
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if (rows := selected.get(name)) is not None and scale != 1:
-            before = checkpoint.tensor(name)[rows]
+        if (rows := here.get(name)) is not None:
+            before = checkpoint.tensor(names[name])[there[names[name]]]
             before = before.to(dtype or before.dtype)
             wide = torch.promote_types(tensor.dtype, torch.promote_types(before.dtype, torch.float32))
             tensor[rows] = scaled(tensor[rows].to(wide) - before.to(wide), scale, before.to(wide)).to(tensor.dtype)

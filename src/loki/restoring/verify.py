@@ -11,6 +11,7 @@ from loki.models.checkpoint import SINGLE_NAME, shards_beside_single_file
 from loki.models.classes import skeleton
 from loki.models.experts import RowTensor
 from loki.models.model_directory import AnyModel, ModelDirectory
+from loki.models.rewriting import all_finite
 from loki.models.tensor_names import module_names, selected_by_tensor
 from loki.restoring.ordinary import ordinary_config
 from loki.restoring.same_outputs import different_fields, logits_of, probe_prompts, put_rows, same_bits
@@ -77,9 +78,9 @@ def verify(
     """Prove that two models differ in nothing but selected rows.
 
     Every tensor is compared, one of each model in memory at a time, under the names that the modules have: only the
-    listed rows of each layer's `down_proj.weight`, and their entries of its bias, may differ, and they must be finite.
-    So is every field of the configuration that changes what is computed. Where nothing else differs, both models run
-    on a few prompts, the tuned one with the base's rows put back: their logits must be equal to the last bit.
+    listed rows of each layer's `down_proj.weight`, and their entries of its bias, may differ, and every value must be
+    finite. Fields of the configuration that change what is computed must be equal. Where all this holds, both models
+    run on a few prompts, the tuned one with the base's rows put back: their logits must be equal to the last bit.
 
     Args:
         base: the model before, a local directory or hub id.
@@ -207,7 +208,7 @@ def _compare(
         return changed, f"{len(broken)} selected rows are NaN or infinite ({', '.join(map(str, broken[:5]))})"
     rows[allowed] = False
     if not rows.any():
-        return changed, ""
+        return changed, "" if all_finite(after) else "is NaN or infinite in both models"
     offending = rows.nonzero().flatten().tolist()
     largest = (after.double() - before.double()).abs().reshape(len(rows), -1)[offending].max()
     listed = ", ".join(map(str, offending[:5])) + (", ..." if len(offending) > 5 else "")
