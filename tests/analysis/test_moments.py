@@ -137,14 +137,14 @@ def test_values_that_are_no_numbers_are_refused(llama_dir: Path, tmp_path: Path)
 
 
 def test_few_tokens_are_said(llama_dir: Path, tmp_path: Path) -> None:
-    """46 tokens cannot tell the 48 inputs of the tiny model apart; 100 can."""
+    """46 tokens cannot tell the 48 inputs of the tiny model apart; 400 can."""
     few, enough = tmp_path / "few.safetensors", tmp_path / "enough.safetensors"
     measure_moments(llama_dir, write_texts(tmp_path / "few.jsonl"), few, MomentsSettings(**FLOAT32))
     advice = few_tokens_advice(few)
     assert advice is not None
     assert f"{sum(map(len, TEXTS))} tokens" in advice
     assert "48 input directions" in advice
-    assert "96 tokens or more" in advice
-    many = write_texts(tmp_path / "enough.jsonl", [list(range(5, 105))])
+    assert "384 tokens or more" in advice
+    many = write_texts(tmp_path / "enough.jsonl", [list(range(5, 105))] * 4)
     measure_moments(llama_dir, many, enough, MomentsSettings(**FLOAT32))
     assert few_tokens_advice(enough) is None
