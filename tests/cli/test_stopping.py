@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 import typer
@@ -10,6 +11,14 @@ from loki.cli.app import app
 from loki.cli.stopping import stopping
 from loki.errors import LokiError
 from tests.cli.running import Shell
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """As in a shell's foreground: a job that a script starts in the background inherits that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @app.command(name="stop-me", hidden=True)
