@@ -60,6 +60,7 @@ def _trained_adapter(start: str) -> Callable[[Path], object]:
 FILES: dict[str, Callable[[Path], object]] = {
     **dict.fromkeys(("MODEL", "BASE", "models/llama", "meta-llama/Llama-3.1-8B-Instruct"), _model("llama")),
     "Qwen/Qwen2.5-0.5B-Instruct": _model("qwen2"),
+    "MIXTURE": _model("qwen3_next"),
     # The demo's, as `loki demo` writes them.
     "model": lambda path: shutil.copytree(WEIGHTS, path),
     "calibration.jsonl": lambda path: write_calibration(path, tiny_world()),

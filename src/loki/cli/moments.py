@@ -46,7 +46,12 @@ def moments(
     quiet_libraries()
     with progress_bar() as progress:
         origin = measure_moments(
-            ModelDirectory(model, experts=experts), data, output, settings, overwrite=overwrite, progress=progress
+            ModelDirectory(model, trust_remote_code=settings.trust_remote_code, experts=experts),
+            data,
+            output,
+            settings,
+            overwrite=overwrite,
+            progress=progress,
         )
     if advice := few_tokens_advice(output):
         error_console.print(advice)

@@ -44,8 +44,6 @@ class MeasureOptions:
     Attributes:
         texts: files with text; an empty tuple means the general text of the package, None measures none.
         data: training data, of which loss and exact match are measured; None measures none.
-        chat_template: renders the conversations of `data`: Jinja file, or the name of a template that LoKI brings.
-            None: the model's own; in a comparison the one that the new model brings, for the base as well.
         tasks: tasks of lm-evaluation-harness.
         metrics: which metric of a task counts, by task; else that of the paper, or the task's first.
         window: tokens per window of text.
@@ -53,11 +51,12 @@ class MeasureOptions:
         dtype: type to compute in; `auto` is the checkpoint's on a GPU and float32 on a CPU, which is faster and exact.
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
         trust_remote_code: run Python code that the models bring along.
+        chat_template: renders the conversations of `data`: Jinja file, or the name of a template that LoKI brings.
+            None: the model's own; in a comparison the one that the new model brings, for the base as well.
     """
 
     texts: tuple[Path, ...] | None = ()
     data: Path | None = None
-    chat_template: str | None = None
     tasks: TaskOptions = field(default_factory=TaskOptions)
     metrics: dict[str, str] = field(default_factory=dict)
     window: int = DEFAULT_WINDOW
@@ -65,6 +64,7 @@ class MeasureOptions:
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+    chat_template: str | None = None
 
     @property
     def inputs(self) -> list[Path]:

@@ -42,10 +42,10 @@ class TaskGradientSettings:
         max_examples: how many examples to look at, drawn with `seed`; of fewer, all are taken.
         batch_size: examples per gradient.
         max_length: tokens per example; longer ones lose their end.
-        chat_template: Jinja file, or the name of a template that LoKI brings; None for the model's own.
         seed: of that draw.
         dtype: type the model computes in; `auto` is the type it was saved in.
         device: `auto` (a GPU if there is one), `cpu`, `mps` or `cuda`.
+        chat_template: Jinja file, or the name of a template that LoKI brings; None for the model's own.
 
     Raises:
         LokiError: if a number is not above 0.
@@ -54,10 +54,10 @@ class TaskGradientSettings:
     max_examples: int = 256
     batch_size: int = 8
     max_length: int = 1024
-    chat_template: str | None = None
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_examples", "batch_size", "max_length"):
