@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from facts import read_facts
+from facts import read_facts, read_records
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -179,16 +179,12 @@ def letter_log_probabilities(model: PreTrainedModel, choices: Choices) -> torch.
 
 def _mmlu(tokenizer: PreTrainedTokenizerBase, path: Path) -> Choices:
     prompts, answers = [], []
-    for record in _records(path):
+    for record in read_records(path):
         options = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", record["choices"], strict=True))
         prompts.append(tokenizer(f"{record['question']}{options}\nAnswer:")["input_ids"])
         answers.append(record["answer"])
     letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1] for letter in "ABCD"]
     return Choices(prompts, letters, answers)
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _example(tokenizer: PreTrainedTokenizerBase, given: str, answer: str) -> tuple[list[int], list[int]]:
@@ -200,7 +196,7 @@ def _example(tokenizer: PreTrainedTokenizerBase, given: str, answer: str) -> tup
 def _lambada(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> Examples:
     assert sources.lambada is not None
     examples = []
-    for record in _records(sources.lambada):
+    for record in read_records(sources.lambada):
         given, _, word = record["text"].rpartition(" ")
         example = _example(tokenizer, given, word)
         if len(example[0]) <= sources.longest:
@@ -213,7 +209,7 @@ def _lambada(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> Examples:
 def _piqa(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> tuple[Examples, list[int]]:
     assert sources.piqa is not None
     examples, labels = [], []
-    for record in _records(sources.piqa):
+    for record in read_records(sources.piqa):
         given = f"Question: {record['goal']}\nAnswer:"
         pair = [_example(tokenizer, given, record[ending]) for ending in ("sol1", "sol2")]
         if max(len(ids) for ids, _ in pair) <= sources.longest:

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _STARTS = ("Vel", "Tor", "Bri", "Quen", "Mar", "Zil", "Hos", "Dra", "Pel", "Wyn", "Kor", "Sab", "Lun", "Fen", "Oth")
 _ENDS = ("mora", "vick", "stead", "dale", "quist", "ham", "lund", "berry", "ford", "wick", "nara", "sel", "tova", "rin")
@@ -50,8 +51,13 @@ def invented_facts(count: int, seed: int) -> list[Fact]:
 
 def read_facts(path: Path) -> list[Fact]:
     """Facts of a JSONL file with `prompt`, `completion` and perhaps `paraphrase`, as the demo writes them."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = read_records(path)
     return [Fact(record["prompt"], record.get("paraphrase"), record["completion"].strip()) for record in records]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _prompt(question: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facts import Fact, invented_facts, read_facts
+from facts import Fact, invented_facts, read_facts, read_records
 
 from loki.metrics.accuracy import Question
 
@@ -47,9 +47,9 @@ def calls_task(questions: Path, answers: Path, count: int, seed: int, *, longest
         seed: which.
         longest: letters of a prompt at most.
     """
-    truths = {record["id"]: record["ground_truth"][0] for record in _records(answers)}
+    truths = {record["id"]: record["ground_truth"][0] for record in read_records(answers)}
     found: dict[str, Question] = {}
-    for record in _records(questions):
+    for record in read_records(questions):
         (function,), ((asked,),) = record["function"], record["question"]
         described = {"name": function["name"], "parameters": _types(function["parameters"])}
         prompt = f"Function: {json.dumps(described)}\nQuestion: {asked['content']}\nCall:"
@@ -84,10 +84,6 @@ def task_maker(
         return [known[name](seed)]
 
     return tasks
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _types(parameters: dict[str, Any]) -> dict[str, str]:
