@@ -1,7 +1,9 @@
 """Checkpoints are read tensor by tensor, and their fingerprint depends on the weights alone."""
 
 import json
+import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from loki.errors import LokiError
 from loki.models.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint, fingerprint
+from loki.models.experts import RowTensor
 from tests.tiny_models import tiny_model
 
 
@@ -45,6 +48,15 @@ def test_missing_tensor_is_named(sharded: Path) -> None:
     for read in (checkpoint.tensor, checkpoint.shape):
         with pytest.raises(LokiError, match=r"no tensor model\.layers\.7\.mlp"):
             read("model.layers.7.mlp.down_proj.weight")
+
+
+def test_tensor_of_another_shape_than_the_configuration_says(llama_dir: Path) -> None:
+    checkpoint = Checkpoint(llama_dir)
+    rows = RowTensor("model.layers.1.mlp.down_proj.weight", 0, (32, 48), "model.layers.1.mlp.down_proj.weight")
+    checkpoint.check_shapes([rows])
+    for shape in ((32, 47), (1, 32, 48), (32,)):
+        with pytest.raises(LokiError, match=re.escape(f"layers.1.mlp.down_proj.weight is [32, 48], and {list(shape)}")):
+            checkpoint.check_shapes([replace(rows, shape=shape)])
 
 
 @pytest.mark.parametrize("index", [[], {}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"a": 3}}])

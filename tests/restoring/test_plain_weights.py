@@ -64,18 +64,20 @@ def test_quantised(copy_of_llama: Path, tmp_path: Path, method: str, edit: Calla
 
 @pytest.mark.parametrize("edit", EDITING)
 @pytest.mark.parametrize(
-    "change",
+    ("change", "problem"),
     [
-        lambda weight: weight.to(torch.float8_e4m3fn),
-        lambda weight: weight.to(torch.int8),
-        lambda weight: weight.reshape(-1, 1),
-        lambda weight: weight[:16],
+        (lambda weight: weight.to(torch.float8_e4m3fn), "unquantised"),
+        (lambda weight: weight.to(torch.int8), "unquantised"),
+        (lambda weight: weight.reshape(-1, 1), r"is \[1536, 1\], and \[32, 48\] by the configuration"),
+        (lambda weight: weight[:16], r"is \[16, 48\], and \[32, 48\] by the configuration"),
+        (lambda weight: weight[:, :0], r"is \[32, 0\], and \[32, 48\] by the configuration"),
     ],
 )
 def test_other_types_and_shapes(
     copy_of_llama: Path,
     tmp_path: Path,
     change: Callable[[torch.Tensor], torch.Tensor],
+    problem: str,
     edit: Callable[[Path, Path], None],
 ) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
@@ -83,7 +85,7 @@ def test_other_types_and_shapes(
     weights[name] = change(weights[name]).contiguous()
     save_file(weights, copy_of_llama / "model.safetensors", metadata={"format": "pt"})
     write_positions(tmp_path / "positions.json", POSITIONS)
-    with pytest.raises(LokiError, match=r"layers\.1\.mlp\.down_proj\.weight.* unquantised"):
+    with pytest.raises(LokiError, match=rf"layers\.1\.mlp\.down_proj\.weight.* {problem}"):
         edit(copy_of_llama, tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
@@ -96,6 +98,17 @@ def trained(folder: Path, base: Path, change: Callable[[torch.Tensor], torch.Ten
     rows[1] = change(rows[1])
     save_file(weights, folder / "loki" / "model.safetensors", metadata={"format": "pt"})
     return folder / "loki"
+
+
+def test_trained_rows_of_another_shape_are_not_restored(llama_dir: Path, tmp_path: Path) -> None:
+    made = trained(tmp_path, llama_dir, lambda row: row + 1)
+    weights = load_file(made / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    for wrong, shape in ((weights[name][:, :0], r"\[32, 0\]"), (weights[name].flatten(), r"\[1536\]")):
+        save_file({**weights, name: wrong.clone()}, made / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(LokiError, match=rf"{name} is {shape}, and \[32, 48\]"):
+            restore_loki_model(made, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -4,7 +4,7 @@ import errno
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ _SPEAKERS = ("", "transformers", "datasets", "huggingface_hub", "accelerate", "p
 
 @contextmanager
 def reading(
-    what: str, path: str | Path, *, advice: str = FETCH_AGAIN, problem: str = "cannot be read"
+    what: str,
+    path: str | Path,
+    *,
+    advice: str = FETCH_AGAIN,
+    problem: str = "cannot be read",
+    silent: bool = False,
 ) -> Iterator[None]:
     """Give everything that goes wrong in the block one line; the library's own error is its cause (`--debug`).
 
@@ -30,12 +35,14 @@ def reading(
         path: the file, or the directory that is read.
         advice: what to do about it.
         problem: what any error means.
+        silent: the library says nothing meanwhile, so nothing need be held back, which takes longer than reading a
+            small tensor.
 
     Raises:
         LokiError: for any error in the block.
     """
     try:
-        with _held_back():
+        with nullcontext() if silent else _held_back():
             yield
     except (LokiError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise

@@ -76,6 +76,20 @@ class Checkpoint:
         tensor: torch.Tensor = view[:0] if view.get_shape() else shard.get_tensor(name)
         return tensor.dtype
 
+    def check_shapes(self, tensors: Iterable[RowTensor]) -> None:
+        """Check that tensors with rows are as large as the configuration says.
+
+        Raises:
+            LokiError: names the first that is missing or of another shape.
+        """
+        for tensor in tensors:
+            stored = self.shape(tensor.name)
+            if stored != tensor.shape:
+                raise LokiError(
+                    f"{self.directory}: {tensor.name} is {list(stored)}, and {list(tensor.shape)} by the "
+                    f"configuration: {_ADVICE}"
+                )
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, read now, on the CPU.
 
@@ -83,7 +97,7 @@ class Checkpoint:
             LokiError: if there is no such tensor.
         """
         self.require([name])
-        with reading("weights file", self._shards[name], advice=_ADVICE):
+        with reading("weights file", self._shards[name], advice=_ADVICE, silent=True):
             tensor: torch.Tensor = self._open(name).get_tensor(name)
             return tensor
 
@@ -201,19 +215,14 @@ def rows_digest(
         dtype: type to convert the values to first; None keeps theirs.
 
     Raises:
-        LokiError: if one of the tensors is missing, or lacks a row.
+        LokiError: if one of the tensors is missing, or of another shape than the configuration says.
     """
     checkpoint = Checkpoint(directory)
     digest = xxhash.xxh3_128()
-    checkpoint.require(tensor.name for layer in tensors for tensor in layer)
+    checkpoint.check_shapes(tensor for layer in tensors for tensor in layer)
     for layer, rows in zip(tensors, positions, strict=True):
         for tensor in layer:
-            stored = checkpoint.tensor(tensor.name)
-            if stored.ndim <= tensor.axis or stored.shape[tensor.axis] <= max(rows, default=-1):
-                raise LokiError(
-                    f"{directory}: {tensor.name} is {list(stored.shape)}, which has no row {max(rows)}: {_ADVICE}"
-                )
-            values = stored[tensor.at(rows)]
+            values = checkpoint.tensor(tensor.name)[tensor.at(rows)]
             values = values.to(dtype or values.dtype).to(torch.float32).contiguous()
             digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -77,14 +77,14 @@ class RowTensor:
     Attributes:
         name: its name, in the model or in a checkpoint.
         axis: the dimension that the rows lie along.
-        dimensions: how many it has.
+        shape: its size along every axis.
         parameter: name of the parameter that it is in the model.
         part: where that is made of several tensors, one per expert: which of them.
     """
 
     name: str
     axis: int
-    dimensions: int
+    shape: tuple[int, ...]
     parameter: str
     part: int | None = None
 
@@ -173,11 +173,11 @@ def row_tensors(model: PreTrainedModel, experts: str | None = None) -> list[list
     tensors: list[list[RowTensor]] = []
     for rows in linear_rows(model, experts):
         parts = [] if rows.projection is None else list(rows.projection.named_parameters(recurse=False))
-        found = [(f"{rows.projection_name}.{name}", 0, part.dim()) for name, part in parts]
+        found = [(f"{rows.projection_name}.{name}", 0, tuple(part.shape)) for name, part in parts]
         if rows.experts is not None:
             held = rows.experts.parameters().items()
             found += [
-                (f"{rows.experts.name}.{name}", axis, rows.experts.module.get_parameter(name).dim())
+                (f"{rows.experts.name}.{name}", axis, tuple(rows.experts.module.get_parameter(name).shape))
                 for name, axis in held
             ]
         tensors.append([RowTensor(*each, parameter=each[0]) for each in found])

@@ -1,6 +1,7 @@
 """A model directory as an object: looked up once, and each thing in it read at most once."""
 
 from functools import cached_property
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -188,14 +189,15 @@ class ModelDirectory:
                 f"model {self} is quantised ({getattr(method, 'value', method) or 'unknown method'}), so its rows are "
                 "not stored as numbers: use the unquantised base model, or train an adapter on it (`loki adapter`)"
             )
-        found, hidden = self.rows_for(positions, origin=origin), self.text_config.hidden_size
-        for tensor in (tensor for layer in found for tensor in layer):
-            shape, dtype = self.checkpoint.shape(tensor.name), self.checkpoint.dtype(tensor.name)
-            if len(shape) != tensor.dimensions or shape[tensor.axis] != hidden or dtype not in PLAIN_DTYPES:
+        found = self.rows_for(positions, origin=origin)
+        for tensor in chain.from_iterable(found):
+            dtype = self.checkpoint.dtype(tensor.name)
+            if dtype not in PLAIN_DTYPES:
                 raise LokiError(
-                    f"{tensor.name} of model {self} is {list(shape)} of {str(dtype).removeprefix('torch.')}, not "
-                    f"{hidden} rows of bfloat16, float16, float32 or float64: use the unquantised base model"
+                    f"{tensor.name} of model {self} is of type {str(dtype).removeprefix('torch.')}, not of bfloat16, "
+                    "float16, float32 or float64: use the unquantised base model"
                 )
+        self.checkpoint.check_shapes(chain.from_iterable(found))
         return found
 
     def check_editable(self) -> None:

@@ -97,7 +97,7 @@ def _parts(tensor: RowTensor, sources: dict[str, list[tuple[str, WeightConverter
             )
     names = sorted((name for name, _ in found), key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
     return [
-        replace(tensor, name=name, axis=tensor.axis - 1, dimensions=tensor.dimensions - 1, part=part)
+        replace(tensor, name=name, axis=tensor.axis - 1, shape=tensor.shape[1:], part=part)
         for part, name in enumerate(names)
     ]
 

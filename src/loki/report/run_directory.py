@@ -133,7 +133,7 @@ def layer_changes(base: AnyModel, restored: Path, positions: Positions) -> list[
     found = ModelDirectory(restored, experts=base.experts)
     changes = []
     for layer, (tensors, rows) in enumerate(zip(found.rows_for(positions), positions, strict=True)):
-        weights = [tensor for tensor in tensors if rows and tensor.dimensions > 1]
+        weights = [tensor for tensor in tensors if rows and len(tensor.shape) > 1]
         if not weights:
             changes.append(LayerChange(layer, 0, 0, 0.0, 0.0))
             continue

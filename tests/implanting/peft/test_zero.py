@@ -1,6 +1,10 @@
+import json
+import shutil
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
@@ -41,6 +45,28 @@ def test_positions_of_another_model_and_existing_output_are_refused(tmp_path, ll
     save_zero_adapter(llama_dir, POSITIONS, tmp_path / "zero")
     with pytest.raises(LokiError, match="exists already"):
         save_zero_adapter(llama_dir, POSITIONS, tmp_path / "zero")
+
+
+def test_a_base_whose_weights_contradict_its_configuration(tmp_path, llama_dir):
+    base = shutil.copytree(llama_dir, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    for wrong, shape in ((tensors[name][None], r"\[1, 32, 48\]"), (tensors[name].flatten(), r"\[1536\]")):
+        save_file({**tensors, name: wrong.clone()}, base / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(LokiError, match=rf"{name} is {shape}, and \[32, 48\]"):
+            save_zero_adapter(base, POSITIONS, tmp_path / "zero")
+    assert not (tmp_path / "zero").exists()
+
+
+def test_a_quantised_base_has_no_fingerprint(tmp_path, llama_dir):
+    base = shutil.copytree(llama_dir, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    packed = {name: value.to(torch.int8) if "proj" in name else value for name, value in tensors.items()}
+    save_file(packed, base / "model.safetensors", metadata={"format": "pt"})
+    values = read_json(base / "config.json", what="")
+    values["quantization_config"] = {"quant_method": "gptq", "bits": 8}
+    (base / "config.json").write_text(json.dumps(values))
+    assert save_zero_adapter(base, POSITIONS, tmp_path / "zero").base_fingerprint is None
 
 
 def test_tied_and_bfloat16_models(tmp_path):

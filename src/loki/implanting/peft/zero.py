@@ -14,7 +14,7 @@ from loki.implanting.peft.base_weight import base_fingerprint
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
 from loki.implanting.peft.model import Projection, find_projections, names_of
-from loki.models.checkpoint import Checkpoint
+from loki.models.checkpoint import PLAIN_DTYPES
 from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
 
@@ -63,7 +63,7 @@ def save_zero_adapter(
     adapted = get_peft_model(unloaded, config, low_cpu_mem_usage=True)
     config.base_model_name_or_path = base.reference
     config.base_parts = parts_of_directory(base, names_of(projections)) or None
-    if (selected := _selected(base.checkpoint, config, projections)) is not None:
+    if (selected := _selected(base, config, projections)) is not None:
         config.base_fingerprint = base_fingerprint(selected)
         config.base_values = base_fingerprint(selected, exact=True)
     tensors = {}
@@ -80,11 +80,15 @@ def save_zero_adapter(
 
 
 def _selected(
-    checkpoint: Checkpoint, config: LoKIConfig, projections: list[Projection | None]
+    base: ModelDirectory, config: LoKIConfig, projections: list[Projection | None]
 ) -> list[tuple[int, list[int], torch.Tensor]] | None:
+    checkpoint = base.checkpoint
     names = [None if projection is None else f"{projection.name}.weight" for projection in projections]
-    # Transformers can rename weights while loading; such a base is recognised only once it is loaded.
-    if not all(name in checkpoint for name in names if name is not None):
+    stored = [name for name in names if name is not None]
+    # Transformers can rename weights while loading; such a base is recognised only once it is loaded. Quantised
+    # weights cannot be read.
+    if not all(name in checkpoint and checkpoint.dtype(name) in PLAIN_DTYPES for name in stored):
         return None
+    checkpoint.check_shapes(tensor for layer in base.row_tensors for tensor in layer if tensor.name in stored)
     layers = enumerate(zip(config.row_lists, names, strict=True))
     return [(layer, rows, checkpoint.tensor(name)) for layer, (rows, name) in layers if name is not None]
