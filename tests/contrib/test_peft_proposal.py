@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def load(base: Path) -> Any:
 def test_its_tests_pass_in_the_installed_release(release: Path, tmp_path: Path) -> None:
     words = ("-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--rootdir", tmp_path)
     said = run_with(release, *words, PROPOSAL / "tests" / "test_loki.py", cwd=tmp_path)
-    assert re.search(r"\b49 passed\b", said), said[-2000:]
+    assert re.search(r"\b50 passed\b", said), said[-2000:]
 
 
 @pytest.mark.slow
@@ -126,7 +128,7 @@ def test_the_example_runs(release: Path, base: Path, tmp_path: Path) -> None:
 
 def test_every_program_has_the_licence_and_the_fields_are_documented() -> None:
     programs = [path for path in PROPOSAL.rglob("*.py") if "__pycache__" not in path.parts]
-    assert len(programs) == 7
+    assert len(programs) == 8
     assert all("Apache License, Version 2.0" in path.read_text()[:300] for path in programs)
     tree = ast.parse((PROPOSAL / "src/peft/tuners/loki/config.py").read_text())
     (config,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
@@ -172,3 +174,17 @@ for folder in sorted(Path({str(PROPOSAL)!r}, "method_comparison/MetaMathQA/exper
 """
     said = run_with(release, "-c", code, cwd=tmp_path).split()
     assert said == ["True", str(28 * 6 * 24), "True", str(28 * 32 * (6 + 24))]
+
+
+def test_the_entries_of_the_matrices_are_put_into_peft_s_tests(tmp_path: Path) -> None:
+    file = tmp_path / "test_custom_models.py"
+    file.write_text(
+        "\nfrom peft import (\n    LoraConfig,\n)\n\nTEST_CASES = [\n]\n\nMULTIPLE_ACTIVE_ADAPTERS_TEST_CASES = [\n]\n"
+    )
+    words = [sys.executable, PROPOSAL / "tests" / "matrices.py", tmp_path]
+    subprocess.run(words, check=True)
+    imported, cases, pairs = ast.parse(file.read_text()).body
+    assert [name.name for name in imported.names] == ["LokiConfig", "LoraConfig"]
+    assert [len(assigned.value.elts) for assigned in (cases, pairs)] == [6, 2]
+    file.write_text("TEST_CASES = []")
+    assert "of another release" in subprocess.run(words, capture_output=True, text=True).stderr

@@ -105,6 +105,7 @@ def test_configuration_that_makes_no_model(copy_of_llama: Path) -> None:
         {"intermediate_size": 2**38},
         {"num_attention_heads": 0},
         {"rms_norm_eps": float("nan")},
+        {"attention_dropout": None},
         {"target_pos": "x"},
     ],
     ids=str,

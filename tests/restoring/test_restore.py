@@ -147,6 +147,15 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
     assert not output.exists()
 
 
+def test_a_configuration_that_the_family_refuses(llama_dir: Path, tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path, llama_dir)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "head_dim": 7}))
+    with pytest.raises(LokiError, match=r"model configuration .*trained"):
+        restore_loki_model(checkpoint, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+
+
 @pytest.mark.parametrize(
     ("positions", "problem"),
     [

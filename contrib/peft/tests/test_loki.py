@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# What is special about LoKI. The matrices of PEFT's common tests get the entries in test_matrices.md.
+# What is special about LoKI. The matrices of PEFT's common tests get the entries in matrices.py.
 
 import copy
 
@@ -192,11 +192,16 @@ class TestLoki:
         assert drawn[0] == drawn[1] != drawn[2]
         assert [len(rows) for rows in drawn[0]] == [4, 4, 4]
 
+    @pytest.mark.parametrize(("arguments", "count"), [({}, HIDDEN // 10), ({"quota": 1}, 1), ({"quota": 100}, HIDDEN)])
+    def test_a_tenth_of_the_rows_is_drawn_by_default_and_at_least_one(self, arguments, count):
+        config = LokiConfig(**arguments)
+        get_peft_model(make_model(), config)
+        assert [len(rows) for rows in config.positions] == [count] * LAYERS
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({}, "either"),
-            ({"positions": [[1]], "quota": 10}, "either"),
+            ({"positions": [[1]], "quota": 10}, "exclude"),
             ({"positions": [[1, 1]]}, "twice"),
             ({"positions": [[-1]]}, "row indices"),
             ({"positions": [[True]]}, "row indices"),
@@ -218,7 +223,6 @@ class TestLoki:
             ({"positions": [[1]]}, "1 lists, but the model has 3"),
             ({"positions": [[1], [2], [HIDDEN]]}, f"Row {HIDDEN}"),
             ({"positions": POSITIONS, "protect": 0.5}, "needs `moments`"),
-            ({"quota": 1}, "not one"),
         ],
     )
     def test_configurations_that_do_not_fit_the_model(self, arguments, message):

@@ -3,7 +3,10 @@
 import json
 import math
 import struct
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, TypeAdapter
@@ -57,8 +60,10 @@ _METADATA = TypeAdapter(dict[str, str] | None)
 
 def safetensors_header(
     path: Path, *, what: str = "weights file", advice: str = "fetch or save it again"
-) -> dict[str, TensorEntry]:
+) -> Mapping[str, TensorEntry]:
     """The tensors that a safetensors file holds, by name, without reading them.
+
+    Of a file that has not changed since, what was found before.
 
     Args:
         path: the file.
@@ -69,6 +74,18 @@ def safetensors_header(
         LokiError: if the file is missing, no safetensors file, truncated, or its header contradicts itself.
     """
     size = require_file(path, what, advice=advice)
+    state = path.stat()
+    return _read_header(path, size, (state.st_mtime_ns, state.st_ino), what, advice)
+
+
+@lru_cache(maxsize=64)
+def _read_header(
+    path: Path,
+    size: int,
+    state: tuple[int, int],  # noqa: ARG001 - so that another file under this name is read anew
+    what: str,
+    advice: str,
+) -> Mapping[str, TensorEntry]:
     try:
         with path.open("rb") as stream:
             (header_size,) = struct.unpack("<Q", stream.read(8))
@@ -85,7 +102,7 @@ def safetensors_header(
     checked(_METADATA, header.pop("__metadata__", None), f"{damaged} in its metadata", advice=advice)
     tensors = checked(_HEADER, header, damaged, advice=advice)
     _check_places(tensors, size - 8 - header_size, origin, advice)
-    return tensors
+    return MappingProxyType(tensors)
 
 
 def _check_places(tensors: dict[str, TensorEntry], available: int, origin: str, advice: str) -> None:

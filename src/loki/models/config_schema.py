@@ -49,7 +49,7 @@ class ModelConfiguration(Strict):
     layer_norm_eps: Positive = None
     layer_norm_epsilon: Positive = None
     initializer_range: Annotated[FiniteFloat, Field(ge=0)] | None = None
-    attention_dropout: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
+    attention_dropout: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0  # without a value nothing can be trained
     rope_theta: Positive = None
     rope_parameters: dict[str, Any] | None = None
     rope_scaling: dict[str, Any] | None = None

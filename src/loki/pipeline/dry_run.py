@@ -19,7 +19,7 @@ from loki.implanting.directions import free_directions
 from loki.implanting.splitting import active_parameters, loki_linears, split_rows
 from loki.implanting.training.encoded import Encoded
 from loki.implanting.training.planning import LEAST_STEPS
-from loki.implanting.training.rate_search import seconds_per_step
+from loki.implanting.training.rate_search import SEARCH_STEPS, seconds_per_step
 from loki.models.architectures import max_positions
 from loki.models.model_directory import ModelDirectory
 from loki.pipeline.settings import RunSettings
@@ -125,7 +125,7 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
     steps = training.max_steps if training.max_steps > 0 else math.ceil(epochs * per_epoch)
     searched = 0
     if training.learning_rate is Rate.AUTO:
-        searched = 2 * LEAST_STEPS
+        searched = SEARCH_STEPS
         if training.epochs is None and training.max_steps == -1:
             steps = max(steps, LEAST_STEPS)
     return DryRun(

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from loki.errors import LokiError
-from loki.inputs import checked, read_json
+from loki.inputs import checked, read_json, reading
 from loki.models.architectures import base_model_type
 from loki.models.config_schema import ModelConfiguration
 
@@ -31,6 +31,9 @@ def ordinary_config(config: PretrainedConfig, base: Path | None = None) -> Pretr
     Args:
         config: configuration of a LoKI model.
         base: directory of its base model, where it is at hand.
+
+    Raises:
+        LokiError: if the family refuses the configuration.
     """
     base_class: Any = next(cls for cls in type(config).__mro__ if cls.__module__.startswith("transformers."))
     values: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in _LOKI_KEYS}
@@ -40,7 +43,8 @@ def ordinary_config(config: PretrainedConfig, base: Path | None = None) -> Pretr
         values["use_cache"] = _uses_cache(config, base)
     if config.base_dtype:
         values["dtype"] = config.base_dtype
-    ordinary: PretrainedConfig = base_class.from_dict(json.loads(json.dumps(values, default=str)))
+    with reading("model configuration", config.name_or_path or config.model_type, advice="save the model again"):
+        ordinary: PretrainedConfig = base_class.from_dict(json.loads(json.dumps(values, default=str)))
     return ordinary
 
 

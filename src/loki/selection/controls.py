@@ -68,7 +68,7 @@ def _weights(model: ModelDirectory) -> Iterator[torch.Tensor]:
     """`down_proj.weight` `[D, d_ff]` of every layer in float32, one in memory at a time; 0 in a layer without rows."""
     model.check_editable()
     for tensors in model.row_tensors:
-        weights = [tensor for tensor in tensors if tensor.dimensions > 1]
+        weights = [tensor for tensor in tensors if len(tensor.shape) > 1]
         found = [model.checkpoint.tensor(one.name).float().movedim(one.axis, 0).flatten(1) for one in weights]
         yield torch.cat(found, dim=1) if found else torch.zeros(model.text_config.hidden_size, 1)
 

@@ -146,7 +146,7 @@ def row_gradients(
         (layer, tensor, model.get_parameter(tensor.name))
         for layer, tensors in enumerate(layers)
         for tensor in tensors
-        if tensor.dimensions > 1
+        if len(tensor.shape) > 1
     ]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     squared = torch.zeros(len(layers), text_config(model.config).hidden_size)

@@ -14,7 +14,7 @@ from loki.implanting.training.material import Material, quota_of
 from loki.implanting.training.rate_search import RateSearch, Trial, plot_search
 
 SEARCH, SEARCH_PLOT = "learning_rate.json", "learning_rate.png"
-LEAST_STEPS = 100
+LEAST_STEPS = 150
 _PATIENCE = 3  # evaluations without a lower loss on the user's held-out data
 
 

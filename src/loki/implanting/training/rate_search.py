@@ -29,6 +29,7 @@ RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 _FACTOR = 10**0.5  # to the next rate, where the best is the first or the last
 _EXTENSIONS = 4
 _STEPS = (12, 36)  # after which rates are compared
+SEARCH_STEPS = 200  # of a whole search, about: for estimates
 _FINALISTS = 2
 _WARMUP_STEPS = 3
 _LEARNED = 0.1  # of the loss before: what is below needs no greater rate
@@ -115,11 +116,12 @@ def search_rate(
 ) -> RateSearch:
     """Try learning rates on a model, and find the one to train with.
 
-    Five rates take 12 steps each, and the two with the lower loss 24 more; of those that have learned nearly all by
-    then, the smaller. Where the best of the five is the least or the greatest of them, rates beyond it are tried too.
-    The loss is that on the examples trained on where all were seen by then, else that on held-out ones. Of the rates
-    whose loss falls about as far as the best one's, the one with the lower held-out loss is taken: it has changed less
-    of what it was not asked to. With `settings.rate_damage`, rates that do more damage than that come last.
+    Five rates take 12 steps each, and the two with the lower loss 24 more. Where the best of the five is the least or
+    the greatest of them, rates beyond it are tried too. The loss is that on the examples trained on where all were seen
+    by then, else that on held-out ones. If the training is long enough for it, smaller rates follow, one by one, as
+    long as their loss falls about as far as the best one's: what learns the same at a smaller rate does less damage. Of
+    all these the one with the lower held-out loss is taken, which has changed less of what it was not asked to; without
+    held-out examples the smallest. With `settings.rate_damage`, rates that do more damage than that come last.
 
     Args:
         model: a LoKI model; its rows are the same afterwards, and of type float32.
@@ -180,11 +182,24 @@ def search_rate(
                 progress.update(task, total=len(trials) + 1 + _FINALISTS)
             trials.append(attempt(_rounded(beyond), _STEPS[0]))
         finalists = [attempt(trial.learning_rate, _STEPS[1]) for trial in sorted(trials, key=rank)[:_FINALISTS]]
+        best = min(finalists, key=lambda trial: (beyond_limit(trial), judged(trial)))
+        enough = max(start - _NEARLY * (start - judged(best)), judged(best))
+
+        def as_good(trial: Trial) -> bool:
+            return judged(trial) <= enough and not beyond_limit(trial)
+
+        equal = [trial for trial in finalists if as_good(trial)]
+        for rate in _smaller(trials, equal) if _is_long(settings, len(examples)) else ():
+            if progress and task is not None:
+                progress.update(task, total=len(trials) + len(finalists) + 1)
+            finalists.append(attempt(rate, _STEPS[1]))
+            if not as_good(finalists[-1]):
+                break
+            equal.append(finalists[-1])
     finally:
         tried.restore()
         if progress and task is not None:
             progress.remove_task(task)
-    best = min(finalists, key=lambda trial: (beyond_limit(trial), judged(trial)))
     if beyond_limit(best):
         raise LokiError(
             f"every learning rate that was tried does more damage than --rate-damage {limit:g}: {best.damage:.3g} nats "
@@ -194,10 +209,26 @@ def search_rate(
         raise LokiError(
             "the loss is NaN or infinite with every learning rate that was tried: check the model and the data"
         )
-    enough = start - _NEARLY * (start - judged(best))
-    equal = [trial for trial in finalists if judged(trial) <= max(enough, judged(best)) and not beyond_limit(trial)]
-    chosen = min(equal, key=lambda trial: judged(trial) if trial.held_out_loss is None else trial.held_out_loss)
+    chosen = min(
+        equal,
+        key=lambda trial: trial.learning_rate if trial.held_out_loss is None else trial.held_out_loss,
+    )
     return RateSearch(chosen.learning_rate, [*trials, *finalists], *before, time.monotonic() - started)
+
+
+def _smaller(trials: Sequence[Trial], than: Sequence[Trial]) -> list[float]:
+    """The rates among `trials` below all of `than`, the greatest first; none below nothing."""
+    least = min((trial.learning_rate for trial in than), default=0.0)
+    return sorted((trial.learning_rate for trial in trials if trial.learning_rate < least), reverse=True)
+
+
+def _is_long(settings: TrainingSettings, examples: int) -> bool:
+    """Whether a training goes as far as a trial does; its rate falls to zero, so that it needs twice the steps."""
+    if settings.epochs is None and settings.max_steps == -1:
+        return True
+    size = settings.batch_size * settings.gradient_accumulation
+    steps = settings.max_steps if settings.max_steps != -1 else (settings.epochs or 0) * math.ceil(examples / size)
+    return steps >= 2 * _STEPS[1]
 
 
 def seconds_per_step(

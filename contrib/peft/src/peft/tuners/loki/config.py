@@ -36,8 +36,8 @@ class LokiConfig(PeftConfig):
             The rows (output features) to train: the n-th list for the n-th target module, in the order of the model.
             An empty list leaves a module as it is.
         quota (`float`, *optional*):
-            In place of `positions`: the percentage of rows that is drawn at random from every target module. What was
-            drawn is saved as `positions`.
+            In place of `positions`: the percentage of rows that is drawn at random from every target module, 10 if
+            neither is given, and at least one row. What was drawn is saved as `positions`.
         seed (`int`):
             The seed of that draw.
         rank (`int`, *optional*):
@@ -102,8 +102,10 @@ class LokiConfig(PeftConfig):
         self.target_modules = (
             set(self.target_modules) if isinstance(self.target_modules, list) else self.target_modules
         )
-        if (self.positions is None) == (self.quota is None):
-            raise ValueError("LokiConfig needs either `positions` or `quota`.")
+        if self.positions is not None and self.quota is not None:
+            raise ValueError("`positions` and `quota` exclude each other.")
+        if self.positions is None and self.quota is None:
+            self.quota = 10.0
         if self.quota is not None and not 0 < self.quota <= 100:
             raise ValueError(f"`quota` is a percentage above 0, got {self.quota}.")
         if self.positions is not None:

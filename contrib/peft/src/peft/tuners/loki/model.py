@@ -133,7 +133,5 @@ class LokiModel(BaseTuner):
 def _draw(config: LokiConfig, number: int, module: nn.Module) -> list[int]:
     """Rows drawn at random; the same for the same seed, whatever else draws."""
     base_layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    count = int(config.quota * base_layer.out_features // 100)
-    if count < 1:
-        raise ValueError(f"A `quota` of {config.quota}% is not one of {base_layer.out_features} rows.")
+    count = max(1, int(config.quota * base_layer.out_features // 100))
     return sorted(random.Random(f"{config.seed} {number}").sample(range(base_layer.out_features), count))
