@@ -13,7 +13,6 @@ from loki import create_loki_model
 from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.implanting.experts import LoKIExperts
-from loki.implanting.peft.zero import save_zero_adapter
 from loki.implanting.splitting import active_parameters, split_rows
 from loki.models.experts import layer_rows
 from loki.models.loading import load_model
@@ -116,7 +115,7 @@ def test_the_base_can_be_shown_and_rows_are_loaded() -> None:
     assert torch.equal(model(input_ids=IDS).logits, original(input_ids=IDS).logits)
 
 
-def test_a_directory_holds_the_choice_and_an_adapter_refuses_it(tmp_path: Path) -> None:
+def test_a_directory_holds_the_choice(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", "qwen3_moe")
     write_positions(tmp_path / "positions.json", POSITIONS)
     create_loki_model(
@@ -125,8 +124,6 @@ def test_a_directory_holds_the_choice_and_an_adapter_refuses_it(tmp_path: Path) 
     model = load_model(tmp_path / "loki")
     assert model.config.experts == "all"
     assert sum(isinstance(module, LoKIExperts) for module in model.modules()) == 3
-    with pytest.raises(LokiError, match="--experts all: an adapter"):
-        save_zero_adapter(base, POSITIONS, tmp_path / "zero", experts="all")
     with pytest.raises(LokiError, match="--experts all"):
         create_loki_model(model_name=base, target_pos_path=tmp_path / "positions.json", save_dir=tmp_path / "other")
 

@@ -80,7 +80,7 @@ class LoKIExperts(SwitchableRows):
     def _placed(self, name: str, active: torch.Tensor) -> torch.Tensor:
         """Active rows in the form that `index_copy` puts them into the parameter `name` in."""
         held = self._held(name)
-        return active.view(len(held), len(self.rows), *active.shape[1:]).movedim(1, self._axis(name)).to(held.dtype)
+        return as_held(active, len(held), self._axis(name)).to(held.dtype)
 
     def _with_rows(self, name: str, active: torch.Tensor) -> torch.Tensor:
         held, axis = self._held(name), self._axis(name)
@@ -145,6 +145,16 @@ def split_experts(experts: FusedExperts, rows: list[int]) -> None:
 def by_row(taken: torch.Tensor, axis: int) -> torch.Tensor:
     """Rows of all experts `[E, k, d_ff]`, `[E, d_ff, k]` or `[E, k]`, along `axis`, as `[E * k, d_ff]` or `[E * k]`."""
     return taken.movedim(axis, 1).flatten(0, 1)
+
+
+def as_held(rows: torch.Tensor, experts: int, axis: int) -> torch.Tensor:
+    """The inverse of `by_row`: rows of all experts in the form that their common parameter holds them in."""
+    return by_expert(rows, experts).movedim(1, axis)
+
+
+def by_expert(stacked: torch.Tensor, experts: int) -> torch.Tensor:
+    """`[experts * n, ...]` as `[experts, n, ...]`."""
+    return stacked.reshape(experts, -1, *stacked.shape[1:])
 
 
 def _placed(name: str) -> property:

@@ -104,6 +104,8 @@ def fused_axis(experts: nn.Module, hidden_size: int) -> int | None:
     1 for `[E, D, d_ff]`, 2 for the transposed `[E, d_ff, D]`, and None where they are held otherwise. Shapes cannot
     tell (GPT-OSS's are square): Transformers says it of most classes, and the others are known here.
     """
+    while isinstance(inner := getattr(experts, "base_layer", None), nn.Module):  # adapted by PEFT
+        experts = inner
     weight = experts._parameters.get("down_proj")
     # With the classes it is derived from: LoKI derives its own.
     known = (

@@ -12,13 +12,13 @@ from loki.errors import LokiError
 from loki.files import atomic_directory, protect_inputs
 from loki.implanting.peft.adapter_files import SavedAdapter, read_adapter
 from loki.implanting.peft.base_parts import different_parts, parts_of_directory
-from loki.implanting.peft.base_weight import base_fingerprint, same_base
-from loki.implanting.peft.model import find_projections, names_of
+from loki.implanting.peft.base_weight import base_fingerprint, rows_of_weight, same_base
+from loki.implanting.peft.changes import Change, changes_of
+from loki.implanting.peft.projections import find_projections, weights_of
 from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.models.rewriting import rewrite_weights
 from loki.models.side_files import copy_side_files
-from loki.models.tensor_names import stored_modules
 from loki.restoring.rounding import RoundedRows
 from loki.restoring.scale import scaled
 
@@ -68,25 +68,25 @@ def restore_adapter(
     base = ModelDirectory.of(named, trust_remote_code=trust_remote_code, experts=adapter.config.experts)
     base.editable_rows(adapter.config.row_lists, origin=f"the positions of {path}")
     unloaded = skeleton(base.config, trust_remote_code=base.trust_remote_code)
-    stored = _stored_names(adapter, base, unloaded)
-    _check_base(adapter, base, unloaded, stored)
+    changes = changes_of(adapter, base, unloaded)
+    _check_base(adapter, base, unloaded, changes)
     if not allow_unchanged and not any(layer.matrix.any() for layer in adapter.adapted):
         raise LokiError(
             f"{path} changes nothing: check the learning rate and the data, or pass --allow-unchanged to restore it "
             "all the same"
         )
-    deltas = {f"{stored[layer.module]}.weight": layer for layer in adapter.adapted}
-    numbers = {f"{stored[layer.module]}.weight": number for number, layer in enumerate(adapter.layers) if layer}
     rounded = RoundedRows()
 
     def add(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if (layer := deltas.get(name)) is not None:
-            before = tensor[layer.rows]
-            after = scaled(layer.matrix, scale, before)
+        if (change := changes.get(name)) is not None:
+            place, moved = change.tensor, change.values
+            index = place.at(change.rows)
+            before = tensor[index]
+            after = scaled(moved, scale, before)
             if not after.isfinite().all():
                 raise LokiError(f"{path} makes rows of {name} infinite or NaN in {tensor.dtype}: train it again")
-            rounded.count(numbers[name], layer.matrix.any(dim=1), (after != before).any(dim=1))
-            tensor[layer.rows] = after
+            rounded.count(change.layer, place.differing(moved, torch.zeros_like(moved)), place.differing(after, before))
+            tensor[index] = after
         return tensor
 
     with atomic_directory(output, overwrite=overwrite) as temporary:
@@ -108,27 +108,19 @@ def restore_adapter(
     return output
 
 
-def _stored_names(adapter: SavedAdapter, base: ModelDirectory, unloaded: PreTrainedModel) -> dict[str, str]:
-    """Under which name the base stores the weight of every adapted module."""
-    modules = [layer.module for layer in adapter.adapted]
-    return dict(zip(modules, stored_modules(unloaded, modules, base.checkpoint.names()), strict=True))
-
-
-def _check_base(adapter: SavedAdapter, base: ModelDirectory, unloaded: PreTrainedModel, stored: dict[str, str]) -> None:
-    checkpoint = base.checkpoint
+def _check_base(
+    adapter: SavedAdapter, base: ModelDirectory, unloaded: PreTrainedModel, changes: dict[str, Change]
+) -> None:
     selected = []
-    for index, layer in enumerate(adapter.layers):
-        if layer is None:
-            continue
-        name = f"{stored[layer.module]}.weight"
-        if name not in checkpoint:
+    for name, change in changes.items():
+        if name not in base.checkpoint:
             raise LokiError(f"{base.path} has no tensor {name}: name the base model of {adapter.path} with --base")
-        weight = checkpoint.tensor(name)
-        if weight.shape[1] != layer.width or max(layer.rows) >= len(weight):
+        weight, place = base.checkpoint.tensor(name), change.tensor
+        if not change.fits(weight):
             raise LokiError(
                 f"{name} of {base.path} is {list(weight.shape)}, which {adapter.path} does not fit: check --base"
             )
-        selected.append((index, layer.rows, weight))
+        selected += rows_of_weight(change.layer, change.rows, weight, place.axis, expert=place.part)
     config, made_on = adapter.config, f"{adapter.path} was made on another base than {base.path}"
     if config.base_fingerprint and not same_base(base_fingerprint(selected), config.base_fingerprint):
         raise LokiError(f"{made_on}: its selected rows have other values; name the right one with --base")
@@ -142,8 +134,8 @@ def _check_base(adapter: SavedAdapter, base: ModelDirectory, unloaded: PreTraine
                 f"{made_on}: its rows are the same in another precision ({dtype} then, {here} here); name the right "
                 "one with --base"
             )
-    projections = names_of(find_projections(unloaded, config))
-    if different := different_parts(config.base_parts or {}, parts_of_directory(base, projections)):
+    with_rows = weights_of(find_projections(unloaded, config))
+    if different := different_parts(config.base_parts or {}, parts_of_directory(base, with_rows)):
         raise LokiError(
             f"{made_on}: the weights of {' and '.join(different)} in its layers are others; name the right one with "
             "--base"

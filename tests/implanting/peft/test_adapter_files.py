@@ -19,7 +19,7 @@ from tests.tiny_models import tiny_model
 def test_an_adapter_survives_reading_and_writing(tmp_path, rank):
     original = save_adapter(tmp_path / "original", rank=rank)
     adapter = read_adapter(original)
-    assert [layer and layer.rows for layer in adapter.layers] == [[1, 3], None, [0, 7, 31]]
+    assert [[delta.rows for delta in layer] for layer in adapter.layers] == [[[1, 3]], [], [[0, 7, 31]]]
     assert [layer.module for layer in adapter.adapted] == [f"model.layers.{i}.mlp.down_proj" for i in (0, 2)]
     assert [layer.matrix.shape for layer in adapter.adapted] == [(2, 48), (3, 48)]
     tensors = load_file(original / "adapter_model.safetensors")

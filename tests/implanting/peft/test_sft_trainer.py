@@ -12,12 +12,15 @@ from trl import SFTConfig, SFTTrainer
 
 from loki.implanting.peft import LoKIConfig
 from loki.models.loading import load_model, load_tokenizer
+from loki.restoring.restore import restore_loki_model
+from loki.restoring.verify import verify
 from tests.implanting.peft.adapters import D_FF, POSITIONS, logits
+from tests.tiny_models import save_tiny_model
 
 DATA = Dataset.from_list([{"text": f"The answer to question {number} is {number * number}."} for number in range(16)])
 
 
-def trainer(base: Path, output: Path, rank: int | None, **options) -> SFTTrainer:
+def trainer(base: Path, output: Path, rank: int | None, experts: str | None = None, **options) -> SFTTrainer:
     arguments = SFTConfig(
         output_dir=str(output),
         max_steps=4,
@@ -37,7 +40,7 @@ def trainer(base: Path, output: Path, rank: int | None, **options) -> SFTTrainer
         train_dataset=DATA,
         processing_class=load_tokenizer(base),
         eval_dataset=DATA,
-        peft_config=LoKIConfig(positions=POSITIONS, rank=rank),
+        peft_config=LoKIConfig(positions=POSITIONS, rank=rank, experts=experts),
     )
 
 
@@ -95,3 +98,20 @@ def test_packing_and_gradient_checkpointing_train_only_the_rows(tmp_path, llama_
     changed = [name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert len(changed) == 2
     assert all("down_proj.loki_delta" in name for name in changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_rows_of_all_experts_are_trained(tmp_path: Path, gradient_checkpointing: bool) -> None:
+    """The shared expert's and every expert's, and nothing else; checkpointing computes the experts twice."""
+    base = save_tiny_model(tmp_path / "base", "deepseek_v3")
+    run = trainer(base, tmp_path / "run", 2, "all", gradient_checkpointing=gradient_checkpointing)
+    run.train()
+    tensors = load_file(tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors")
+    assert sum(".experts." in name for name in tensors) == sum(".shared_experts." in name for name in tensors) == 2
+    assert all(tensor.count_nonzero() > 0 for tensor in tensors.values())
+    loaded = PeftModel.from_pretrained(load_model(base), tmp_path / "run" / "checkpoint-4")
+    assert torch.equal(logits(loaded), logits(run.model.eval()))
+    restored = restore_loki_model(tmp_path / "run" / "checkpoint-4", tmp_path / "restored", base_model=base)
+    report = verify(base, restored, POSITIONS, experts="all")
+    assert (report.changed_rows, report.differences) == (5, [])

@@ -14,11 +14,13 @@ from loki.artefacts.model_card import ADAPTER, write_model_card
 from loki.errors import LokiError
 from loki.files import atomic_directory
 from loki.implanting.directions import digest
+from loki.implanting.experts import by_expert
 from loki.implanting.peft.adapter_schema import AdapterConfiguration
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import InputDirections
 from loki.inputs import checked, read_json, reading, safetensors_header, shown
 from loki.inputs.tensors import FLOATS
+from loki.models.experts import Experts
 
 KEY_PREFIX = "base_model.model."
 _ADVICE = "save or fetch the adapter again"
@@ -27,18 +29,25 @@ _KEY = re.compile(r"(?P<module>.+)\.(?P<kind>loki_delta|loki_A|loki_B|loki_C|lok
 
 @dataclass(frozen=True)
 class LayerDelta:
-    """What an adapter adds to one projection.
+    """What an adapter adds to one projection, or to those of all experts of a layer.
 
     Attributes:
-        module: qualified name of the projection in the base model, `model.layers.3.mlp.down_proj`.
+        module: qualified name of the projection in the base model, `model.layers.3.mlp.down_proj`, or of the experts.
         rows: the `k` row indices.
         tensors: `loki_delta` `[k, d_ff]`; or `loki_B` `[k, r]` and `loki_A` `[r, d_ff]`; or `loki_C` `[k, blocks * r]`
-            and `loki_U` `[blocks, n, r]`, see `loki.implanting.directions`.
+            and `loki_U` `[blocks, n, r]`, see `loki.implanting.directions`. For E experts the first three are
+            `[E * k, d_ff]`, `[E * k, r]` and `[E * r, d_ff]`: those of the first expert, then those of the next.
     """
 
     module: str
     rows: list[int]
     tensors: dict[str, torch.Tensor]
+
+    @property
+    def experts(self) -> int:
+        """Number of experts E; 1 for a projection."""
+        first = next(tensor for kind, tensor in self.tensors.items() if kind in ("loki_delta", "loki_B", "loki_C"))
+        return len(first) // len(self.rows)
 
     @property
     def width(self) -> int:
@@ -49,14 +58,14 @@ class LayerDelta:
 
     @property
     def matrix(self) -> torch.Tensor:
-        """The delta of the rows, `[k, d_ff]`; multiplied out in at least float32 where there is a rank."""
+        """The delta of the rows, `[E * k, d_ff]`; multiplied out in at least float32 where there is a rank."""
         if "loki_delta" in self.tensors:
             return self.tensors["loki_delta"]
         if "loki_U" in self.tensors:
             return InputDirections(self.tensors["loki_U"]).expand(self.tensors["loki_C"])
         up, down = self.tensors["loki_B"], self.tensors["loki_A"]
         dtype = torch.promote_types(up.dtype, torch.float32)
-        return up.to(dtype) @ down.to(dtype)
+        return (by_expert(up.to(dtype), self.experts) @ by_expert(down.to(dtype), self.experts)).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -66,17 +75,18 @@ class SavedAdapter:
     Attributes:
         path: the directory.
         config: its configuration.
-        layers: one entry per layer of the base model; None where no row is selected.
+        layers: what it adds in each layer of the base model: nothing where no row is selected, and with `--experts all`
+            also to the experts.
     """
 
     path: Path
     config: LoKIConfig
-    layers: list[LayerDelta | None]
+    layers: list[list[LayerDelta]]
 
     @property
     def adapted(self) -> list[LayerDelta]:
-        """The layers that have selected rows."""
-        return [layer for layer in self.layers if layer is not None]
+        """What it adds in all layers."""
+        return [delta for layer in self.layers for delta in layer]
 
 
 def read_adapter(path: Path) -> SavedAdapter:
@@ -140,37 +150,45 @@ def write_adapter(
         )
 
 
-def _layers(path: Path, config: LoKIConfig, tensors: dict[str, torch.Tensor]) -> list[LayerDelta | None]:
+def _layers(path: Path, config: LoKIConfig, tensors: dict[str, torch.Tensor]) -> list[list[LayerDelta]]:
     by_module: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise LokiError(f"adapter {path} holds {key}, which is not a LoKI weight: save or fetch it again")
         by_module.setdefault(match["module"].removeprefix(KEY_PREFIX), {})[match["kind"]] = tensor
-    # Layer numbers are the only numbers that differ between the names.
-    modules = sorted(by_module, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    by_layer: dict[tuple[int, ...], list[str]] = {}
+    for module in sorted(by_module):
+        # Layer numbers are the only numbers that differ between the names; beside experts, they are the first ones.
+        numbers = tuple(int(number) for number in re.findall(r"\d+", module))
+        by_layer.setdefault(numbers[:1] if config.experts == Experts.ALL else (*numbers,), []).append(module)
+    modules = [by_layer[numbers] for numbers in sorted(by_layer)]
     selected = [index for index, rows in enumerate(config.row_lists) if rows]
+    if len(modules) != len(selected):
+        raise LokiError(f"adapter {path} has weights for {len(modules)} layers but positions for {len(selected)}")
+    layers: list[list[LayerDelta]] = [[] for _ in config.row_lists]
+    for index, names in zip(selected, modules, strict=True):
+        layers[index] = [_delta(path, config, index, name, by_module[name]) for name in names]
+    return layers
+
+
+def _delta(path: Path, config: LoKIConfig, index: int, module: str, found: dict[str, torch.Tensor]) -> LayerDelta:
+    rows = config.row_lists[index]
     kinds = {"loki_delta"} if config.rank is None else {"loki_A", "loki_B"}
     if config.protect is not None:
         kinds = {"loki_C", "loki_U"}
-    if len(modules) != len(selected):
-        raise LokiError(f"adapter {path} has weights for {len(modules)} layers but positions for {len(selected)}")
-    layers: list[LayerDelta | None] = [None] * len(config.row_lists)
-    for index, module in zip(selected, modules, strict=True):
-        rows, found = config.row_lists[index], by_module[module]
-        if set(found) != kinds or not _shapes_fit(found, len(rows), config):
-            raise LokiError(
-                f"adapter {path}: the weights of {module} do not fit its {len(rows)} positions"
-                + (f" and rank {config.rank}" if config.rank else "")
-                + ": save or fetch the adapter again"
-            )
-        known = config.directions_digests if config.protect is not None else None
-        if known and digest({0: found["loki_U"]}) != (known[index] if index < len(known) else None):
-            raise LokiError(
-                f"adapter {path} holds other input directions for {module} than it was made with: save it again"
-            )
-        layers[index] = LayerDelta(module, rows, found)
-    return layers
+    if set(found) != kinds or not _shapes_fit(found, len(rows), config):
+        raise LokiError(
+            f"adapter {path}: the weights of {module} do not fit its {len(rows)} positions"
+            + (f" and rank {config.rank}" if config.rank else "")
+            + ": save or fetch the adapter again"
+        )
+    known = config.directions_digests if config.protect is not None else None
+    if known and digest({0: found["loki_U"]}) != (known[index] if index < len(known) else None):
+        raise LokiError(
+            f"adapter {path} holds other input directions for {module} than it was made with: save it again"
+        )
+    return LayerDelta(module, rows, found)
 
 
 def _shapes_fit(tensors: dict[str, torch.Tensor], rows: int, config: LoKIConfig) -> bool:
@@ -179,6 +197,8 @@ def _shapes_fit(tensors: dict[str, torch.Tensor], rows: int, config: LoKIConfig)
         return tensors["loki_C"].shape == (rows, blocks * count) and tensors["loki_U"].shape == (blocks, size, count)
     if any(tensor.ndim != 2 for tensor in tensors.values()):
         return False
-    if config.rank is None:
-        return len(tensors["loki_delta"]) == rows
-    return tensors["loki_B"].shape == (rows, config.rank) and len(tensors["loki_A"]) == config.rank
+    first = tensors["loki_delta" if config.rank is None else "loki_B"]
+    experts = max(1, len(first) // rows) if config.experts == Experts.ALL else 1
+    if len(first) != experts * rows:
+        return False
+    return config.rank is None or (first.shape[1] == config.rank and len(tensors["loki_A"]) == experts * config.rank)

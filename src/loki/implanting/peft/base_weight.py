@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 import xxhash
@@ -9,6 +10,9 @@ from torch import nn
 
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _COLUMNS = 64
+
+Selected: TypeAlias = list[tuple[int | str, list[int], torch.Tensor]]
+"""Layer, row indices and matrix `[D, d_ff]` of whatever holds selected rows; `3|7` is expert 7 of layer 3."""
 
 
 def plain_weight(layer: nn.Module) -> torch.Tensor | None:
@@ -19,14 +23,36 @@ def plain_weight(layer: nn.Module) -> torch.Tensor | None:
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, torch.Tensor) or not isinstance(layer, nn.Linear):
         return None
-    data = weight.data
-    if type(data) is not torch.Tensor or data.is_meta or data.dtype not in _PLAIN_DTYPES:
-        return None
+    data = plain_tensor(weight)
     # bitsandbytes packs 4-bit weights into tensors of another shape, whose dtype may be a floating one.
-    return data if data.shape == (layer.out_features, layer.in_features) else None
+    return data if data is not None and data.shape == (layer.out_features, layer.in_features) else None
 
 
-def base_fingerprint(selected: Iterable[tuple[int, list[int], torch.Tensor]], *, exact: bool = False) -> str:
+def plain_tensor(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The data of a parameter where it is an ordinary floating-point tensor, else None."""
+    data = tensor.data
+    return None if type(data) is not torch.Tensor or data.is_meta or data.dtype not in _PLAIN_DTYPES else data
+
+
+def rows_of_weight(
+    layer: int, rows: list[int], weight: torch.Tensor, axis: int = 0, *, expert: int | None = None
+) -> Selected:
+    """What `base_fingerprint` takes of one weight: a matrix, or one for each expert that it holds.
+
+    Args:
+        layer: layer index.
+        rows: row indices.
+        weight: a matrix, or those of all experts `[E, ...]`.
+        axis: the dimension of it that rows lie along.
+        expert: the expert whose matrix it is, where it is that of one.
+    """
+    if weight.dim() == 2:
+        return [(layer if expert is None else f"{layer}|{expert}", rows, weight.movedim(axis, 0)[:, :_COLUMNS])]
+    parts = enumerate(weight)
+    return [part for number, one in parts for part in rows_of_weight(layer, rows, one, axis - 1, expert=number)]
+
+
+def base_fingerprint(selected: Iterable[tuple[int | str, list[int], torch.Tensor]], *, exact: bool = False) -> str:
     """What tells a base model from another by its selected rows: `DTYPE:HEX`.
 
     The 64-bit hashes of the rows (layer, index and the first 64 values, in bfloat16) are summed, so that the sum over
@@ -34,7 +60,7 @@ def base_fingerprint(selected: Iterable[tuple[int, list[int], torch.Tensor]], *,
     Costs well under a second for an 8B model.
 
     Args:
-        selected: layer index, row indices, and the weight `[D, d_ff]` for each layer.
+        selected: layer index, row indices, and the weight `[D, d_ff]` for each layer, see `rows_of_weight`.
         exact: hash the values as they are, not rounded to bfloat16: another precision of the base is another base.
     """
     total = 0

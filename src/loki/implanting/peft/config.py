@@ -12,7 +12,7 @@ from loki.errors import LokiError
 from loki.implanting.directions import Directions, check_protect
 from loki.implanting.peft.base_weight import is_fingerprint
 from loki.implanting.peft.old_positions import PositionsMask, decode_positions
-from loki.models.experts import find_experts
+from loki.models.experts import Experts, find_experts
 
 
 @dataclass
@@ -33,8 +33,9 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         directions_shape: of `U` in one layer, `[blocks, n, r]`. Written when the adapter is made.
         directions_digests: hash of `U` for every layer, None where it has no rows; other directions are refused. None
             for all, as other programs save it, takes any.
-        experts: which rows are meant where the model has experts: `shared` or `dense`, see
-            `loki.models.experts.Experts`. Such a model needs it, and no other takes it.
+        experts: which rows are meant where the model has experts: `shared`, `dense` or `all`, see
+            `loki.models.experts.Experts`. Such a model needs it, and no other takes it. With `all` each expert has the
+            numbers of values above.
         target_modules: names (or one regular expression) of the projections, for models whose structure is unknown to
             `loki.models.architectures`; the n-th match takes the n-th list of positions. None: found by structure.
         rows_per_layer: rows `D` of a projection. None: taken from the base model. A base with another number is
@@ -47,7 +48,7 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
 
     Raises:
         LokiError: if the task is another one, the positions are missing or malformed, the rank is not a positive
-            number, or `protect` is not a share or is given with a rank.
+            number, or `protect` is not a share or is given with a rank or `experts="all"`.
     """
 
     task_type: TaskType | str | None = field(default=TaskType.CAUSAL_LM)
@@ -94,6 +95,8 @@ class LoKIConfig(PeftConfig):  # type: ignore[misc]
         self.experts = find_experts(self.experts)
         if self.protect is not None:
             check_protect(self.protect)
+            if self.experts == Experts.ALL:
+                raise LokiError("LoKIConfig: experts='all' protects no input directions: leave protect out")
             if self.rank is not None:
                 raise LokiError("LoKIConfig: protect and rank exclude each other: leave out one of them")
         elif self.moments is not None:

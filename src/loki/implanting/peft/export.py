@@ -8,6 +8,7 @@ from peft import LoraConfig
 from loki.errors import LokiError
 from loki.files import protect_inputs
 from loki.implanting.peft.adapter_files import KEY_PREFIX, LayerDelta, read_adapter, write_adapter
+from loki.models.experts import Experts
 from loki.models.model_directory import models_read
 
 
@@ -29,11 +30,17 @@ def export_lora(adapter: Path, output: Path, *, full_rows: bool = False, overwri
         The rank of the LoRA adapter.
 
     Raises:
-        LokiError: if `adapter` is not a LoKI adapter, has no rank and `full_rows` is False, or `output` exists.
+        LokiError: if `adapter` is not a LoKI adapter, holds rows of all experts, has no rank and `full_rows` is False,
+            or `output` exists.
     """
     protect_inputs(output, *models_read(adapter))
     saved = read_adapter(adapter)
     config = saved.config
+    if config.experts == Experts.ALL:
+        raise LokiError(
+            f"adapter {adapter} holds rows of all experts, which LoRA has no common form for: make an ordinary model "
+            "of it with `loki restore`"
+        )
     if config.rank is None and not full_rows:
         raise LokiError(
             f"adapter {adapter} holds full rows and no rank: pass --full-rows to export it as LoRA of rank "

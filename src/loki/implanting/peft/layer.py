@@ -92,6 +92,8 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     adapter_layer_names = ("loki_delta", "loki_A", "loki_B", "loki_C")
     other_param_names = ("loki_rows",)
+    axis = 0  # the dimension of the weight that rows lie along
+    experts = 1  # how many rows of one index there are
 
     # Inherited from PEFT, which has no types.
     get_base_layer: Callable[[], Any]
@@ -104,9 +106,7 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        base = self.get_base_layer()
-        self.in_features: int = base.in_features
-        self.out_features: int = base.out_features
+        self.in_features, self.out_features = self._features()
         self.loki_delta = nn.ModuleDict()
         self.loki_A = nn.ModuleDict()
         self.loki_B = nn.ModuleDict()
@@ -116,6 +116,10 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
         self._rows_before_merge: list[torch.Tensor] = []
         self._disable_adapters = False
+
+    def _features(self) -> tuple[int, int]:
+        base = self.get_base_layer()
+        return base.in_features, base.out_features
 
     def update_layer(
         self,
@@ -139,10 +143,10 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.loki_C[adapter_name] = AdapterLinear(directions.count, len(rows))
             self.loki_U[adapter_name] = directions.to(self.get_base_layer().weight.device)
         elif rank is None:
-            self.loki_delta[adapter_name] = AdapterLinear(self.in_features, len(rows))
+            self.loki_delta[adapter_name] = AdapterLinear(self.in_features, self.experts * len(rows))
         else:
-            self.loki_A[adapter_name] = AdapterLinear(self.in_features, rank)
-            self.loki_B[adapter_name] = AdapterLinear(rank, len(rows))
+            self.loki_A[adapter_name] = AdapterLinear(self.in_features, self.experts * rank)
+            self.loki_B[adapter_name] = AdapterLinear(rank, self.experts * len(rows))
             initialise_rank_reduction(adapter_weight(self.loki_A, adapter_name))
         self.loki_rows[adapter_name] = torch.tensor(rows, device="cpu")
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -211,11 +215,11 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 continue
             weight = self._mergeable_weight()
             rows = self._rows(name, weight.device)
-            original = weight[rows]
-            merged = (_at_least_float32(original) + self.delta_rows(name).to(weight.device)).to(weight.dtype)
+            original = weight.index_select(self.axis, rows)
+            merged = added(original, self._as_held(self.delta_rows(name)))
             if safe_merge and not merged.isfinite().all():
                 raise LokiError(f"adapter {name} makes weights that are not finite: it is broken, train it again")
-            weight[rows] = merged
+            weight.index_copy_(self.axis, rows, merged)
             self._rows_before_merge.append(original)
             self.merged_adapters.append(name)
 
@@ -226,7 +230,7 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         while self.merged_adapters:
             weight = self._mergeable_weight()
             original = self._rows_before_merge.pop()
-            weight[self._rows(self.merged_adapters.pop(), weight.device)] = original.to(weight)
+            weight.index_copy_(self.axis, self._rows(self.merged_adapters.pop(), weight.device), original.to(weight))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter.
@@ -244,6 +248,10 @@ class RowAdapter(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         rows = self.loki_rows[adapter_name]
         if rows.device != device:
             rows = self.loki_rows[adapter_name] = rows.to(device)
+        return rows
+
+    def _as_held(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows, one below the other, in the form that the weight holds them in."""
         return rows
 
     def _mergeable_weight(self) -> torch.Tensor:
@@ -267,6 +275,11 @@ def adapter_weight(layers: nn.ModuleDict, adapter_name: str) -> torch.Tensor:
 def initialise_rank_reduction(weight: torch.Tensor) -> None:
     """Fill `loki_A` `[r, d_ff]` as PEFT fills LoRA's: uniform, from `kaiming_uniform_(a=sqrt(5))`."""
     nn.init.kaiming_uniform_(weight, a=5**0.5)
+
+
+def added(base: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """`base + change`, added in at least float32, and rounded once to the type of `base`."""
+    return (_at_least_float32(base) + change.to(base.device)).to(base.dtype)
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from loki.errors import LokiError
 from loki.files import protect_inputs
+from loki.implanting.experts import by_expert
 from loki.implanting.peft.adapter_files import KEY_PREFIX, LayerDelta, SavedAdapter, read_adapter, write_adapter
 from loki.implanting.peft.base_weight import sum_fingerprints
 from loki.implanting.peft.config import LoKIConfig
@@ -46,10 +47,11 @@ def merge_adapters(adapters: list[Path], output: Path, *, overwrite: bool = Fals
     rank = sum(ranks) if len(ranks) == len(parts) else None
     tensors: dict[str, torch.Tensor] = {}
     for layers in zip(*(part.layers for part in parts), strict=True):
-        present = [layer for layer in layers if layer is not None]
-        if present:
-            merged = _stack_rows(present) if rank is None else _stack_ranks(layers, ranks)
-            tensors |= {f"{KEY_PREFIX}{present[0].module}.{kind}.weight": tensor for kind, tensor in merged.items()}
+        for module in sorted({delta.module for layer in layers for delta in layer}):
+            found = [next((delta for delta in layer if delta.module == module), None) for layer in layers]
+            present = [delta for delta in found if delta is not None]
+            merged = _stack_rows(present) if rank is None else _stack_ranks(found, ranks)
+            tensors |= {f"{KEY_PREFIX}{module}.{kind}.weight": tensor for kind, tensor in merged.items()}
     lists = zip(*(part.config.row_lists for part in parts), strict=True)
     config = replace(
         given[0].config.with_full_rows([sorted(chain.from_iterable(rows)) for rows in lists]),
@@ -80,14 +82,12 @@ def _check_pair(first: SavedAdapter, second: SavedAdapter) -> None:
             f"{second.config.experts}: merge adapters of the same choice"
         )
     for index, (one, other) in enumerate(zip(first.layers, second.layers, strict=True)):
-        if one is None or other is None:
-            continue
-        if (one.module, one.width) != (other.module, other.width):
+        if one and other and _described(one) != _described(other):
             raise LokiError(
-                f"{first.path} adapts {one.module} with {one.width} columns, {second.path} {other.module} with "
-                f"{other.width}: merge adapters of one base model"
+                f"{first.path} adapts {_described(one)}, {second.path} {_described(other)}: merge adapters of one base "
+                "model"
             )
-        shared = set(one.rows) & set(other.rows)
+        shared = set(first.config.row_lists[index]) & set(second.config.row_lists[index])
         if shared:
             raise LokiError(
                 f"{first.path} and {second.path} both change row {min(shared)} of layer {index} ({len(shared)} shared "
@@ -95,30 +95,39 @@ def _check_pair(first: SavedAdapter, second: SavedAdapter) -> None:
             )
 
 
-def _stack_rows(layers: list[LayerDelta]) -> dict[str, torch.Tensor]:
-    matrices = [layer.matrix for layer in layers]
-    delta = torch.cat([matrix.to(_common_dtype(matrices)) for matrix in matrices])
-    return {"loki_delta": delta[_row_order(layers)]}
+def _described(deltas: list[LayerDelta]) -> str:
+    return " and ".join(f"{delta.module} with {delta.experts} * {delta.width} columns" for delta in deltas)
 
 
-def _stack_ranks(layers: tuple[LayerDelta | None, ...], ranks: list[int]) -> dict[str, torch.Tensor]:
+def _stack_rows(deltas: list[LayerDelta]) -> dict[str, torch.Tensor]:
+    matrices = [delta.matrix for delta in deltas]
+    stacked = torch.cat(
+        [by_expert(matrix, delta.experts) for delta, matrix in zip(deltas, matrices, strict=True)], dim=1
+    )
+    return {"loki_delta": stacked.to(_common_dtype(matrices))[:, _row_order(deltas)].flatten(0, 1)}
+
+
+def _stack_ranks(deltas: list[LayerDelta | None], ranks: list[int]) -> dict[str, torch.Tensor]:
     """`loki_A` one below the other, `loki_B` in blocks; zeros for an adapter that has no rows in this layer."""
-    present = [layer for layer in layers if layer is not None]
-    dtype = _common_dtype([tensor for layer in present for tensor in layer.tensors.values()])
-    down = torch.zeros(sum(ranks), present[0].width, dtype=dtype)
-    up = torch.zeros(sum(len(layer.rows) for layer in present), sum(ranks), dtype=dtype)
+    present = [delta for delta in deltas if delta is not None]
+    dtype = _common_dtype([tensor for delta in present for tensor in delta.tensors.values()])
+    experts = present[0].experts
+    down = torch.zeros(experts, sum(ranks), present[0].width, dtype=dtype)
+    up = torch.zeros(experts, sum(len(delta.rows) for delta in present), sum(ranks), dtype=dtype)
     row = column = 0
-    for layer, rank in zip(layers, ranks, strict=True):
-        if layer is not None:
-            down[column : column + rank] = layer.tensors["loki_A"]
-            up[row : row + len(layer.rows), column : column + rank] = layer.tensors["loki_B"]
-            row += len(layer.rows)
+    for delta, rank in zip(deltas, ranks, strict=True):
+        if delta is not None:
+            down[:, column : column + rank] = by_expert(delta.tensors["loki_A"], delta.experts)
+            up[:, row : row + len(delta.rows), column : column + rank] = by_expert(
+                delta.tensors["loki_B"], delta.experts
+            )
+            row += len(delta.rows)
         column += rank
-    return {"loki_A": down, "loki_B": up[_row_order(present)]}
+    return {"loki_A": down.flatten(0, 1), "loki_B": up[:, _row_order(present)].flatten(0, 1)}
 
 
-def _row_order(layers: list[LayerDelta]) -> torch.Tensor:
-    return torch.tensor([row for layer in layers for row in layer.rows]).argsort()
+def _row_order(deltas: list[LayerDelta]) -> torch.Tensor:
+    return torch.tensor([row for delta in deltas for row in delta.rows]).argsort()
 
 
 def _common_dtype(tensors: list[torch.Tensor]) -> torch.dtype:

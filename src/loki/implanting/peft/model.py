@@ -1,24 +1,23 @@
 """The PEFT tuner: finds the projections, checks that the adapter fits them, and wraps them."""
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from loki.artefacts.positions import check_layers_have_rows, check_positions_fit
 from loki.errors import LokiError
 from loki.implanting.directions import digest, least_used_directions
+from loki.implanting.experts import by_expert
 from loki.implanting.peft.base_parts import base_parts
-from loki.implanting.peft.base_weight import base_fingerprint, plain_weight, same_base
+from loki.implanting.peft.base_weight import base_fingerprint, same_base
 from loki.implanting.peft.config import LoKIConfig
+from loki.implanting.peft.experts import ExpertsAdapter
 from loki.implanting.peft.layer import InputDirections, RowAdapter, adapter_weight
+from loki.implanting.peft.projections import Projection, find_projections, selected_rows, weights_of
 from loki.implanting.sharding import refuse_zero_3
-from loki.models.experts import Experts, layer_rows
 
 
 class LoKIModel(BaseTuner):  # type: ignore[misc]
@@ -27,7 +26,6 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
     prefix = "loki_"
     tuner_layer_cls = RowAdapter
     active_adapters: list[str]
-    _replace_module: Callable[..., None]
     # PEFT would look up module names by model type here; `_prepare_adapter_config` finds them by structure.
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
 
@@ -36,11 +34,12 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
         refuse_zero_3()
         projections = find_projections(self.model, peft_config)
         check_adapter_fits(peft_config, projections)
-        peft_config.found_parts = base_parts(self.model.named_parameters(), names_of(projections))
+        peft_config.found_parts = base_parts(self.model.named_parameters(), weights_of(projections))
         layers = zip(projections, peft_config.row_lists, _directions(peft_config, projections), strict=True)
-        found = [(one.name, rows, directions) for one, rows, directions in layers if one is not None]
-        self._rows_by_module = {name: rows for name, rows, _ in found}
-        self._directions_by_module = {name: directions for name, _, directions in found}
+        found = [(one, rows, directions) for layer, rows, directions in layers for one in layer]
+        self._projections = {one.name: one for one, _, _ in found}
+        self._rows_by_module = {one.name: rows for one, rows, _ in found}
+        self._directions_by_module = {one.name: directions for one, _, directions in found}
         return peft_config
 
     def _check_target_module_exists(self, peft_config: LoKIConfig, key: str) -> bool:
@@ -58,7 +57,7 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
         parameter_name: str | None = None,
     ) -> None:
         del parameter_name
-        adapter = target if isinstance(target, RowAdapter) else RowAdapter(target)
+        adapter = self._projections[current_key].adapter()
         if adapter is not target:
             adapter.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
         adapter.update_layer(
@@ -70,6 +69,12 @@ class LoKIModel(BaseTuner):  # type: ignore[misc]
         )
         if adapter is not target:
             self._replace_module(parent, target_name, adapter, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, ExpertsAdapter):  # unloaded: PEFT would look for a weight of another name in it
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
         """Add an adapter that is a weighted sum of others; it holds full rows, the union of theirs.
@@ -106,73 +111,16 @@ def _fill(module: RowAdapter, adapter_name: str, factors: list[tuple[str, float]
     for name, factor in factors:
         if name in module.loki_rows:
             places = torch.searchsorted(rows, module.loki_rows[name].to(rows.device)).to(weight.device)
-            total.index_add_(0, places, factor * module.delta_rows(name).to(weight.device))
+            part = factor * module.delta_rows(name).to(weight.device)
+            by_expert(total, module.experts).index_add_(1, places, by_expert(part, module.experts))
     weight.copy_(total)
 
 
-@dataclass(frozen=True)
-class Projection:
-    """The projection that holds the rows of one layer.
-
-    Attributes:
-        name: its qualified name in the base model.
-        module: the projection, or the PEFT layer around it.
-    """
-
-    name: str
-    module: nn.Module
-
-
-def find_projections(model: nn.Module, config: LoKIConfig) -> list[Projection | None]:
-    """The projection of every layer, whether or not it is adapted already; None for a layer without rows.
-
-    Args:
-        model: the base model.
-        config: says which rows of a model with experts are meant, or names the projections.
-
-    Raises:
-        LokiError: if a layer has no single linear MLP output projection, none matches `target_modules`, or the model
-            has experts and the configuration does not say which rows are meant.
-    """
-    found: list[tuple[str | None, Any]]
-    names = config.target_modules
-    if config.experts == Experts.ALL:
-        raise LokiError(
-            "--experts all: an adapter holds rows of one projection per layer; use shared or dense, or make a LoKI "
-            "model directory (`loki create`)"
-        )
-    if names is None:
-        found = [(rows.projection_name, rows.projection) for rows in layer_rows(model, config.experts)]
-    else:
-        found = [(name, module) for name, module in model.named_modules() if _matches(name, names)]
-        if not found:
-            raise LokiError(f"no module of the base model matches target_modules={names!r}: check the names")
-    return [_projection(name, module, config) for name, module in found]
-
-
-def names_of(projections: list[Projection | None]) -> list[str]:
-    """The names of the projections that there are."""
-    return [projection.name for projection in projections if projection is not None]
-
-
-def _projection(name: str | None, module: Any, config: LoKIConfig) -> Projection | None:
-    if name is None and config.experts == Experts.DENSE:
-        return None
-    base = _base_layer(module)
-    # Quantised Linears need not be nn.Linears, but say their shape; Conv1D (GPT-2) holds its rows as columns.
-    if name is None or not (hasattr(base, "in_features") and hasattr(base, "out_features")):
-        raise LokiError(
-            f"{name or 'a decoder layer of the base model'} does not end in one linear projection, so no rows of "
-            "it can be adapted: use a dense model (Llama, Qwen2, Qwen3, Mistral, Gemma, Phi-3, ...)"
-        )
-    return Projection(name, module)
-
-
-def _directions(config: LoKIConfig, projections: list[Projection | None]) -> list[InputDirections | None]:
+def _directions(config: LoKIConfig, projections: list[list[Projection]]) -> list[InputDirections | None]:
     """The input directions of every projection; to be read with the adapter's weights where it was saved with them."""
     if config.protect is None:
         return [None] * len(projections)
-    widths = [0 if projection is None else _base_layer(projection.module).in_features for projection in projections]
+    widths = [layer[0].shape[1] if layer else 0 for layer in projections]
     if config.moments is not None:
         found = least_used_directions(Path(config.moments), config.protect, config.row_lists, widths=widths)
         shapes = sorted({tuple(directions.shape) for directions in found.values()})
@@ -197,14 +145,14 @@ def _directions(config: LoKIConfig, projections: list[Projection | None]) -> lis
     ]
 
 
-def check_adapter_fits(config: LoKIConfig, projections: list[Projection | None]) -> None:
+def check_adapter_fits(config: LoKIConfig, projections: list[list[Projection]]) -> None:
     """Check positions and fingerprint against the base model, and note what the base has in the configuration.
 
     Raises:
         LokiError: if the numbers of layers or rows differ, or the adapter was made for other weights.
     """
-    with_rows = {layer: one for layer, one in enumerate(projections) if one is not None}
-    hidden: int = min(_base_layer(one.module).out_features for one in with_rows.values())
+    with_rows = [layer for layer, found in enumerate(projections) if found]
+    hidden = min(one.shape[0] for found in projections for one in found)
     check_positions_fit(config.row_lists, layers=len(projections), hidden=hidden)
     check_layers_have_rows(config.row_lists, with_rows)
     if config.rows_per_layer not in (None, hidden):
@@ -213,7 +161,7 @@ def check_adapter_fits(config: LoKIConfig, projections: list[Projection | None])
             f"load it on the base it was made for ({config.base_model_name_or_path})"
         )
     config.found_rows = hidden
-    selected = _selected(config, projections)
+    selected = selected_rows(config, projections)
     config.found_fingerprint = base_fingerprint(selected) if selected is not None else None
     config.found_values = base_fingerprint(selected, exact=True) if selected is not None else None
     found, wanted = config.found_fingerprint, config.base_fingerprint
@@ -222,32 +170,3 @@ def check_adapter_fits(config: LoKIConfig, projections: list[Projection | None])
             f"the adapter was made for another base ({config.base_model_name_or_path}): this one has other values in "
             "the selected rows; load it on its own base"
         )
-
-
-def _selected(
-    config: LoKIConfig, projections: list[Projection | None]
-) -> list[tuple[int, list[int], torch.Tensor]] | None:
-    """The selected rows of every layer, for a fingerprint.
-
-    None where they cannot be read as they were saved: quantised, sharded, not yet loaded, merged into.
-    """
-    selected = []
-    for layer, (rows, projection) in enumerate(zip(config.row_lists, projections, strict=True)):
-        if projection is None:
-            continue
-        module = projection.module
-        weight = plain_weight(_base_layer(module))
-        if weight is None or (isinstance(module, BaseTunerLayer) and module.merged):
-            return None
-        selected.append((layer, rows, weight))
-    return selected
-
-
-def _base_layer(module: Any) -> Any:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-
-def _matches(name: str, target_modules: list[str] | str) -> bool:
-    if isinstance(target_modules, str):
-        return re.fullmatch(target_modules, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in target_modules)

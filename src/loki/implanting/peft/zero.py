@@ -1,5 +1,6 @@
 """A LoKI adapter that changes nothing yet, for trainers that start from a saved adapter."""
 
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,10 +11,10 @@ from loki.files import protect_inputs
 from loki.implanting.directions import check_measured_on
 from loki.implanting.peft.adapter_files import KEY_PREFIX, write_adapter
 from loki.implanting.peft.base_parts import parts_of_directory
-from loki.implanting.peft.base_weight import base_fingerprint
+from loki.implanting.peft.base_weight import Selected, base_fingerprint, rows_of_weight
 from loki.implanting.peft.config import LoKIConfig
 from loki.implanting.peft.layer import initialise_rank_reduction
-from loki.implanting.peft.model import Projection, find_projections, names_of
+from loki.implanting.peft.projections import Projection, find_projections, weights_of
 from loki.models.checkpoint import PLAIN_DTYPES
 from loki.models.classes import skeleton
 from loki.models.model_directory import AnyModel, ModelDirectory
@@ -62,7 +63,7 @@ def save_zero_adapter(
     projections = find_projections(unloaded, config)
     adapted = get_peft_model(unloaded, config, low_cpu_mem_usage=True)
     config.base_model_name_or_path = base.reference
-    config.base_parts = parts_of_directory(base, names_of(projections)) or None
+    config.base_parts = parts_of_directory(base, weights_of(projections)) or None
     if (selected := _selected(base, config, projections)) is not None:
         config.base_fingerprint = base_fingerprint(selected)
         config.base_values = base_fingerprint(selected, exact=True)
@@ -72,23 +73,25 @@ def save_zero_adapter(
         tensors[name] = torch.zeros(weight.shape)
         if name.endswith(".loki_A.weight"):
             initialise_rank_reduction(tensors[name])
-    for layer, projection in enumerate(projections):
-        if projection is not None and layer in config.found_directions:
-            tensors[f"{KEY_PREFIX}{projection.name}.loki_U.weight"] = config.found_directions[layer]
+    for layer, found in enumerate(projections):
+        if layer in config.found_directions:
+            tensors[f"{KEY_PREFIX}{found[0].name}.loki_U.weight"] = config.found_directions[layer]
     write_adapter(output, config, config, tensors, overwrite=overwrite)
     return config
 
 
-def _selected(
-    base: ModelDirectory, config: LoKIConfig, projections: list[Projection | None]
-) -> list[tuple[int, list[int], torch.Tensor]] | None:
-    checkpoint = base.checkpoint
-    names = [None if projection is None else f"{projection.name}.weight" for projection in projections]
-    stored = [name for name in names if name is not None]
-    # Transformers can rename weights while loading; such a base is recognised only once it is loaded. Quantised
-    # weights cannot be read.
-    if not all(name in checkpoint and checkpoint.dtype(name) in PLAIN_DTYPES for name in stored):
+def _selected(base: ModelDirectory, config: LoKIConfig, projections: list[list[Projection]]) -> Selected | None:
+    checkpoint, weights = base.checkpoint, set(weights_of(projections))
+    stored = [[tensor for tensor in layer if tensor.parameter in weights] for layer in base.row_tensors]
+    every = list(chain.from_iterable(stored))
+    # A base of other tensors is recognised only once it is loaded. Quantised weights cannot be read.
+    if not all(tensor.name in checkpoint and checkpoint.dtype(tensor.name) in PLAIN_DTYPES for tensor in every):
         return None
-    checkpoint.check_shapes(tensor for layer in base.row_tensors for tensor in layer if tensor.name in stored)
-    layers = enumerate(zip(config.row_lists, names, strict=True))
-    return [(layer, rows, checkpoint.tensor(name)) for layer, (rows, name) in layers if name is not None]
+    checkpoint.check_shapes(every)
+    layers = enumerate(zip(config.row_lists, stored, strict=True))
+    return [
+        part
+        for layer, (rows, tensors) in layers
+        for one in tensors
+        for part in rows_of_weight(layer, rows, checkpoint.tensor(one.name), one.axis, expert=one.part)
+    ]
