@@ -109,6 +109,44 @@ def test_of_equal_rates_the_one_with_the_lower_held_out_loss(
     assert search_rate(model, EXAMPLES * 3, EXAMPLES, SETTINGS).learning_rate == 1e-2
 
 
+@pytest.mark.parametrize(
+    ("held_out", "length", "rate", "tried"),
+    [
+        (None, {}, 1e-4, [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]),
+        (EXAMPLES, {}, 1e-3, [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]),
+        (None, {"max_steps": 71}, 1e-2, [1e-1, 1e-2]),
+        (None, {"max_steps": 72}, 1e-4, [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]),
+        (None, {"epochs": 3}, 1e-2, [1e-1, 1e-2]),
+    ],
+)
+def test_smaller_rates_follow_as_long_as_they_learn_as_much(
+    model: PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    held_out: list[Encoded] | None,
+    length: dict[str, int],
+    rate: float,
+    tried: list[float],
+) -> None:
+    # By rate: the loss after 12 and after 36 steps, and the loss on held-out examples.
+    outcomes = {1e-5: (3.0, 2.9, 2.9), 1e-4: (2.9, 0.3, 2.5), 1e-3: (2.0, 0.2, 2.4), 1e-2: (1.0, 0.1, 2.6)}
+    outcomes[1e-1] = (1.1, 0.2, 3.0)
+    monkeypatch.setattr(rate_search, "RATES", tuple(outcomes))
+    monkeypatch.setattr(rate_search._Tryout, "losses", lambda self: (3.0, None if held_out is None else 3.0))
+    monkeypatch.setattr(rate_search, "_parts", lambda *_: (EXAMPLES, held_out))
+    attempted = []
+
+    def attempt(self: rate_search._Tryout, rate: float, steps: int) -> Trial:
+        first, second, other = outcomes[rate]
+        if steps == 36:
+            attempted.append(rate)
+        return Trial(rate, steps, first if steps == 12 else second, None if held_out is None else other)
+
+    monkeypatch.setattr(rate_search._Tryout, "attempt", attempt)
+    found = search_rate(model, EXAMPLES, held_out, replace(SETTINGS, **length))
+    assert found.learning_rate == rate
+    assert sorted(attempted, reverse=True) == tried
+
+
 def test_rates_beyond_the_budget_of_damage_come_last(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_search, "RATES", (1e-4, 1e-3, 1e-2))
     general = [[0, 5, 9, 40, 77], [0, 200, 3]]
