@@ -19,7 +19,8 @@ from loki.implanting.directions import free_directions
 from loki.implanting.splitting import active_parameters, loki_linears, split_rows
 from loki.implanting.training.encoded import Encoded
 from loki.implanting.training.planning import LEAST_STEPS
-from loki.implanting.training.rate_search import SEARCH_STEPS, seconds_per_step
+from loki.implanting.training.rate_search import SEARCH_STEPS
+from loki.implanting.training.tryout import seconds_per_step
 from loki.models.architectures import max_positions
 from loki.models.model_directory import ModelDirectory
 from loki.pipeline.settings import RunSettings

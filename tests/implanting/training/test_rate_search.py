@@ -20,8 +20,9 @@ from loki.implanting.training.damage import damage_since
 from loki.implanting.training.encoded import IGNORED_LABEL, Encoded, collate, sample
 from loki.implanting.training.learned import Learned, Measured, Snapshot, measure
 from loki.implanting.training.planning import LEAST_STEPS
-from loki.implanting.training.rate_search import RateSearch, Trial, search_rate
+from loki.implanting.training.rate_search import RateSearch, search_rate
 from loki.implanting.training.trainer import train, tune
+from loki.implanting.training.tryout import Trial
 from tests.tiny_models import tiny_model
 from tests.tolerances import RELATIVE_ERROR
 
@@ -102,8 +103,8 @@ def test_of_equal_rates_the_one_with_the_lower_held_out_loss(
 ) -> None:
     outcomes = {1e-4: (2.0, 3.0), 1e-3: (0.2, 2.5), 1e-2: (0.1, 4.0), 1e-1: (math.inf, math.inf)}
     monkeypatch.setattr(rate_search, "RATES", tuple(outcomes))
-    monkeypatch.setattr(rate_search._Tryout, "losses", lambda self: (3.0, 3.0))
-    monkeypatch.setattr(rate_search._Tryout, "attempt", lambda self, rate, steps: Trial(rate, steps, *outcomes[rate]))
+    monkeypatch.setattr(rate_search.Tryout, "losses", lambda self: (3.0, 3.0))
+    monkeypatch.setattr(rate_search.Tryout, "attempt", lambda self, rate, steps: Trial(rate, steps, *outcomes[rate]))
     assert search_rate(model, EXAMPLES * 3, EXAMPLES, SETTINGS).learning_rate == 1e-3
     outcomes[1e-3] = (1.0, 2.5)  # learned much less
     assert search_rate(model, EXAMPLES * 3, EXAMPLES, SETTINGS).learning_rate == 1e-2
@@ -131,17 +132,17 @@ def test_smaller_rates_follow_as_long_as_they_learn_as_much(
     outcomes = {1e-5: (3.0, 2.9, 2.9), 1e-4: (2.9, 0.3, 2.5), 1e-3: (2.0, 0.2, 2.4), 1e-2: (1.0, 0.1, 2.6)}
     outcomes[1e-1] = (1.1, 0.2, 3.0)
     monkeypatch.setattr(rate_search, "RATES", tuple(outcomes))
-    monkeypatch.setattr(rate_search._Tryout, "losses", lambda self: (3.0, None if held_out is None else 3.0))
+    monkeypatch.setattr(rate_search.Tryout, "losses", lambda self: (3.0, None if held_out is None else 3.0))
     monkeypatch.setattr(rate_search, "_parts", lambda *_: (EXAMPLES, held_out))
     attempted = []
 
-    def attempt(self: rate_search._Tryout, rate: float, steps: int) -> Trial:
+    def attempt(self: rate_search.Tryout, rate: float, steps: int) -> Trial:
         first, second, other = outcomes[rate]
         if steps == 36:
             attempted.append(rate)
         return Trial(rate, steps, first if steps == 12 else second, None if held_out is None else other)
 
-    monkeypatch.setattr(rate_search._Tryout, "attempt", attempt)
+    monkeypatch.setattr(rate_search.Tryout, "attempt", attempt)
     found = search_rate(model, EXAMPLES, held_out, replace(SETTINGS, **length))
     assert found.learning_rate == rate
     assert sorted(attempted, reverse=True) == tried
@@ -174,16 +175,16 @@ def test_a_budget_is_for_rates_that_are_found() -> None:
 def test_an_interrupted_search_goes_on(
     loki_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempt, made = rate_search._Tryout.attempt, []
+    attempt, made = rate_search.Tryout.attempt, []
 
-    def counted(self: rate_search._Tryout, rate: float, steps: int) -> Trial:
+    def counted(self: rate_search.Tryout, rate: float, steps: int) -> Trial:
         if len(made) == 2:
             made.append(None)
             raise KeyboardInterrupt
         made.append((rate, steps))
         return attempt(self, rate, steps)
 
-    monkeypatch.setattr(rate_search._Tryout, "attempt", counted)
+    monkeypatch.setattr(rate_search.Tryout, "attempt", counted)
     settings = TrainingSettings(batch_size=8, max_steps=2, rate_damage=1e9)
     with pytest.raises(KeyboardInterrupt):
         tune(loki_dir, data, tmp_path / "out", settings)

@@ -11,7 +11,8 @@ from typing import Any
 from loki.artefacts.run_records import read_record, write_record
 from loki.artefacts.training_settings import DEFAULT_EPOCHS, Rate, TrainingSettings, published_learning_rate
 from loki.implanting.training.material import Material, quota_of
-from loki.implanting.training.rate_search import RateSearch, Trial, plot_search
+from loki.implanting.training.rate_search import RateSearch, plot_search
+from loki.implanting.training.tryout import Trial
 
 SEARCH, SEARCH_PLOT = "learning_rate.json", "learning_rate.png"
 LEAST_STEPS = 150

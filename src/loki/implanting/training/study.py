@@ -17,7 +17,8 @@ from loki.implanting.training.damage import damage_since
 from loki.implanting.training.learned import Learned, Snapshot, shown, snapshot, text_of
 from loki.implanting.training.material import Material
 from loki.implanting.training.quantised import load_to_train
-from loki.implanting.training.rate_search import RateSearch, Trial, search_rate
+from loki.implanting.training.rate_search import RateSearch, search_rate
+from loki.implanting.training.tryout import Trial
 from loki.metrics.text import encode_for
 from loki.metrics.texts import general_text
 from loki.ranks import pick_device
