@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,9 +91,18 @@ def make_inputs(folder: Path) -> None:
 def contents(folder: Path) -> dict[str, str]:
     """Every file below `folder` with the hash of its bytes; folders by their names."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        for path in sorted(folder.rglob("*"))
+        str(path.relative_to(folder)): _digest(path) if path.is_file() else "" for path in sorted(folder.rglob("*"))
     }
+
+
+def _digest(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix == ".safetensors" and len(content) >= 8:
+        end = 8 + int.from_bytes(content[:8], "little")
+        # The library writes the metadata in an order that differs from process to process.
+        with suppress(ValueError):
+            content = json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def assemble(
                     copy_samples(reader, writer)
             for scores, records in _in_order(job, batches, chosen, work):
                 writer.append(scores, records)
-    except (OSError, RuntimeError) as error:  # what h5py raises on a full disk
+    except OSError as error:
         work.assembled.unlink(missing_ok=True)
         raise LokiError(
             f"{output} cannot be written ({error}): free some space and run the same command again; nothing is lost"

@@ -10,12 +10,9 @@ Layout, at the root of the file:
 Files of the published project hold `dataset` (float16) and nothing else; `ScoresReader` reads them too.
 """
 
-import errno
-import os
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from loki.artefacts.hdf5_output import HDF5Output
 from loki.artefacts.provenance import Provenance
 from loki.artefacts.scores_schema import sample_column, scores_dataset
 from loki.errors import LokiError
@@ -32,7 +30,6 @@ from loki.inputs import reading, require_file
 
 _CHUNK_BYTES = 2**20
 _READ_BYTES = 2**24
-_RESERVED_BYTES = 2**22  # for what HDF5 writes beside the values
 _ZLIB_HEADER = b"\x78\x01"  # fastest level
 _ZLIB_LEVEL, _ZLIB_WINDOW, _ZLIB_MEMORY = 1, -15, 9  # a negative window: no header, so that streams can be joined
 _TEXT_COLUMNS = ("sample_ids", "sample_digests", "subjects")
@@ -78,12 +75,24 @@ class ScoresWriter:
         layers: number of layers L.
         hidden: number of rows D per layer.
         provenance: what the scores come from.
+
+    Raises:
+        OSError: if the file cannot be written; there, in `append` or at the end of the block.
     """
 
     def __init__(self, path: Path, layers: int, hidden: int, provenance: Provenance) -> None:
-        self._path = path
-        self._file = h5py.File(path, "w")
-        self._dataset = self._file.create_dataset(
+        self._unwritten: NDArray[np.float32] = np.empty((0, layers, hidden), np.float32)  # less than a chunk
+        self._output = HDF5Output(path)
+        try:
+            self._output.do(self._create, layers, hidden, provenance)
+        except BaseException:
+            with suppress(OSError):
+                self._output.close()
+            raise
+
+    def _create(self, layers: int, hidden: int, provenance: Provenance) -> None:
+        file = self._output.file
+        self._dataset = file.create_dataset(
             "dataset",
             shape=(0, layers, hidden),
             maxshape=(None, layers, hidden),
@@ -92,23 +101,23 @@ class ScoresWriter:
             shuffle=True,
             compression="gzip",
         )
-        self._unwritten: NDArray[np.float32] = np.empty((0, layers, hidden), np.float32)  # less than a chunk
         for name in _TEXT_COLUMNS:
-            self._file.create_dataset(name, shape=(0,), maxshape=(None,), dtype=h5py.string_dtype())
+            file.create_dataset(name, shape=(0,), maxshape=(None,), dtype=h5py.string_dtype())
         for name, dtype in _NUMBER_COLUMNS.items():
-            self._file.create_dataset(name, shape=(0,), maxshape=(None,), dtype=dtype)
-        self._file.attrs.update({**provenance.attributes(), "samples_done": 0})
+            file.create_dataset(name, shape=(0,), maxshape=(None,), dtype=dtype)
+        file.attrs.update({**provenance.attributes(), "samples_done": 0})
 
     def append(self, scores: NDArray[np.float32], records: SampleRecords) -> None:
         """Append the scores `[n, L, D]` and records of `n` samples.
 
         Raises:
-            OSError: if the disk is nearly full.
+            OSError: if they cannot be written.
         """
-        # Once a write has failed, HDF5 crashes the process when it closes the file: so do not let it come to that.
-        if shutil.disk_usage(self._path.parent).free < scores.nbytes + _RESERVED_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        start = int(self._file.attrs["samples_done"])
+        self._output.do(self._append, scores, records)
+
+    def _append(self, scores: NDArray[np.float32], records: SampleRecords) -> None:
+        file = self._output.file
+        start = int(file.attrs["samples_done"])
         stop = start + len(records)
         self._dataset.resize(stop, axis=0)
         size = self._dataset.chunks[0]
@@ -117,10 +126,16 @@ class ScoresWriter:
             self._write_chunk(self._unwritten[:size], stop - len(self._unwritten))
             self._unwritten = self._unwritten[size:]
         for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS):
-            column = self._file[name]
+            column = file[name]
             column.resize(stop, axis=0)
             column[start:stop] = getattr(records, name)
-        self._file.attrs["samples_done"] = stop
+        file.attrs["samples_done"] = stop
+
+    def _append_rest(self) -> None:
+        if len(self._unwritten):
+            whole = np.zeros(self._dataset.chunks, np.float32)
+            whole[: len(self._unwritten)] = self._unwritten
+            self._write_chunk(whole, self._dataset.shape[0] - len(self._unwritten))
 
     def _write_chunk(self, chunk: NDArray[np.float32], start: int) -> None:
         self._dataset.id.write_direct_chunk((start, 0, 0), _packed(chunk))
@@ -131,13 +146,12 @@ class ScoresWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if error is None and len(self._unwritten):
-                whole = np.zeros(self._dataset.chunks, np.float32)
-                whole[: len(self._unwritten)] = self._unwritten
-                self._write_chunk(whole, self._dataset.shape[0] - len(self._unwritten))
-        finally:
-            self._file.close()
+        with suppress(OSError) if error else nullcontext():  # the error that ends the block is the first
+            try:
+                if error is None:
+                    self._output.do(self._append_rest)
+            finally:
+                self._output.close()
 
 
 class ScoresReader:
