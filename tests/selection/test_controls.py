@@ -63,6 +63,15 @@ def test_wanda(llama_dir: Path, tmp_path: Path) -> None:
     assert positions != select(Inputs(model=llama_dir), 25, SelectionSettings("magnitude"))
 
 
+def test_wanda_of_moments_of_another_width(llama_dir: Path, tmp_path: Path) -> None:
+    moments = [torch.ones(1, WIDTH + 1, WIDTH + 1) for _ in range(LAYERS)]
+    origin = MomentsOrigin("m", fingerprint(llama_dir), "text", "digest", 1, 10, "float32", "0")
+    write_moments(tmp_path / "moments.safetensors", moments, origin)
+    inputs = Inputs(model=llama_dir, moments=tmp_path / "moments.safetensors")
+    with pytest.raises(LokiError, match=f"{WIDTH + 1} inputs in layer 0.*{WIDTH}"):
+        select(inputs, 25, SelectionSettings("wanda"))
+
+
 def test_excluded_rows_are_left_out(llama_dir: Path) -> None:
     first = select(Inputs(model=llama_dir), 25, SelectionSettings("magnitude"))
     norms = [weight.square().sum(dim=1) for weight in weights_of(llama_dir)]

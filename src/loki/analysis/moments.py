@@ -20,7 +20,7 @@ from loki.analysis.options import MomentsSettings
 from loki.artefacts.differences import changes
 from loki.artefacts.moments import Moments, MomentsOrigin, write_moments
 from loki.calibration.texts import load_token_ids
-from loki.errors import LokiError
+from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.architectures import text_config
 from loki.models.experts import Experts, linear_rows
@@ -195,8 +195,8 @@ class _Sums:
                     for number, total in enumerate(self.totals):
                         total.copy_(file.get_tensor(str(number)))
                     return int(header["next_batch"])
-        except SafetensorError as error:
-            different = str(error)
+        except (SafetensorError, ValueError, LookupError, RuntimeError) as error:
+            different = one_line(error)
         if not overwrite:
             raise LokiError(
                 f"{path} holds an interrupted measurement with other settings ({different}): repeat its command to "

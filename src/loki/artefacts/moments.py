@@ -7,19 +7,26 @@ a 14,336 wide input takes 822 MB per layer, its seven blocks take 117 MB.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from loki.errors import LokiError
 from loki.files import atomic_file
+from loki.inputs import TensorEntry, check_fields, checked, reading, safetensors_header, shown
+from loki.inputs.json_text import parse_json
 
 FORMAT = "loki-moments"
 VERSION = 1
+_WHAT = "moments file"
+_ADVICE = "measure it again with `loki moments`"
 
 
 @dataclass(frozen=True)
@@ -64,20 +71,34 @@ class Moments:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise LokiError(f"moments file {path} does not exist: measure it with `loki moments`")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                self._names = set(file.keys())
-        except SafetensorError as error:
-            raise LokiError(f"moments file {path} is truncated or damaged ({error}): measure it again") from error
+        entries = safetensors_header(path, what=_WHAT, advice=_ADVICE)
+        with reading(_WHAT, path, advice=_ADVICE), safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
         if header.get("format") != FORMAT:
             raise LokiError(f"{path} holds no second moments: name a file made by `loki moments`")
         if header.get("version") != str(VERSION):
-            raise LokiError(f"moments file {path} has version {header.get('version')}, not {VERSION}: measure it again")
-        self.origin = MomentsOrigin(**json.loads(header["origin"]))
-        self.layers = len(self._names) // 2
+            raise LokiError(f"{_WHAT} {path} has version {shown(header.get('version'))}, not {VERSION}: {_ADVICE}")
+        try:
+            origin = parse_json(header.get("origin", ""))
+        except LokiError as error:
+            raise LokiError(f"{_WHAT} {path}: its origin is {error}: {_ADVICE}") from error
+        self.origin = _checked_origin(origin, f"{_WHAT} {path}")
+        self.layers = (len(entries) + 1) // 2
+        for layer in range(self.layers):
+            self._check(entries, layer)
+
+    def _check(self, entries: Mapping[str, TensorEntry], layer: int) -> None:
+        names = (f"second_moment.{layer}", f"mean_square.{layer}")
+        for name in names:
+            if name not in entries:
+                raise LokiError(f"{_WHAT} {self.path} holds {self.layers} layers and no {name}: {_ADVICE}")
+        moment, squares = (entries[name] for name in names)
+        square = len(moment.shape) == 3 and moment.shape[1] == moment.shape[2] and moment.elements > 0
+        if (moment.dtype, squares.dtype) != ("F32", "F32") or not square or squares.shape != [prod(moment.shape[:2])]:
+            raise LokiError(
+                f"{_WHAT} {self.path}: {names[0]} is {moment.dtype} {moment.shape} and {names[1]} {squares.dtype} "
+                f"{squares.shape}: {_ADVICE}"
+            )
 
     def second_moment(self, layer: int) -> torch.Tensor:
         """`[blocks, n, n]` float32 of one layer.
@@ -96,15 +117,22 @@ class Moments:
         return self._tensor(f"mean_square.{layer}")
 
     def _tensor(self, name: str) -> torch.Tensor:
-        if name not in self._names:
-            raise LokiError(
-                f"moments file {self.path} holds {self.layers} layers and no {name}: it is of another model"
-            )
-        with safe_open(self.path, framework="pt") as file:
+        if int(name.rpartition(".")[2]) >= self.layers:
+            raise LokiError(f"{_WHAT} {self.path} holds {self.layers} layers and no {name}: it is of another model")
+        with reading(_WHAT, self.path, advice=_ADVICE), safe_open(self.path, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         if not tensor.isfinite().all():
-            raise LokiError(f"moments file {self.path}: {name} holds NaN or infinite values: measure it in float32")
+            raise LokiError(f"{_WHAT} {self.path}: {name} holds NaN or infinite values: measure it in float32")
         return tensor
+
+
+def _checked_origin(value: Any, where: str) -> MomentsOrigin:
+    found = checked(TypeAdapter(dict[str, Any]), value, where, advice=_ADVICE)
+    names = [field.name for field in fields(MomentsOrigin)]
+    if absent := [name for name in names if name not in found]:
+        raise LokiError(f"{where} does not say its {absent[0]}: {_ADVICE}")
+    check_fields(MomentsOrigin, found, where, advice=_ADVICE)
+    return MomentsOrigin(**{name: found[name] for name in names})
 
 
 def write_moments(
@@ -126,7 +154,8 @@ def write_moments(
         if not moment.isfinite().all():
             raise LokiError(f"the second moment of layer {layer} holds NaN or infinite values: use --dtype float32")
         tensors[f"second_moment.{layer}"] = moment.to(torch.float32).contiguous()
-        tensors[f"mean_square.{layer}"] = moment.diagonal(dim1=-2, dim2=-1).to(torch.float32).flatten().contiguous()
+        diagonal = moment.diagonal(dim1=-2, dim2=-1).to(torch.float32).flatten()
+        tensors[f"mean_square.{layer}"] = diagonal.clone()  # of a single value it shares the memory
     header = {"format": FORMAT, "version": str(VERSION), "origin": json.dumps(asdict(origin))}
     with atomic_file(path, overwrite=overwrite) as temporary:
         save_file(tensors, temporary, metadata=header)

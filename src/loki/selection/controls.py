@@ -55,7 +55,15 @@ def by_wanda(request: Request) -> Positions:
             f"moments file {path} is of another model ({moments.origin.model}) than {model}: measure it with "
             "`loki moments`"
         )
-    scores = [weight.abs() @ moments.mean_square(layer).sqrt() for layer, weight in enumerate(_weights(model))]
+    scores = []
+    for layer, weight in enumerate(_weights(model)):
+        squares = moments.mean_square(layer)
+        if len(squares) != weight.shape[1]:
+            raise LokiError(
+                f"moments file {path} is for {len(squares)} inputs in layer {layer}, but the model has "
+                f"{weight.shape[1]}: measure it again with `loki moments`"
+            )
+        scores.append(weight.abs() @ squares.sqrt())
     return _lowest(torch.stack(scores), request)
 
 
