@@ -5,6 +5,7 @@ from huggingface_hub import ModelCard
 
 from loki.artefacts.model_card import ADAPTER, LOKI_MODEL, RESTORED, Kind, write_damage, write_model_card
 from loki.files import write_json
+from tests.artefacts.limits import limited
 
 
 def card(directory: Path, base: str = "org/model", kind: Kind = RESTORED, **record: object) -> str:
@@ -60,3 +61,11 @@ def test_damage_is_added_and_replaced(tmp_path: Path) -> None:
 def test_without_a_card_nothing_is_written(tmp_path: Path) -> None:
     write_damage(tmp_path, ["PASS"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_card_whole(tmp_path: Path) -> None:
+    before = card(tmp_path)
+    with limited(len(before) // 2), pytest.raises(OSError, match="too large"):
+        write_damage(tmp_path, ["PASS"])
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "training.json"}
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == before

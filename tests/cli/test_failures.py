@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from loki.cli.failures import explain
-from tests.artefacts.limits import limited
 from tests.cli.running import Shell
 from tests.cli.test_phases_by_hand import CALIBRATION, TRAINING, write_jsonl
 
@@ -62,19 +61,6 @@ def test_train(shell: Shell, llama_dir: Path, full_disk: Path, positions: Path, 
     data = write_jsonl(tmp_path / "train.jsonl", TRAINING)
     words = ("train", llama_dir, "--positions", positions, "--data", data, "--max-steps", 1)
     check_refused(shell, full_disk, *words, "--output", full_disk / "trained")
-
-
-def test_scores_file_beyond_a_limit(shell: Shell, llama_dir: Path, tmp_path: Path) -> None:
-    data = write_jsonl(tmp_path / "questions.jsonl", CALIBRATION)
-    words = ("analyse", llama_dir, "--data", data, "--output")
-    shell.done(*words, tmp_path / "whole.h5")
-    with limited((tmp_path / "whole.h5").stat().st_size - 1):
-        outcome = shell(*words, tmp_path / "scores.h5")
-    assert (outcome.code, "Traceback" in outcome.err) == (2, False)
-    assert "File too large" in outcome.err.splitlines()[-1]
-    assert not (tmp_path / "scores.h5").exists()
-    shell.done(*words, tmp_path / "scores.h5")
-    assert (tmp_path / "scores.h5").exists()
 
 
 def test_safetensors_and_torch_do_not_say_enospc(full_disk: Path) -> None:

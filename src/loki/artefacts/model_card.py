@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from loki.artefacts.positions import Positions
 from loki.artefacts.run_records import read_record
+from loki.files import atomic_file
 
 _TRAINING = "training.json"  # what a training leaves, see loki.implanting.training.output
 _DAMAGE = "## Damage"
@@ -127,7 +128,8 @@ def write_damage(directory: Path, lines: Sequence[str]) -> None:
         return
     rest = after.partition("\n## ")[2]
     measured = "\n".join(f"- {line}" for line in lines) or _NOT_MEASURED
-    path.write_text(f"{before}{heading}\n{measured}\n\n## {rest}", encoding="utf-8")
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(f"{before}{heading}\n{measured}\n\n## {rest}", encoding="utf-8")
 
 
 def _rows(positions: Positions, hidden: int | None) -> str:

@@ -34,8 +34,8 @@ def compare_run(run: RunContents, *, data: Path | None = None, overwrite: bool =
     )
     found = compare(run.base_model, [str(restored)], options, Limits(), positions=run.positions)
     values = comparison_file(found)
-    write_json(run.path / COMPARISON, values, overwrite=True)
     write_damage(restored, [reason.partition(": ")[2] for reason in values["reasons"]])
+    write_json(run.path / COMPARISON, values, overwrite=True)
     read_comparison(run)
 
 

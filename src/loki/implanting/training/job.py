@@ -164,8 +164,8 @@ def _run(
     if job.data_settings.chat_template:
         ranks.on_main(lambda: save_chat_template(material.tokenizer, job.output))
     learned = ranks.on_main(lambda: study.learned(before)) if before else None
-    steps, loss = ranks.on_main(lambda: finish(job.output, record, learning_rate=plan.learning_rate, learned=learned))
     ranks.on_main(lambda: write_loki_card(job.output, material.config, name=job.output.name, trained=job.output))
+    steps, loss = ranks.on_main(lambda: finish(job.output, record, learning_rate=plan.learning_rate, learned=learned))
     return TrainingResult(
         output=job.output,
         steps=steps,
