@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from loki.cli.failures import explain
 from tests.cli.running import Shell
-from tests.cli.test_phases_by_hand import CALIBRATION, TRAINING, write_jsonl
+from tests.cli.test_phases_by_hand import TRAINING, write_jsonl
 
 
 @pytest.fixture
