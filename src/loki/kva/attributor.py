@@ -27,12 +27,15 @@ class Attribution:
             integration gives 0. Under the definition `paper` it runs over all layers. Under `captum` it is the last
             layer's: there the attributed position is the only one that reaches F, so that its attributions alone
             should sum to the difference. Signed scores are summed even where `scores` is absolute.
+        gradients: `[L, D]` float32; the integrated gradients that the scores are `z - z0` times. None from Captum, and
+            under the definition `sensitivity`.
     """
 
     scores: Tensor
     target: int
     probability: float
     completeness: float
+    gradients: Tensor | None = None
 
 
 class Attributor(Protocol):

@@ -154,6 +154,7 @@ class FastAttributor(FreezesModel):
             for gradient, delta in zip(integral.gradients, self._at_last_position(deltas), strict=True)
         ]
         scores = torch.stack(products, dim=1)
+        gradients = torch.stack([gradient.float().cpu() for gradient in integral.gradients], dim=1)
         sums = scores[:, path.complete_layers].sum(-1)  # [B, complete layers]
         differences = torch.stack([integral.differences[layer].cpu() for layer in path.complete_layers], dim=-1)
         probabilities = recording.logits.softmax(-1)[range(len(batch)), tokens].tolist()
@@ -163,9 +164,10 @@ class FastAttributor(FreezesModel):
                 target=token,
                 probability=probability,
                 completeness=completeness_gap(own_sums, own_differences),
+                gradients=own_gradients.clone(),
             )
-            for own_scores, token, probability, own_sums, own_differences in zip(
-                scores, tokens, probabilities, sums, differences, strict=True
+            for own_scores, own_gradients, token, probability, own_sums, own_differences in zip(
+                scores, gradients, tokens, probabilities, sums, differences, strict=True
             )
         ]
 

@@ -114,6 +114,7 @@ class FromCacheAttributor(FreezesModel):
             target=token,
             probability=float(logits.softmax(-1)[0, token]),
             completeness=completeness_gap(scores.sum(-1), differences),
+            gradients=torch.stack([own.cpu() for own in sums]),
         )
 
     def _run(
