@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     LoKIPhi3Config: type[PretrainedConfig]
     LoKIPhi3ForCausalLM: type[PreTrainedModel]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "LoKIConfig": "loki.implanting.peft",

@@ -12,16 +12,12 @@ from loki.analysis.analyse import analyse
 from loki.analysis.moments import blocks_of
 from loki.analysis.options import MomentsSettings
 from loki.artefacts.training_settings import DEFAULT_EPOCHS, Rate
-from loki.calibration.sources import load_calibration
-from loki.data.fitting import length_within
-from loki.data.preparing import prepare_training_data
 from loki.implanting.directions import free_directions
 from loki.implanting.splitting import active_parameters, loki_linears, split_rows
 from loki.implanting.training.encoded import Encoded
 from loki.implanting.training.planning import LEAST_STEPS
 from loki.implanting.training.rate_search import SEARCH_STEPS
 from loki.implanting.training.tryout import seconds_per_step
-from loki.models.architectures import max_positions
 from loki.models.model_directory import ModelDirectory
 from loki.pipeline.settings import RunSettings
 from loki.ranks import pick_device
@@ -89,24 +85,12 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
         LokiError: for all that the run would refuse before its first phase.
     """
     base = settings.base
-    settings.check(base)
+    checked = settings.check(base)
     training, text = settings.training, base.text_config
-    calibration = load_calibration(
-        settings.calibration,
-        base.tokenizer,
-        max_positions=max_positions(base.config),
-        vocab_size=text.vocab_size,
-        subjects=settings.analysis.subjects,
-        samples_per_subject=settings.analysis.samples_per_subject,
-        seed=settings.analysis.seed,
-    )
-    ids = [sample.input_ids for sample in calibration.samples]
-    data = prepare_training_data(
-        settings.data, base, length_within(base.config, training.max_length), settings.data_settings
-    )
+    ids = [sample.input_ids for sample in checked.calibration.samples]
     examples = [
         Encoded(row["input_ids"], [bool(trained) for trained in row["completion_mask"]])
-        for row in data.dataset.to_list()
+        for row in checked.examples.dataset.to_list()
     ]
     with_rows = base.layers_with_rows
     layers = len(with_rows)

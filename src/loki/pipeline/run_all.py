@@ -70,7 +70,7 @@ def run(
     """
     console = console or Console(quiet=True)
     base = settings.base
-    record, inputs = settings.check(base), _inputs(settings)
+    record, inputs = settings.check(base).record, _inputs(settings)
     protect_inputs(output, *inputs)
     with held(output):
         _begin(settings, output, record, inputs, overwrite=overwrite, console=console)

@@ -16,7 +16,9 @@ from loki.artefacts.training_settings import (
     check_held_out,
     check_reporter,
 )
+from loki.calibration.samples import CalibrationSet
 from loki.calibration.sources import load_calibration
+from loki.data.fitting import TrainingData
 from loki.data.preparing import prepare_training_data
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
@@ -38,6 +40,21 @@ from loki.selection.strategy import Input
 CONFIG = "run.yaml"
 DEFAULT_QUOTA = 10.0
 _CORRECT = "correct it in --config"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run's data, once it has been checked.
+
+    Attributes:
+        record: the settings as JSON values, with hashes of the data in place of their paths.
+        examples: what is trained on.
+        calibration: what is analysed.
+    """
+
+    record: dict[str, Any]
+    examples: TrainingData
+    calibration: CalibrationSet
 
 
 @dataclass(frozen=True)
@@ -85,14 +102,14 @@ class RunSettings:
             raise LokiError(f"--backend {self.backend} is not known: use {', '.join(BackendName)}")
         object.__setattr__(self, "backend", BackendName(self.backend))
 
-    def check(self, base: ModelDirectory) -> dict[str, Any]:
+    def check(self, base: ModelDirectory) -> "Checked":
         """Refuse now what a later phase would refuse after hours of analysis.
 
         Args:
             base: the model, looked up.
 
         Returns:
-            The settings as JSON values, with hashes of the data in place of their paths.
+            What was read, and the settings as JSON values.
 
         Raises:
             LokiError: if the model or the data are missing, damaged or do not fit each other, the model cannot be
@@ -129,7 +146,7 @@ class RunSettings:
         del found["llamafactory"]["python"]  # where it is installed changes nothing
         if self.experts is None:  # as in records of earlier releases
             del found["experts"]
-        return found
+        return Checked(found, examples, calibration)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON values, data by their paths: what `from_dict` reads, and a run is repeated from."""
