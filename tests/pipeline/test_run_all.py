@@ -42,6 +42,7 @@ def test_every_phase_once(settings: RunSettings, tmp_path: Path) -> None:
     before = modified(output)
     assert run(settings, output).report == result.report
     assert modified(output) == before
+    assert json.loads((output / "run.json").read_text())["found"] == {"effective_learning_rate": 1e-2, "steps": 2}
 
 
 def test_continues_after_an_interruption(
@@ -56,6 +57,7 @@ def test_continues_after_an_interruption(
         patch.setattr("loki.pipeline.phases.restore_loki_model", interrupt)
         run(settings, output)
     before = modified(output)
+    del before[str(output / "run.json")]  # gets what the training has found
     run(settings, output)
     after = modified(output)
     assert before.items() <= after.items()

@@ -15,11 +15,13 @@ from loki.artefacts.run_records import read_record, remove_recorded, write_recor
 from loki.data.sources import local_paths
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing
+from loki.implanting.training.output import RECORD as TRAINING
 from loki.locks import held
 from loki.pipeline.phases import ARTEFACTS, RunResult, Stopwatch, is_finished, remove_artefacts, run_phases
 from loki.pipeline.settings import CONFIG, RunSettings
 
 RECORD = "run.json"
+_FOUND = "found"  # in the record: what the training has found where the settings leave it open
 
 # The first phase whose result depends on a setting; the rest of them concern `analyse`.
 _FIRST_PHASE = {
@@ -75,7 +77,9 @@ def run(
     with held(output):
         _begin(settings, output, record, inputs, overwrite=overwrite, console=console)
         watch = Stopwatch(lambda line: console.print(line, highlight=False, soft_wrap=True))
-        return run_phases(settings, base, output, watch, callbacks=callbacks, console=console, progress=progress)
+        result = run_phases(settings, base, output, watch, callbacks=callbacks, console=console, progress=progress)
+        _note_found(output)
+        return result
 
 
 def _inputs(settings: RunSettings) -> list[str | Path]:
@@ -103,6 +107,7 @@ def _begin(
             remove_recorded(output, RECORD, *inputs)
         refuse_existing(output, overwrite=False)
     else:
+        found.pop(_FOUND, None)
         was, now = _flat(found), _flat(record)
         if different := changes(was, now):
             changed = [key for key in now if was.get(key) != now[key]]
@@ -112,12 +117,20 @@ def _begin(
             _drop_phases(output, first, different, overwrite=overwrite, console=console)
         elif overwrite:
             remove_recorded(output, RECORD, *inputs)
-    if read_record(output, RECORD) != json.loads(json.dumps(record, default=str)):
+    if found != json.loads(json.dumps(record, default=str)) or not (output / RECORD).is_file():
         write_record(output, RECORD, record)
     text, config = yaml.safe_dump(settings.to_dict(), sort_keys=False), output / CONFIG
     if not config.is_file() or config.read_text(encoding="utf-8") != text:
         with atomic_file(config, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _note_found(output: Path) -> None:
+    """Write into a run's record with which learning rate it was trained, and for how many steps."""
+    record, training = read_record(output, RECORD), read_record(output / ARTEFACTS["train"], TRAINING) or {}
+    found = {name: training[name] for name in ("effective_learning_rate", "steps") if name in training}
+    if record is not None and record.get(_FOUND) != found:
+        write_record(output, RECORD, {**record, _FOUND: found})
 
 
 def _drop_phases(output: Path, first: str, different: str, *, overwrite: bool, console: Console) -> None:
