@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -40,6 +41,33 @@ def stop_me(number: int, turned_into: str) -> None:
 )
 def test_one_line(shell: Shell, number: int, code: int, said: str, turned_into: str) -> None:
     outcome = shell("stop-me", int(number), turned_into)
+    assert (outcome.code, outcome.err) == (code, f"error: {said}\n")
+
+
+class AsksWhenItGoes:
+    """Gets a signal while it is put away, where Python ignores exceptions."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+@app.command(name="stop-me-while-putting-away", hidden=True)
+def stop_me_while_putting_away(number: int) -> None:
+    """Get a signal whose exception is ignored, and work on for long."""
+    AsksWhenItGoes(number)
+    for _ in range(500):
+        time.sleep(0.01)
+    raise typer.Exit(70)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")]
+)
+def test_a_signal_while_an_object_is_put_away_is_not_lost(shell: Shell, number: int, code: int, said: str) -> None:
+    outcome = shell("stop-me-while-putting-away", int(number))
     assert (outcome.code, outcome.err) == (code, f"error: {said}\n")
 
 

@@ -218,7 +218,7 @@ def test_defaults_teach_and_the_search_is_not_repeated(
     assert result.learned is not None
     assert result.learned.anything
     assert result.learned.after.trained.loss < 0.75 * result.learned.before.trained.loss  # five rows can learn no more
-    assert result.steps <= LEAST_STEPS
+    assert result.steps <= 4 * math.ceil(LEAST_STEPS / 4)  # whole epochs
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["learning_rate"] == "auto"
     assert record["effective_learning_rate"] == result.learning_rate
