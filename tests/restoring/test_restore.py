@@ -1,5 +1,6 @@
 """Restoring gives back an ordinary model, and refuses everything that would only look like one."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from loki import create_loki_model, restore_loki_model
 from loki.artefacts.positions import write_positions
@@ -148,6 +149,9 @@ def test_refusals(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_the_family_refuses(llama_dir: Path, tmp_path: Path) -> None:
+    with contextlib.suppress(ValueError):
+        AutoConfig.for_model("llama", head_dim=7)
+        pytest.skip("this release of Transformers takes every configuration")
     checkpoint = trained(tmp_path, llama_dir)
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "head_dim": 7}))
