@@ -102,7 +102,7 @@ class RunSettings:
             raise LokiError(f"--backend {self.backend} is not known: use {', '.join(BackendName)}")
         object.__setattr__(self, "backend", BackendName(self.backend))
 
-    def check(self, base: ModelDirectory) -> "Checked":
+    def check(self, base: ModelDirectory) -> Checked:
         """Refuse now what a later phase would refuse after hours of analysis.
 
         Args:
