@@ -45,6 +45,12 @@ def test_a_path_is_no_hub_id(tmp_path: Path) -> None:
     assert ModelCard(card(tmp_path, base=str(tmp_path))).data.base_model is None
 
 
+def test_a_card_that_is_no_text_stays(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe\x00")
+    write_damage(tmp_path, ["PASS"])
+    assert (tmp_path / "README.md").read_bytes() == b"\xff\xfe\x00"
+
+
 def test_damage_is_added_and_replaced(tmp_path: Path) -> None:
     before = card(tmp_path)
     for lines in (["FAIL: KL 3"], ["PASS: KL 0.1", "PASS: forgetting 0%"]):

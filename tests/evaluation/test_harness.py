@@ -19,7 +19,7 @@ from loki.artefacts.positions import write_positions
 from loki.errors import LokiError
 from loki.evaluation.ablation import AblationOptions, ablate
 from loki.evaluation.compare import Comparison, compare
-from loki.evaluation.harness import Harness, TaskOptions
+from loki.evaluation.harness import Harness, TaskOptions, _kept
 from loki.evaluation.lm_eval_results import PAPER_METRICS, tasks_in
 from loki.evaluation.measure import MeasureOptions, evaluate, load, save_result
 from loki.evaluation.subjects import find_subject
@@ -219,6 +219,14 @@ def test_what_the_paper_reports_is_what_the_harness_calls_so() -> None:
             assert f"metric: {name}" in text
         filters = {line.split("name:")[1].strip(" \"'") for line in text.splitlines() if "- name:" in line}
         assert chosen_filter in (filters or {"none"})
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
+def test_damaged_results_are_not_kept_ones(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_bytes(content)
+    assert _kept(tmp_path / "task.json") is None
+    (tmp_path / "task.json").write_text('{"results": {}}')
+    assert _kept(tmp_path / "task.json") == {"results": {}}
 
 
 def test_bad_tasks(folder: Path, llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

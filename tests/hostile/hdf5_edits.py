@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.hostile.edits import CONTENTS, PLACES, Edit, byte_edits, shown
 
 COLUMNS = ("sample_ids", "sample_digests", "subjects", "target_token_ids", "target_probabilities", "completeness")
-NAMES = ("dataset", *COLUMNS)
+NAMES = ("dataset", "expert_scores", *COLUMNS)
 ATTRIBUTES = (
     *("model", "model_fingerprint", "definition", "steps", "ig_method", "engine", "quantity", "absolute", "position"),
-    *("dtype", "source", "source_digest", "versions", "config_digest", "stopping", "samples_done"),
+    *("per_expert", "dtype", "source", "source_digest", "versions", "config_digest", "stopping", "samples_done"),
 )
 _VALUES: list[Any] = [
     *("", "x", "{", "[]", "null", "{}", '{"a": [1]}', '{"a": NaN}', "é" * 300, "a" * 50_000, 0, -1, 7, 2**62, 1.5),

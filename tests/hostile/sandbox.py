@@ -4,6 +4,7 @@ The process is forked from one that has imported everything, so that an input ta
 """
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -47,6 +48,8 @@ class Outcome:
     @property
     def problem(self) -> str:
         """What is wrong with it; empty if nothing is."""
+        if self.code == -signal.SIGXCPU and self._at_work():
+            return ""
         if self.code < 0:
             name = signal.Signals(-self.code).name
             return f"hangs or is killed ({name} after {self.seconds:.0f} s)"
@@ -67,6 +70,11 @@ class Outcome:
         if left:
             return f"exit code {self.code}, left behind: {', '.join(left[:5])}"
         return self._line_problem() if self.code == 2 else ""
+
+    def _at_work(self) -> bool:
+        """Whether it said twice or more how far it had come: much data takes long, and a hang shows no progress."""
+        done = [int(count) for count in re.findall(r"\b(\d+) of \d+ \(\d+%\), .* left", self.err)]
+        return len(done) >= 2 and done[-1] > done[0] >= 0
 
     def _line_problem(self) -> str:
         lines = self.err.splitlines()

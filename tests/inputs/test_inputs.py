@@ -14,7 +14,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 
 from loki.errors import LokiError
-from loki.inputs import Strict, checked, read_json, reading, require_file, safetensors_header
+from loki.inputs import Strict, checked, read_json, read_text, reading, require_file, safetensors_header
 from loki.inputs.json_text import MAX_DEPTH
 from tests.hostile.edits import LFS_POINTER, deep
 
@@ -82,6 +82,22 @@ def test_json_that_would_fail_later(content: bytes, reason: str, tmp_path: Path)
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(LokiError, match=reason):
         read_json(tmp_path / "a.json", what="positions file")
+
+
+def test_text_larger_than_memory(tmp_path: Path) -> None:
+    path = tmp_path / "general.txt"
+    path.touch()
+    os.truncate(path, 2**40)  # a hole
+    with pytest.raises(LokiError, match=r"general text .* 1024\.0 GiB"):
+        read_text(path, what="general text")
+
+
+def test_a_header_with_very_many_tensors(tmp_path: Path) -> None:
+    header = {f"x.{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(70_000)}
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(LokiError, match="70,000 tensors"):
+        safetensors_header(tmp_path / "x.safetensors")
 
 
 def test_json_with_a_bound(tmp_path: Path) -> None:

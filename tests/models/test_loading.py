@@ -68,6 +68,8 @@ def test_unknown_model_type(copy_of_llama: Path) -> None:
         {"num_attention_heads": 5},
         {"vocab_size": None},
         {"rope_scaling": "x"},
+        {"rope_parameters": {"rope_type": ["default"], "rope_theta": 1e4}},
+        {"rope_parameters": {"full_attention": {"rope_type": {}, "rope_theta": 1e4}}},
         {"dtype": "float31"},
         {"architectures": 3},
     ],

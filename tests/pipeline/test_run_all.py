@@ -134,6 +134,9 @@ def test_a_run_is_repeated_from_its_configuration(settings: RunSettings, tmp_pat
     assert values["attribution"]["ig_method"] == "riemann_trapezoid"
     assert {field.name for field in fields(TrainingSettings)} == values["training"].keys()
     run(RunSettings.from_dict(values), tmp_path / "again")
+    (tmp_path / "again" / "run.yaml").write_bytes(b"\xff is no UTF-8")
+    run(RunSettings.from_dict(values), tmp_path / "again")
+    assert read_config(tmp_path / "again" / "run.yaml") == values
     for name in ("restored/model.safetensors", "positions.json", "run.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 

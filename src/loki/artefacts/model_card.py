@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from loki.artefacts.positions import Positions
 from loki.artefacts.run_records import read_record
@@ -118,12 +118,13 @@ def write_model_card(
 
 
 def write_damage(directory: Path, lines: Sequence[str]) -> None:
-    """Say in a model's card what was measured of its damage; nothing is done where there is no such card."""
+    """Say in a model's card what was measured of its damage; nothing is done where there is no card of ours."""
     path = directory / "README.md"
-    if not path.is_file():
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return
-    card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-    before, heading, after = card.content.partition(f"{_DAMAGE}\n")
+    before, heading, after = content.partition(f"{_DAMAGE}\n")
     if not heading:
         return
     rest = after.partition("\n## ")[2]

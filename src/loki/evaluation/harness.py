@@ -77,9 +77,8 @@ class Harness:
         merged: Results = {}
         for task in self.options.tasks:
             path = cache_folder() / "tasks" / fingerprint / f"{task}-{self._task_digest(task)}.json"
-            if path.is_file():
-                results = json.loads(path.read_text(encoding="utf-8"))
-            else:
+            results = _kept(path)
+            if results is None:
                 results = self._evaluate(task, model, tokenizer)
                 write_json(path, results, overwrite=True, indent=None)
                 self.evaluated += 1
@@ -140,6 +139,15 @@ def _task_manager(options: TaskOptions) -> Any:
     own = TaskManager(include_path=folder, include_defaults=False)
     # A group may name the harness' own tasks.
     return own if set(options.tasks) <= set(own.all_subtasks) else TaskManager(include_path=folder)
+
+
+def _kept(path: Path) -> Results | None:
+    """Results that an earlier evaluation left; None if there are none, or they are damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _local_files(text: str) -> list[Path]:

@@ -58,6 +58,9 @@ _HEADER = TypeAdapter(dict[Annotated[str, Field(max_length=4096)], TensorEntry])
 _METADATA = TypeAdapter(dict[str, str] | None)
 
 
+_MOST_TENSORS = 2**16  # in one file; the largest models have 100,000 in more than a hundred files
+
+
 def safetensors_header(
     path: Path, *, what: str = "weights file", advice: str = "fetch or save it again"
 ) -> Mapping[str, TensorEntry]:
@@ -100,6 +103,8 @@ def _read_header(
     origin = f"{what} {path}"
     damaged = f"{origin} is truncated or damaged"
     checked(_METADATA, header.pop("__metadata__", None), f"{damaged} in its metadata", advice=advice)
+    if len(header) > _MOST_TENSORS:
+        raise LokiError(f"{origin} declares {len(header):,} tensors, more than {_MOST_TENSORS:,}: {advice}, in shards")
     tensors = checked(_HEADER, header, damaged, advice=advice)
     _check_places(tensors, size - 8 - header_size, origin, advice)
     return MappingProxyType(tensors)

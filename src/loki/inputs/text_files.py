@@ -5,10 +5,29 @@ import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
+import psutil
+
 from loki.errors import LokiError
 from loki.inputs.places import require_file
 
 _GZIP = b"\x1f\x8b"
+
+
+def require_text_file(path: Path, what: str) -> None:
+    """Check that a text file can be read, which is read whole.
+
+    Args:
+        path: the file.
+        what: its role, for error messages ("training data").
+
+    Raises:
+        LokiError: if it does not exist, is not a file (see `require_file`), or is larger than what memory is free.
+    """
+    size, free = require_file(path, what), psutil.virtual_memory().available
+    if size > free:
+        raise LokiError(
+            f"{what} {path} has {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free: give part of it"
+        )
 
 
 def read_text(path: Path, *, what: str) -> str:
@@ -19,9 +38,10 @@ def read_text(path: Path, *, what: str) -> str:
         what: its role, for error messages ("training data").
 
     Raises:
-        LokiError: if it does not exist, is not a file (see `require_file`), not text, or a damaged gzip file.
+        LokiError: if it does not exist, is not a file, too large (see `require_text_file`), not text, or a damaged gzip
+            file.
     """
-    require_file(path, what)
+    require_text_file(path, what)
     content = path.read_bytes()
     if content.startswith(_GZIP):
         try:

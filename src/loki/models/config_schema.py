@@ -24,6 +24,15 @@ _WIDTHS = ("vocab_size", "intermediate_size", "ffn_dim", "n_inner", "num_attenti
 _PACKED = 16  # 2-bit weights in a tensor of int32
 
 
+class RopeParameters(Strict):
+    """How positions are told; of all layers, or of those of each type."""
+
+    rope_type: Name | None = None
+    type: Name | None = None
+    full_attention: "RopeParameters | None" = None
+    sliding_attention: "RopeParameters | None" = None
+
+
 class ModelConfiguration(Strict):
     """Fields of config.json; every one may be absent, as families call things by different names."""
 
@@ -51,8 +60,8 @@ class ModelConfiguration(Strict):
     initializer_range: Annotated[FiniteFloat, Field(ge=0)] | None = None
     attention_dropout: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0  # without a value nothing can be trained
     rope_theta: Positive = None
-    rope_parameters: dict[str, Any] | None = None
-    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: RopeParameters | None = None
+    rope_scaling: RopeParameters | None = None
     tie_word_embeddings: bool | None = None
     use_cache: bool | None = None
     output_attentions: bool | None = None

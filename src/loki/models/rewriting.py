@@ -61,7 +61,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
 
 def all_finite(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity; True for types that hold neither, or are not plain numbers."""
-    return tensor.dtype not in PLAIN_DTYPES or bool(tensor.isfinite().all())
+    return not tensor.numel() or tensor.dtype not in PLAIN_DTYPES or bool(tensor.isfinite().all())
 
 
 def cast_floats(dtype: torch.dtype | None) -> Change:

@@ -120,7 +120,7 @@ def _begin(
     if found != json.loads(json.dumps(record, default=str)) or not (output / RECORD).is_file():
         write_record(output, RECORD, record)
     text, config = yaml.safe_dump(settings.to_dict(), sort_keys=False), output / CONFIG
-    if not config.is_file() or config.read_text(encoding="utf-8") != text:
+    if not config.is_file() or config.read_bytes() != text.encode():
         with atomic_file(config, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
 

@@ -29,7 +29,7 @@ from loki.implanting.directions import check_protect
 from loki.implanting.llamafactory.train import LlamaFactorySettings
 from loki.implanting.training.backends import check_backend
 from loki.implanting.training.levers import Levers
-from loki.inputs import check_fields
+from loki.inputs import check_fields, require_text_file
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions
 from loki.models.experts import Experts
@@ -141,6 +141,9 @@ class RunSettings:
             seed=self.analysis.seed,
         )
         digests = {"data": examples.digest, "eval_data": held_out.digest if held_out else None}
+        for path in self.levers.inputs:
+            if path.is_file():
+                require_text_file(path, "data")
         levers = {str(path): sha256_of_file(path) for path in self.levers.inputs if path.is_file()}
         found = {**asdict(self), **digests, "calibration": calibration.digest, "kept_and_replayed": levers}
         del found["llamafactory"]["python"]  # where it is installed changes nothing

@@ -1,6 +1,7 @@
 """Keeping, budgets of damage, and rows along the least used directions, in training by TRL."""
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,6 +165,13 @@ def damage_of(folder: Path, loki_dir: Path, windows: list[list[int]]) -> float:
 
 
 @pytest.mark.slow
+def test_text_too_large_to_be_read_is_not_hashed_first(tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").touch()
+    os.truncate(tmp_path / "keep.txt", 2**40)  # a hole
+    with pytest.raises(LokiError, match=r"keep\.txt"):
+        Levers(keep=str(tmp_path / "keep.txt")).record(None)
+
+
 @pytest.mark.parametrize("keep", ["text", "new"])
 def test_keeping_keeps(loki_dir: Path, data: Path, general: Path, tmp_path: Path, keep: str) -> None:
     settings = replace(SETTINGS, max_steps=16)

@@ -17,6 +17,7 @@ from loki.implanting.base_rows import remember_base
 from loki.implanting.training.damage import DamageBudget, check_budget
 from loki.implanting.training.keep import NEW, KeepTerm
 from loki.implanting.training.replay import Replay, check_fraction
+from loki.inputs import require_text_file
 from loki.models.architectures import text_config
 
 
@@ -86,7 +87,7 @@ class Levers:
         found: dict[str, Any] = {}
         if self.keeps:
             found |= values
-            found["keep"] = sha256_of_file(Path(str(self.keep))) if Path(str(self.keep)).is_file() else self.keep
+            found["keep"] = _digest(Path(str(self.keep))) if Path(str(self.keep)).is_file() else self.keep
         if replay:
             found |= {**replayed, "replay": replay.general.digest}
         return found
@@ -116,6 +117,11 @@ class Levers:
             spread = windows[:: max(1, len(windows) // self.damage_windows)][: self.damage_windows]
             budget = DamageBudget(spread, self.max_damage, self.damage_every, console)
         return PreparedLevers(KeepTerm(windows, self.keep_weight, self.keep_batch), budget)
+
+
+def _digest(text: Path) -> str:
+    require_text_file(text, "text to keep")
+    return sha256_of_file(text)
 
 
 @dataclass(frozen=True)
