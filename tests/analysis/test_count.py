@@ -10,6 +10,7 @@ from loki.analysis.count import CountedSelections, count_selections
 from loki.analysis.options import AnalysisOptions
 from loki.analysis.selection_counts import CountingLog, SelectionCounts
 from loki.analysis.work_folder import BatchResults, WorkFolder
+from loki.artefacts.expert_scores import ExpertScores
 from loki.artefacts.positions import Positions, default_positions_folder, read_positions
 from loki.errors import LokiError
 from loki.selection.select import select
@@ -183,7 +184,8 @@ def test_counts_of_several_processes_add_up_however_they_were_left(tmp_path: Pat
     def results(number: int) -> BatchResults:
         scores = fake_attribution([number], 1).scores.numpy()[None]
         zeros = np.zeros(1)
-        return BatchResults(np.array([number]), scores, zeros.astype(int), zeros, zeros)
+        none = ExpertScores.none(HIDDEN)
+        return BatchResults(np.array([number]), scores, zeros.astype(int), zeros, zeros, none)
 
     work = WorkFolder(tmp_path / "work")
     empty = SelectionCounts(SelectionSettings(), [25.0], LAYERS, HIDDEN)

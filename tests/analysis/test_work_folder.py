@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from loki.analysis.work_folder import BatchResults, WorkFolder, work_folder_of
+from loki.artefacts.expert_scores import ExpertScores
 from loki.errors import LokiError
 
 RESULTS = BatchResults(
@@ -12,6 +13,7 @@ RESULTS = BatchResults(
     targets=np.array([7, 8]),
     probabilities=np.array([0.5, 0.25]),
     completeness=np.array([0.1, 0.2]),
+    experts=ExpertScores(4, np.array([[0, 1, 3]]), np.ones((1, 3), np.float32)),
 )
 
 
@@ -25,8 +27,11 @@ def test_batches_come_back_as_they_were(work: WorkFolder) -> None:
         work.begin({}, overwrite=False)
         work.write_batch(3, RESULTS)
         assert work.stored_batches() == {3}
-        for name, array in vars(work.read_batch(3)).items():
-            np.testing.assert_array_equal(array, getattr(RESULTS, name))
+        found = work.read_batch(3)
+        for name in ("indices", "scores", "targets", "probabilities", "completeness"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(RESULTS, name))
+        for name, value in vars(found.experts).items():
+            np.testing.assert_array_equal(value, getattr(RESULTS.experts, name))
         work.delete_batch(3)
         with pytest.raises(LokiError, match=r"00000003\.npz .*damaged"):
             work.read_batch(3)

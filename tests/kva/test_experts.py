@@ -1,5 +1,6 @@
 """Scores per expert: beside parts worked out by hand, and the block's scores that they add up to."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
+import loki
 from loki.errors import LokiError
 from loki.kva import Attribution, AttributionSettings, make_attributor
-from loki.kva.attributor import NotExactError
 from loki.kva.experts import expert_scores
 from loki.models.architectures import mlp_outputs
 from tests.kva import naive
+from tests.kva.test_sensitivity import drawn_tokens
 from tests.tiny_models import tiny_model
 from tests.tolerances import assert_close
 
@@ -121,20 +123,103 @@ def test_llama_4_whose_experts_all_compute() -> None:
         assert_close(found[layer][expert], part * attribution.gradients[layer])
 
 
+def naive_sensitivities(model: PreTrainedModel, prompt: list[int]) -> dict[int, Tensor]:
+    """Zeros added to the output of each expert for each token, and the squared gradients at them; by layer `[E, D]`."""
+    leaves: dict[int, Tensor] = {}
+
+    def forward(layer: int, block: Any, hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        chosen = (flat @ block.gate.weight.T).softmax(-1).topk(2)
+        weights = chosen.values / (chosen.values.sum(-1, keepdim=True) if block.gate.norm_topk_prob else 1)
+        leaves[layer] = torch.zeros(len(flat), 4, flat.shape[-1], requires_grad=True)
+        rows = []
+        for token, experts, shares in zip(range(len(flat)), chosen.indices.tolist(), weights, strict=True):
+            row = torch.zeros(flat.shape[-1])
+            for expert, share in zip(experts, shares, strict=True):
+                gate, linear = (block.experts.gate_up_proj[expert] @ flat[token]).chunk(2)
+                own = block.experts.down_proj[expert] @ (silu(gate) * linear)
+                row = row + share * (own + leaves[layer][token, expert])
+            rows.append(row)
+        return torch.stack(rows).reshape(hidden.shape)
+
+    tokens = drawn_tokens(model, prompt)
+    for layer, block in blocks_of(model).items():
+        block.forward = partial(forward, layer, block)
+    logits = model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
+    total = logits.log_softmax(-1)[range(len(tokens)), tokens].sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    return {layer: own.square().sum(0) for layer, own in zip(leaves, gradients, strict=True)}
+
+
+def test_sensitivities_are_squared_gradients_at_each_experts_output() -> None:
+    model = tiny_model("qwen3_moe")
+    prompts = [PROMPT, [21, 22, 23], PROMPT[::-1]]  # padded, in one batch
+    settings = AttributionSettings(definition="sensitivity", per_expert=True)
+    with make_attributor(model, settings) as attributor:
+        found = attributor.attribute(prompts, [None] * 3)
+    with make_attributor(model, AttributionSettings(definition="sensitivity")) as attributor:
+        whole = attributor.attribute(prompts, [None] * 3)
+    for prompt, own, without in zip(prompts, found, whole, strict=True):
+        assert own.experts is not None and without.experts is None
+        assert torch.equal(own.scores, without.scores)
+        expected = naive_sensitivities(tiny_model("qwen3_moe"), prompt)
+        assert own.experts.keys() == expected.keys()
+        for layer, scores in expected.items():
+            assert_close(own.experts[layer], scores)
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "gpt_oss", "deepseek_v3"])
+def test_sensitivities_of_other_forms(family: str) -> None:
+    """A weighted mean of what the experts have: one expert with weight one has the block's own sensitivity."""
+    model = tiny_model(family)
+    (found,) = loki.attribute(model, PROMPT, definition="sensitivity", per_expert=True)
+    assert found.experts is not None and found.experts.keys() == blocks_of(model).keys()
+    for layer, scores in found.experts.items():
+        count = len(blocks_of(model)[layer].experts.down_proj)
+        assert scores.shape == (count, 32) and scores.any(dim=1).sum() >= 1
+        if family == "llama4_text":  # one expert a token, whose input is weighted and not its output
+            assert_close(scores.sum(0), found.scores[layer])
+
+
+@pytest.mark.parametrize("definition", ["paper", "captum"])
+def test_asked_for_with_the_attribution(definition: str) -> None:
+    model = tiny_model("qwen3_moe")
+    prompts = [PROMPT, PROMPT[:4]]
+    found = loki.attribute(model, prompts, definition=definition, per_expert=True)
+    plain = loki.attribute(model, prompts, definition=definition)
+    for prompt, own, without in zip(prompts, found, plain, strict=True):
+        assert torch.equal(own.scores, without.scores) and without.experts is None
+        assert own.experts is not None
+        expected = expert_scores(model, prompt, without, definition)
+        assert own.experts.keys() == expected.keys()
+        assert all(torch.equal(own.experts[layer], expected[layer]) for layer in expected)
+    (cut,) = loki.attribute(model, PROMPT, definition=definition, per_expert=True, position=3)
+    (alone,) = loki.attribute(model, PROMPT[:4], definition=definition, per_expert=True)
+    assert cut.experts is not None and alone.experts is not None
+    assert all(torch.equal(cut.experts[layer], alone.experts[layer]) for layer in cut.experts)
+
+
 def test_refusals() -> None:
     model = tiny_model("qwen3_moe")
-    with pytest.raises(LokiError, match="engine fast or auto"):
+    with pytest.raises(LokiError, match="Captum"):
         expert_scores(model, PROMPT, attributed(model, "paper", engine="captum", steps=2), "paper")
-    with pytest.raises(LokiError, match="captum or paper"):
+    with pytest.raises(LokiError, match="sensitivities"):
         expert_scores(model, PROMPT, attributed(model, "sensitivity"), "paper")
-    with pytest.raises(NotExactError, match="absolute"):
+    with pytest.raises(LokiError, match="absolute"):
         expert_scores(model, PROMPT, attributed(model, "paper", absolute=True), "paper")
-    with pytest.raises(NotExactError, match="something else"):
+    with pytest.raises(LokiError, match="something else"):
         expert_scores(model, PROMPT[:-1], attributed(model, "paper"), "paper")
     with pytest.raises(LokiError, match="llama model"):
         expert_scores(tiny_model(), PROMPT, attributed(tiny_model(), "paper"), "paper")
+    with pytest.raises(LokiError, match="llama model"):
+        loki.attribute(tiny_model(), PROMPT, definition="sensitivity", per_expert=True)
+    with pytest.raises(LokiError, match="Captum"):  # which `auto` turns to, as the baseline's experts are others
+        loki.attribute(tiny_model("gpt_oss"), PROMPT, per_expert=True)
+    for changes in ({"absolute": True}, {"engine": "captum"}):
+        with pytest.raises(LokiError, match="--per-expert"):
+            AttributionSettings(per_expert=True, **changes)
     attribution = attributed(model, "paper")
     block: Any = blocks_of(model)[1]
     block.register_forward_hook(lambda _, __, output: 2 * output)
-    with pytest.raises(NotExactError, match="layer"):
+    with pytest.raises(LokiError, match="layer"):
         expert_scores(model, PROMPT, attribution, "paper")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from loki.analysis.batches import Batch, windows
 from loki.analysis.job import Job
 from loki.analysis.work_folder import WorkFolder
+from loki.artefacts.expert_scores import ExpertScores
 from loki.artefacts.provenance import Provenance
 from loki.artefacts.scores import SampleRecords, ScoresReader, ScoresWriter
 from loki.calibration.samples import digest_of_sample
@@ -51,8 +52,8 @@ def assemble(
             if after is not None:
                 with ScoresReader(after) as reader:
                     copy_samples(reader, writer)
-            for scores, records in _in_order(job, batches, chosen, work):
-                writer.append(scores, records)
+            for scores, records, experts in _in_order(job, batches, chosen, work):
+                writer.append(scores, records, experts)
     except OSError as error:
         work.assembled.unlink(missing_ok=True)
         raise LokiError(
@@ -64,12 +65,13 @@ def assemble(
 def copy_samples(reader: ScoresReader, writer: ScoresWriter) -> None:
     """Append all samples of one file to another."""
     for start, scores in reader.chunks():
-        writer.append(scores, reader.records.part(start, start + len(scores)))
+        stop = start + len(scores)
+        writer.append(scores, reader.records.part(start, stop), reader.expert_scores(start, stop))
 
 
 def _in_order(
     job: Job, batches: Sequence[Batch], chosen: set[int], work: WorkFolder
-) -> Iterator[tuple[NDArray[np.float32], SampleRecords]]:
+) -> Iterator[tuple[NDArray[np.float32], SampleRecords, ExpertScores]]:
     for window in windows(batches):
         parts = [work.read_batch(number) for number in window if number in chosen]
         if not parts:
@@ -90,4 +92,5 @@ def _in_order(
                 target_probabilities=np.concatenate([part.probabilities for part in parts])[order],
                 completeness=np.concatenate([part.completeness for part in parts])[order],
             ),
+            ExpertScores.joined([part.experts for part in parts], [len(part.indices) for part in parts], order),
         )

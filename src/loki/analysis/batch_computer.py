@@ -15,6 +15,7 @@ from loki.analysis.batches import Batch
 from loki.analysis.captum_check import check_sample, random_choice
 from loki.analysis.job import Job
 from loki.analysis.work_folder import BatchResults, WorkFolder
+from loki.artefacts.expert_scores import ExpertScores
 from loki.artefacts.scores import check_finite
 from loki.calibration.samples import Sample
 from loki.errors import LokiError, out_of_memory
@@ -122,6 +123,7 @@ class BatchComputer:
             targets=np.array([attribution.target for attribution in attributions], dtype=np.int64),
             probabilities=np.array([attribution.probability for attribution in attributions]),
             completeness=np.array([attribution.completeness for attribution in attributions]),
+            experts=_expert_scores(attributions),
         )
 
     def _has_samples_to_check(self, number: int) -> bool:
@@ -131,6 +133,15 @@ class BatchComputer:
         for place, index in enumerate(results.indices):
             if int(index) in self._to_check:
                 self.check(self._job.samples[index], int(results.targets[place]), results.scores[place])
+
+
+def _expert_scores(attributions: Sequence[Attribution]) -> ExpertScores:
+    samples = [
+        {layer: scores.numpy() for layer, scores in attribution.experts.items()}
+        for attribution in attributions
+        if attribution.experts is not None
+    ]
+    return ExpertScores.of(samples) if samples else ExpertScores.none(attributions[0].scores.shape[1])
 
 
 def _attribute(attributor: Attributor, samples: Sequence[Sample]) -> list[Attribution]:

@@ -85,7 +85,10 @@ def count_selections(
     rule = StabilityRule(until_stable) if until_stable is not None else None
     selection = selection or SelectionSettings()
     ranks = Ranks.current()
-    job = prepare(model, source, settings or AttributionSettings(), ranks, options or AnalysisOptions())
+    settings = settings or AttributionSettings()
+    if settings.per_expert:
+        raise LokiError("--per-expert belongs to a scores file, and --no-log writes none: leave out one of them")
+    job = prepare(model, source, settings, ranks, options or AnalysisOptions())
     log = CountingLog(work, SelectionCounts(selection, quotas, job.layers, job.hidden), ranks.index, keep_batches=False)
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(work.hold()))

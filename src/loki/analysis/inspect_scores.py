@@ -46,6 +46,29 @@ class Row:
 
 
 @dataclass(frozen=True)
+class LayerExperts:
+    """The experts of one layer, over samples.
+
+    Attributes:
+        layer: which.
+        experts: number of them.
+        used: number of those that have a score on any sample.
+        busiest: the one that has scores on the most samples.
+        busiest_samples: fraction of the samples on which it has.
+        largest: the one with the largest sum of absolute scores.
+        largest_part: its part of that sum over all experts.
+    """
+
+    layer: int
+    experts: int
+    used: int
+    busiest: int
+    busiest_samples: float
+    largest: int
+    largest_part: float
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What `inspect_scores` finds.
 
@@ -56,6 +79,7 @@ class Inspection:
         provenance: what the scores come from; None for files of the published project.
         completeness: median over the samples; NaN where the file does not say.
         statistics: one entry per layer.
+        experts: one entry per layer with scores per expert.
         most_important: the rows with the highest mean scores of the model, highest first.
         least_important: the rows with the lowest mean scores, lowest first.
         quota: percentage of the selections that are compared.
@@ -71,6 +95,7 @@ class Inspection:
     provenance: Provenance | None
     completeness: float
     statistics: list[LayerStatistics]
+    experts: list[LayerExperts]
     most_important: list[Row]
     least_important: list[Row]
     quota: float
@@ -129,6 +154,7 @@ def inspect_scores(path: Path, *, quota: float = 10.0, rows: int = 10) -> Inspec
                 LayerStatistics(*(float(value) for value in layer))
                 for layer in zip(means, deviations, lowest, highest, negative / count, strict=True)
             ],
+            experts=_experts(reader),
             most_important=_rows(ranked[::-1][:rows], sums / reader.samples),
             least_important=_rows(ranked[:rows], sums / reader.samples),
             quota=quota,
@@ -142,6 +168,29 @@ def _rows(indices: Sequence[int] | NDArray[np.int64], means: NDArray[np.float64]
     return [
         Row(layer=int(index) // means.shape[1], index=int(index) % means.shape[1], mean=float(means.flat[index]))
         for index in indices
+    ]
+
+
+def _experts(reader: ScoresReader) -> list[LayerExperts]:
+    """How often the experts of every layer have scores, and how large."""
+    samples: NDArray[np.int64] = np.zeros((reader.layers, reader.experts), np.int64)
+    sums = np.zeros((reader.layers, reader.experts))
+    for sample in range(reader.samples if reader.experts else 0):
+        found = reader.expert_scores(sample, sample + 1)
+        _, layers, experts = found.places.T
+        samples[layers, experts] += 1
+        sums[layers, experts] += np.abs(found.scores).sum(axis=1, dtype=np.float64)
+    return [
+        LayerExperts(
+            layer=layer,
+            experts=reader.experts,
+            used=int((samples[layer] > 0).sum()),
+            busiest=int(samples[layer].argmax()),
+            busiest_samples=float(samples[layer].max()) / reader.samples,
+            largest=int(sums[layer].argmax()),
+            largest_part=float(sums[layer].max() / sums[layer].sum()),
+        )
+        for layer in np.flatnonzero(samples.any(axis=1)).tolist()
     ]
 
 

@@ -120,6 +120,7 @@ def prepare(model: AnyModel, source: str, settings: AttributionSettings, ranks: 
             quantity=settings.described_quantity,
             absolute=settings.absolute,
             position=settings.position,
+            per_expert=settings.per_expert,
             dtype=saved if options.dtype == AUTO else options.dtype,
             source=calibration.source,
             source_digest=calibration.digest,

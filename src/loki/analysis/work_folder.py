@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from loki.analysis.options import AUTO
 from loki.artefacts.differences import differences
+from loki.artefacts.expert_scores import ExpertScores
 from loki.errors import LokiError
 from loki.files import atomic_file, make_folder, no_empty_folders, write_json
 from loki.inputs import checked, read_json
@@ -34,6 +35,7 @@ class BatchResults:
         targets: `[n]`; the attributed tokens.
         probabilities: `[n]`; their probabilities.
         completeness: `[n]`; see `loki.kva.attributor.Attribution`.
+        experts: the scores of each expert; samples are places in `indices`.
     """
 
     indices: NDArray[np.int64]
@@ -41,6 +43,10 @@ class BatchResults:
     targets: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     completeness: NDArray[np.float64]
+    experts: ExpertScores
+
+
+_ARRAYS = tuple(field.name for field in fields(BatchResults) if field.name != "experts")
 
 
 class WorkFolder:
@@ -137,7 +143,9 @@ class WorkFolder:
     def write_batch(self, number: int, results: BatchResults) -> None:
         """Store a finished batch; when this returns, not even a power cut loses it."""
         with atomic_file(self._batch(number), overwrite=True) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **{field.name: getattr(results, field.name) for field in fields(results)})
+            arrays = {name: getattr(results, name) for name in _ARRAYS}
+            experts = {f"experts_{field.name}": getattr(results.experts, field.name) for field in fields(ExpertScores)}
+            np.savez(stream, **arrays, **experts)
 
     def read_batch(self, number: int) -> BatchResults:
         """A stored batch.
@@ -148,7 +156,9 @@ class WorkFolder:
         path = self._batch(number)
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return BatchResults(**{field.name: arrays[field.name] for field in fields(BatchResults)})
+                experts = {field.name: arrays[f"experts_{field.name}"] for field in fields(ExpertScores)}
+                experts["experts"] = int(experts["experts"])
+                return BatchResults(**{name: arrays[name] for name in _ARRAYS}, experts=ExpertScores(**experts))
         except Exception as error:  # the zip reader raises many kinds
             raise LokiError(
                 f"stored batch {path} is missing or damaged ({type(error).__name__}): remove it and run the same "

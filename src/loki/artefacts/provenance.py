@@ -25,6 +25,7 @@ SCORE_FIELDS = (
     "quantity",
     "absolute",
     "position",
+    "per_expert",
     "dtype",
 )
 """The fields that decide what a score means. Scores that differ in one of them cannot be compared."""
@@ -57,6 +58,7 @@ class Provenance:
         source: the calibration data as the user named it.
         source_digest: SHA-256 over the encoded samples.
         versions: of the libraries involved, by name.
+        per_expert: whether the scores of each expert are there as well.
         config_digest: hash of the model's configuration, see `config_digest`; empty in files of older releases.
         stopping: where the analysis stopped early: `until_stable`, `quotas`, and the `overlaps` seen at its
             checkpoints. Empty if all samples were wanted.
@@ -75,6 +77,7 @@ class Provenance:
     source: str
     source_digest: str
     versions: dict[str, str]
+    per_expert: bool = False
     config_digest: str = ""
     stopping: dict[str, Any] = field(default_factory=dict)
 

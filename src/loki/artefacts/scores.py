@@ -5,6 +5,7 @@ Layout, at the root of the file:
 - `dataset` `[N, L, D]` float32, chunked and compressed: the scores by sample, layer and row of `down_proj.weight`;
 - `sample_ids`, `sample_digests`, `subjects` `[N]` text; `target_token_ids` `[N]` int64; `target_probabilities`,
   `completeness` `[N]` float64;
+- `expert_scores` `[N, L, E, D]`, where scores per expert were asked for: see `loki.artefacts.expert_scores`;
 - attributes: the fields of `Provenance`, and `samples_done`.
 
 Files of the published project hold `dataset` (float16) and nothing else; `ScoresReader` reads them too.
@@ -22,6 +23,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from loki.artefacts.expert_scores import NAME as EXPERT_SCORES
+from loki.artefacts.expert_scores import ExpertScores, expert_scores_dataset
 from loki.artefacts.hdf5_output import HDF5Output
 from loki.artefacts.provenance import Provenance
 from loki.artefacts.scores_schema import sample_column, scores_dataset
@@ -107,15 +110,15 @@ class ScoresWriter:
             file.create_dataset(name, shape=(0,), maxshape=(None,), dtype=dtype)
         file.attrs.update({**provenance.attributes(), "samples_done": 0})
 
-    def append(self, scores: NDArray[np.float32], records: SampleRecords) -> None:
-        """Append the scores `[n, L, D]` and records of `n` samples.
+    def append(self, scores: NDArray[np.float32], records: SampleRecords, experts: ExpertScores | None = None) -> None:
+        """Append the scores `[n, L, D]` and records of `n` samples, and the scores of their experts.
 
         Raises:
             OSError: if they cannot be written.
         """
-        self._output.do(self._append, scores, records)
+        self._output.do(self._append, scores, records, experts)
 
-    def _append(self, scores: NDArray[np.float32], records: SampleRecords) -> None:
+    def _append(self, scores: NDArray[np.float32], records: SampleRecords, experts: ExpertScores | None) -> None:
         file = self._output.file
         start = int(file.attrs["samples_done"])
         stop = start + len(records)
@@ -129,7 +132,27 @@ class ScoresWriter:
             column = file[name]
             column.resize(stop, axis=0)
             column[start:stop] = getattr(records, name)
+        if experts is not None and experts.experts:
+            self._append_experts(experts, start, stop)
         file.attrs["samples_done"] = stop
+
+    def _append_experts(self, experts: ExpertScores, start: int, stop: int) -> None:
+        file = self._output.file
+        _, layers, hidden = self._dataset.shape
+        if EXPERT_SCORES not in file:
+            file.create_dataset(
+                EXPERT_SCORES,
+                shape=(0, layers, experts.experts, hidden),
+                maxshape=(None, layers, experts.experts, hidden),
+                chunks=(1, 1, 1, hidden),
+                dtype=np.float32,
+                shuffle=True,
+                compression="gzip",
+            )
+        dataset = file[EXPERT_SCORES]
+        dataset.resize(stop, axis=0)
+        for (sample, layer, expert), scores in zip(experts.places.tolist(), experts.scores, strict=True):
+            dataset.id.write_direct_chunk((start + sample, layer, expert, 0), _packed(scores))
 
     def _append_rest(self) -> None:
         if len(self._unwritten):
@@ -164,6 +187,7 @@ class ScoresReader:
         samples: number of samples N.
         layers: number of layers L.
         hidden: number of rows D per layer.
+        experts: number of experts E whose scores it holds; 0 where it holds none.
         provenance: what the scores come from; None for published files.
         records: what the samples were.
 
@@ -186,6 +210,8 @@ class ScoresReader:
         with self._reading():
             self._dataset = scores_dataset(self._file, f"scores file {self.path}")
             self.samples, self.layers, self.hidden = (int(size) for size in self._dataset.shape)
+            self._experts = expert_scores_dataset(self._file, (self.samples, self.layers, self.hidden))
+            self.experts = self._experts.shape[2] if self._experts is not None else 0
             attributes = {name: self._file.attrs[name] for name in self._file.attrs}
             self.records = self._read_records()
         self.provenance = Provenance.from_attributes(attributes, origin=f"scores file {self.path}")
@@ -200,6 +226,22 @@ class ScoresReader:
             block: NDArray[np.float32] = self._dataset[start:stop].astype(np.float32)
         check_finite(block, self.records.sample_ids[start:stop], origin=f"scores file {self.path}")
         return block
+
+    def expert_scores(self, start: int, stop: int) -> ExpertScores:
+        """The scores of the experts, of samples `start` to `stop`; the first of them is sample 0 in `places`.
+
+        Raises:
+            LokiError: see `scores`.
+        """
+        if self._experts is None:
+            return ExpertScores.none(self.hidden)
+        found: list[dict[int, NDArray[np.float32]]] = []
+        for sample in range(start, stop):
+            with self._reading():
+                found.append({layer: self._experts[sample, layer] for layer in range(self.layers)})
+            whole = np.stack([own.sum(axis=0) for own in found[-1].values()])
+            check_finite(whole[None], self.records.sample_ids[sample : sample + 1], origin=f"scores file {self.path}")
+        return ExpertScores.of(found)
 
     def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """All scores in order, as pairs of the first sample's index and `[n, L, D]`; memory does not grow with N.

@@ -34,7 +34,10 @@ def inspect(
         hidden=found.hidden,
         completeness=found.completeness,
     )
-    for table in (_origin(found), _layers(found), _extremes(found), _agreement(found)):
+    tables = [_origin(found), _layers(found), _extremes(found), _agreement(found)]
+    if found.experts:
+        tables.insert(2, _experts(found))
+    for table in tables:
         console.print(table)
 
 
@@ -57,6 +60,18 @@ def _layers(found: "Inspection") -> "Table":
     for layer, statistics in enumerate(found.statistics):
         numbers = (statistics.mean, statistics.deviation, statistics.lowest, statistics.highest)
         table.add_row(str(layer), *(f"{number:.3g}" for number in numbers), f"{statistics.negative:.1%}")
+    return table
+
+
+def _experts(found: "Inspection") -> "Table":
+    table = _table("Experts by layer", "layer", "used", "on most samples", "largest scores")
+    for own in found.experts:
+        table.add_row(
+            str(own.layer),
+            f"{own.used} of {own.experts}",
+            f"expert {own.busiest}: {own.busiest_samples:.1%} of the samples",
+            f"expert {own.largest}: {own.largest_part:.1%} of their sum",
+        )
     return table
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loki.kva.attributor import Attribution, Attributor
     from loki.kva.auto import make_attributor
-    from loki.kva.experts import expert_scores
     from loki.kva.published import KVALlamaForCausalLM, KVAQwenForCausalLM
     from loki.kva.settings import AttributionSettings
 
@@ -19,7 +18,6 @@ _HOMES = {
     "Attributor": "loki.kva.attributor",
     "KVALlamaForCausalLM": "loki.kva.published",
     "KVAQwenForCausalLM": "loki.kva.published",
-    "expert_scores": "loki.kva.experts",
     "make_attributor": "loki.kva.auto",
 }
 
@@ -29,7 +27,6 @@ __all__ = [
     "Attributor",
     "KVALlamaForCausalLM",
     "KVAQwenForCausalLM",
-    "expert_scores",
     "make_attributor",
 ]
 

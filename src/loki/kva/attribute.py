@@ -32,6 +32,7 @@ def attribute(
     position: int = AttributionSettings.position,
     sensitivity: Sensitivity | str = AttributionSettings.sensitivity,
     seed: int = AttributionSettings.seed,
+    per_expert: bool = AttributionSettings.per_expert,
     memory_budget: int | None = None,
 ) -> list[Attribution]:
     """Attribute a prediction of the model to the MLP outputs of all its layers.
@@ -61,6 +62,7 @@ def attribute(
             padding.
         sensitivity: of the definition `sensitivity`: `sampled` or `empirical`.
         seed: of the tokens that it draws.
+        per_expert: in a mixture of experts, also the scores of each expert, in `Attribution.experts`.
         memory_budget: bytes that may be used beside the model; None means what is free now.
 
     Returns:
@@ -89,6 +91,7 @@ def attribute(
         position,
         Sensitivity(sensitivity),
         seed,
+        per_expert,
     )
     prompts = _token_ids(inputs, attention_mask, tokenizer)
     wanted = [targets] * len(prompts) if targets is None or isinstance(targets, int) else list(targets)

@@ -29,6 +29,8 @@ class Attribution:
             should sum to the difference. Signed scores are summed even where `scores` is absolute.
         gradients: `[L, D]` float32; the integrated gradients that the scores are `z - z0` times. None from Captum, and
             under the definition `sensitivity`.
+        experts: by layer whose block ends in experts, the scores of each of them, `[E, D]` float32 on the CPU; see
+            `loki.kva.experts`. None unless `per_expert` was asked for.
     """
 
     scores: Tensor
@@ -36,6 +38,7 @@ class Attribution:
     probability: float
     completeness: float
     gradients: Tensor | None = None
+    experts: dict[int, Tensor] | None = None
 
 
 class Attributor(Protocol):

@@ -8,8 +8,10 @@ from typing import Self
 
 from transformers import PreTrainedModel
 
+from loki.errors import LokiError
 from loki.kva.attributor import Attribution, Attributor, NotExactError, NotExactWarning
 from loki.kva.captum_engine import CaptumAttributor
+from loki.kva.experts import ExpertsAttributor
 from loki.kva.fast.engine import FastAttributor
 from loki.kva.fast.from_cache import FromCacheAttributor
 from loki.kva.sensitivity import SensitivityAttributor
@@ -31,6 +33,9 @@ def make_attributor(
     """
     if settings.definition is Definition.SENSITIVITY:
         return SensitivityAttributor(model, settings, memory_budget)
+    if settings.per_expert:
+        engine = FastAttributor if settings.engine is Engine.FAST else AutoAttributor
+        return ExpertsAttributor(model, settings, engine(model, settings, memory_budget))
     if settings.engine is Engine.CAPTUM:
         return CaptumAttributor(model, settings)
     if settings.engine is Engine.FAST:
@@ -43,7 +48,8 @@ class AutoAttributor:
 
     That is the model's own cache under the definition `paper`, and Captum where that is not exact either.
 
-    Which engine serves a batch depends on the model and the batch alone, not on what came before.
+    Which engine serves a batch depends on the model and the batch alone, not on what came before. Captum's scores are
+    not split among experts: where they are to be, it is refused.
 
     Args:
         model: a causal language model.
@@ -56,6 +62,7 @@ class AutoAttributor:
         own_cache = settings.definition is Definition.PAPER
         self._from_cache = FromCacheAttributor(model, settings, memory_budget) if own_cache else None
         self._reference = CaptumAttributor(model, settings)
+        self._per_expert = settings.per_expert
         self._entered = ExitStack()
         self._examined = False
         self._refusal: NotExactError | None = None
@@ -86,6 +93,11 @@ class AutoAttributor:
                     return self._from_cache.attribute(batch, targets)
             except NotExactError as refusal:
                 error = NotExactError(f"{error.reason}; {refusal.reason}")
+        if self._per_expert:
+            raise LokiError(
+                f"there are no scores per expert here, as only Captum computes {subject} ({error.reason}): leave out "
+                "--per-expert, or choose another --definition"
+            ) from error
         self._warn(error, subject)
         with self._reference:
             return self._reference.attribute(batch, targets)

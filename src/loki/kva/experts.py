@@ -1,4 +1,4 @@
-"""Attribution per expert: what each expert of a mixture has brought to the score of its layer's block.
+"""Scores per expert: what each expert of a mixture has brought to the score of its layer's block.
 
 A block with experts puts out z = sum_e w_e z_e + s, where the router weighs the output z_e of each expert e that it
 chooses for the token, and s is what every token goes through (a shared expert; nothing in many models). The block's
@@ -10,21 +10,27 @@ where place j belongs to row j of its `down_proj`. With the part of s, these add
 definition `paper` the baseline is zero; under `captum` it is what e brings on the sequence of token id 0, so that an
 expert which is chosen there has a score as well. An expert that is chosen in neither has zeros.
 
+Sensitivities are not split but each expert's own: see `loki.kva.sensitivity`.
+
 Shapes: T positions, D hidden size, E experts, k experts chosen for a token.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from loki.errors import LokiError
-from loki.kva.attributor import Attribution, NotExactError
-from loki.kva.hooks import frozen, hidden_states, input_device, input_hook, output_hook
-from loki.kva.settings import Definition
+from loki.kva.attributor import Attribution, Attributor
+from loki.kva.hooks import frozen, hidden_states, input_device, input_hook, output_hook, vocab_size
+from loki.kva.prompts import attributed_prompts
+from loki.kva.settings import AttributionSettings, Definition
 from loki.models.architectures import MLPOutput, fused_axis, mlp_outputs, text_config
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -48,12 +54,11 @@ def expert_scores(
 
     Raises:
         LokiError: if no layer has experts in a form that is known, or the attribution has no gradients (Captum's,
-            sensitivities) or is absolute.
-        NotExactError: if a block does more with its experts' outputs than add them up, or does not compute what it
-            computed when it was attributed.
+            sensitivities) or is absolute; if a block does more with its experts' outputs than add them up, or does not
+            compute what it computed when it was attributed.
     """
     if attribution.gradients is None:
-        raise LokiError("scores per expert need the engine fast or auto, and the definition captum or paper")
+        raise _refusal("Captum's scores and sensitivities have no integrated gradients")
     blocks = _blocks(model)
     own = _run(model, blocks, prompt)
     zero = _run(model, blocks, [0] * len(prompt)) if Definition(definition) is Definition.CAPTUM else None
@@ -63,11 +68,113 @@ def expert_scores(
             output, parts = output - zero[layer][0], parts - zero[layer][1]
         gradient, scores = attribution.gradients[layer], attribution.scores[layer]
         if not _close(output * gradient, scores, model.dtype):
-            raise NotExactError(
-                f"layer {layer} puts out something else than when it was attributed, or scores are absolute"
-            )
+            raise _refusal(f"layer {layer} puts out something else than when it was attributed, or scores are absolute")
         found[layer] = parts * gradient
     return found
+
+
+class ExpertsAttributor:
+    """An engine whose attributions hold the scores of each expert as well.
+
+    Args:
+        model: a mixture of experts.
+        settings: `definition` and `position` are looked at.
+        whole: the engine, which gives gradients.
+
+    Raises:
+        LokiError: if no layer has experts in a form that is known; in `attribute`, see `expert_scores`.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: AttributionSettings, whole: Attributor) -> None:
+        _blocks(model)
+        self._model, self._settings, self._whole = model, settings, whole
+
+    def __enter__(self) -> Self:
+        self._whole.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._whole.__exit__(kind, error, trace)
+
+    def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
+        """Attribute prompts; see `Attributor.attribute`."""
+        attributions = self._whole.attribute(batch, targets)
+        prompts = attributed_prompts(batch, self._settings.position, vocab_size(self._model))
+        return [
+            replace(found, experts=expert_scores(self._model, prompt, found, self._settings.definition))
+            for prompt, found in zip(prompts, attributions, strict=True)
+        ]
+
+
+class Routing:
+    """Which tokens a forward pass sends to which experts.
+
+    Args:
+        model: a mixture of experts.
+
+    Raises:
+        LokiError: if no layer has experts in a form that is known.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._blocks = _blocks(model)
+        self._inputs: dict[int, list[Tensor]] = {}
+        self._examined = False
+
+    def examine(self, prompt: Sequence[int]) -> None:
+        """Check once, on a prompt, that the blocks add up their experts' weighted outputs.
+
+        Raises:
+            LokiError: if one does more.
+        """
+        if not self._examined:
+            _run(self._model, self._blocks, prompt)
+        self._examined = True
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Keep what goes to the experts while the block runs."""
+
+        def keep(layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            self._inputs[layer] = [each.detach() for each in (*arguments, *keywords.values())]
+
+        with ExitStack() as hooks:
+            for layer, output in self._blocks.items():
+                assert output.experts is not None
+                hooks.enter_context(input_hook(output.experts, partial(keep, layer)))
+            yield
+
+    def split(self, squares: Sequence[Tensor]) -> list[dict[int, Tensor]]:
+        """The sensitivities of the experts, for each prompt of the batch that was watched.
+
+        Args:
+            squares: by layer, `[B, T, D]`: squared gradients at the block's output.
+
+        Returns:
+            For each prompt, by layer with experts, `[E, D]` on the CPU.
+        """
+        found = {layer: self._split(output, layer, squares[layer]).cpu() for layer, output in self._blocks.items()}
+        return [{layer: of_batch[place] for layer, of_batch in found.items()} for place in range(len(squares[0]))]
+
+    def _split(self, output: MLPOutput, layer: int, squares: Tensor) -> Tensor:
+        assert output.experts is not None
+        prompts, length, hidden = squares.shape
+        count = len(output.experts.get_parameter("down_proj"))
+        prompt_of = torch.arange(prompts, device=squares.device).repeat_interleave(length)  # [B * T]
+        parts = squares.new_zeros(prompts * count, hidden)
+        flat, inputs = squares.reshape(-1, hidden), self._inputs.pop(layer)
+        if len(inputs) == 1:  # Llama 4, see `_Call.parts`: a token has zeros for the experts that it is not sent to
+            sent = inputs[0].reshape(count, len(flat), -1).any(dim=-1).to(squares)  # [E, B * T]
+            for expert in range(count):
+                parts.index_add_(0, prompt_of * count + expert, sent[expert, :, None] * flat)
+        else:
+            _, chosen, weights = (each.reshape(len(flat), -1).to(squares.device) for each in inputs)
+            for place in range(chosen.shape[-1]):
+                parts.index_add_(0, prompt_of * count + chosen[:, place], weights[:, place, None].float() ** 2 * flat)
+        return parts.reshape(prompts, count, hidden)
 
 
 def _blocks(model: PreTrainedModel) -> dict[int, MLPOutput]:
@@ -79,10 +186,7 @@ def _blocks(model: PreTrainedModel) -> dict[int, MLPOutput]:
         if output.projection is None and output.experts is not None and fused_axis(output.experts, hidden) is not None
     }
     if not blocks:
-        raise LokiError(
-            f"this {model.config.model_type} model has no layer that ends in experts of a known form, so there are no "
-            "scores per expert: leave them out"
-        )
+        raise _refusal(f"this {model.config.model_type} model has no layer that ends in experts of a known form")
     return blocks
 
 
@@ -141,6 +245,10 @@ class _Call:
                     0
                 ].float()
             whole = hidden_states(self._experts(tokens, chosen, weights))[0].float()
+            # Sensitivities take an expert's part to grow with its weight.
+            doubled = hidden_states(self._experts(tokens, chosen, 2 * weights))[0].float()
+            if not _close(doubled, 2 * whole, tokens.dtype):
+                raise self._unknown()
         elif len(self._experts_inputs) == 1:  # Llama 4: all tokens, weighted, for each expert: [E * T, D]
             tokens = self._experts_inputs[0]
             tokens = tokens.reshape(count, -1, tokens.shape[-1])[:, -1]
@@ -152,7 +260,7 @@ class _Call:
         moved, step = self._moved(count if len(self._experts_inputs) == 1 else 1)
         dtype = self._output.dtype
         if not _close(parts.sum(0), whole, dtype) or not _close(moved - output, step, dtype):
-            raise NotExactError(f"layer {self._layer} does more with its experts than add them up")
+            raise _refusal(f"layer {self._layer} does more with its experts than add them up")
         return output.cpu(), parts.cpu()
 
     def _moved(self, copies: int) -> tuple[Tensor, Tensor]:
@@ -172,8 +280,12 @@ class _Call:
             output = hidden_states(self._block(*arguments, **keywords))
         return output.reshape(-1, output.shape[-1])[-1].float(), step
 
-    def _unknown(self) -> NotExactError:
-        return NotExactError(f"the experts of layer {self._layer} are called in a way that is not known")
+    def _unknown(self) -> LokiError:
+        return _refusal(f"the experts of layer {self._layer} are called in a way that is not known")
+
+
+def _refusal(problem: str) -> LokiError:
+    return LokiError(f"there are no scores per expert here ({problem}): leave out --per-expert")
 
 
 def _close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:

@@ -9,6 +9,10 @@ If row j changes by d and h is its input, z_j moves by d.h, and to second order 
 predictions before and after grows by 1/2 E[(dF/dz_j)^2] d^T E[h h^T] d (Kronecker-factored approximation,
 arXiv 1503.05671). `--sensitivity empirical` takes the text's own next tokens for y (the empirical Fisher information).
 
+In a mixture of experts, expert e, whose output at t the router weighs with w_e[t], has the sensitivity
+sum_t w_e[t]^2 (dF/dz_l[t, j])^2 over the tokens that are routed to it: what a change of row j of its own `down_proj`
+costs.
+
 One forward and one backward pass per batch. Shapes: B prompts, T positions of the longest, L layers, D hidden size,
 V vocabulary.
 """
@@ -24,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loki.kva.attributor import Attribution, FreezesModel
+from loki.kva.experts import Routing
 from loki.kva.fast.memory import MemoryCost, free_memory, parts_within
 from loki.kva.fast.record import depends_on_length
 from loki.kva.hooks import input_device, output_hook, vocab_size
@@ -50,6 +55,7 @@ class SensitivityAttributor(FreezesModel):
         self._seed = settings.seed
         self._budget = memory_budget
         self._modules = [output.attributed_module for output in mlp_outputs(model)]
+        self._routing = Routing(model) if settings.per_expert else None
 
     def attribute(self, batch: Sequence[Sequence[int]], targets: Sequence[int | None]) -> list[Attribution]:
         """Sensitivities of prompts, together or in parts that fit the memory; see `Attributor.attribute`.
@@ -73,11 +79,12 @@ class SensitivityAttributor(FreezesModel):
                 if len(prompt) < 2:
                     raise PromptError(index, "it has one token, and no next one to be predicted: leave it out")
         budget = free_memory(self._model) if self._budget is None else self._budget
-        scores: list[Tensor] = []
+        if self._routing is not None:
+            self._routing.examine(prompts[0])
+        found: list[Attribution] = []
         for part in parts_within(prompts, self._memory, budget, equal_lengths_only=depends_on_length(self._model)):
-            scores += self._scores([prompts[index] for index in part])
-        nan = float("nan")
-        return [Attribution(scores=own, target=-1, probability=nan, completeness=nan) for own in scores]
+            found += self._attribute_part([prompts[index] for index in part])
+        return found
 
     def _memory(self, prompts: Sequence[list[int]]) -> int:
         """Estimated bytes of a forward and a backward pass over all positions."""
@@ -85,8 +92,8 @@ class SensitivityAttributor(FreezesModel):
         cost = MemoryCost.of(self._model, length, own_prefix=False)
         return len(prompts) * (cost.prompt + length * (cost.layers * cost.activations + cost.logits))
 
-    def _scores(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Sensitivities `[L, D]` of each prompt, float32, on the CPU."""
+    def _attribute_part(self, prompts: Sequence[Sequence[int]]) -> list[Attribution]:
+        """Sensitivities of prompts that are computed together."""
         length = max(map(len, prompts))
         # Padded on the right, where it reaches no earlier position of a causal model, whatever its layers are made of.
         padded = [[*prompt, *[0] * (length - len(prompt))] for prompt in prompts]
@@ -101,15 +108,23 @@ class SensitivityAttributor(FreezesModel):
         with torch.enable_grad(), ExitStack() as hooks:
             for layer, module in enumerate(self._modules):
                 hooks.enter_context(output_hook(module, partial(add_leaf, layer)))
+            if self._routing is not None:
+                hooks.enter_context(self._routing.watched())
             logits = self._model(input_ids=input_ids, use_cache=False).logits  # [B, T, V]
             total = logits.new_zeros((), dtype=torch.float32)
             for prompt, own in zip(prompts, logits, strict=True):
                 total = total + self._log_probability(prompt, own[: len(prompt)].float())
             # Prompts do not reach each other, so the gradient of the sum holds each prompt's own.
             gradients = torch.autograd.grad(total, [leaves[layer] for layer in range(len(self._modules))])
-        # Some families put out [B * T, D]. By layer: [B, T, D] -> [B, D]; then [B, L, D].
-        squares = [gradient.reshape(*input_ids.shape, -1).float().square().sum(1).cpu() for gradient in gradients]
-        return list(torch.stack(squares, dim=1))
+        # Some families put out [B * T, D].
+        squares = [gradient.reshape(*input_ids.shape, -1).float().square() for gradient in gradients]
+        scores = torch.stack([square.sum(1).cpu() for square in squares], dim=1)  # [B, L, D]
+        experts = self._routing.split(squares) if self._routing is not None else [None] * len(prompts)
+        nan = float("nan")
+        return [
+            Attribution(scores=own, target=-1, probability=nan, completeness=nan, experts=of_experts)
+            for own, of_experts in zip(scores, experts, strict=True)
+        ]
 
     def _log_probability(self, prompt: Sequence[int], logits: Tensor) -> Tensor:
         """F of one prompt, a scalar, from its logits `[T, V]`."""

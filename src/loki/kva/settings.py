@@ -99,6 +99,7 @@ class AttributionSettings:
             later tokens cannot influence it.
         sensitivity: tokens of the definition `sensitivity`: `sampled`, or `empirical` (the text's).
         seed: seed of the tokens that the definition `sensitivity` draws.
+        per_expert: in a mixture of experts, also the scores of each expert, see `loki.kva.experts`.
 
     Raises:
         LokiError: for a value that is not allowed.
@@ -113,11 +114,15 @@ class AttributionSettings:
     position: int = -1
     sensitivity: Sensitivity = Sensitivity.SAMPLED
     seed: int = 0
+    per_expert: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             object.__setattr__(self, name, choices(getattr(self, name)))
         require_seed(self)
+        if self.per_expert and (self.absolute or self.engine is Engine.CAPTUM):
+            other = "absolute scores" if self.absolute else "Captum's scores"
+            raise LokiError(f"{other} are not split among experts: leave out --per-expert, or the other")
         if self.definition is Definition.SENSITIVITY:
             self._check_nothing_else_is_set()
             return
