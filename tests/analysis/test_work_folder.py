@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,19 @@ def test_batches_come_back_as_they_were(work: WorkFolder) -> None:
         work.delete_batch(3)
         with pytest.raises(LokiError, match=r"00000003\.npz .*damaged"):
             work.read_batch(3)
+
+
+def test_what_stands_where_batches_and_record_were(work: WorkFolder) -> None:
+    with work.hold():
+        work.begin({}, overwrite=False)
+        os.mkfifo(work.path / "batches" / "00000000.npz")
+        with pytest.raises(LokiError, match=r"00000000\.npz"):
+            work.read_batch(0)
+        for name, value in (("batch_size", [None]), ("batch_size", 0), ("memory_budget", "1")):
+            work.record({name: 1})
+            (work.path / "run.json").write_text(json.dumps({name: value}))
+            with pytest.raises(LokiError, match=name):
+                work.begin({}, overwrite=False)
 
 
 def test_a_run_that_was_begun_stays_and_another_does_not(work: WorkFolder) -> None:

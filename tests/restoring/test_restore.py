@@ -96,6 +96,15 @@ def test_the_checkpoint_alone_is_enough(llama_dir: Path, tmp_path: Path) -> None
     assert verify(llama_dir, tmp_path / "restored", POSITIONS).changed_rows == 6
 
 
+def test_a_checkpoint_that_does_not_name_its_base(llama_dir: Path, tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path, llama_dir)
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["base_model_name_or_path"]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    restore_loki_model(checkpoint, tmp_path / "restored")
+    assert verify(llama_dir, tmp_path / "restored", POSITIONS).changed_rows == 6
+
+
 def test_upcast_checkpoints_come_back_in_the_bases_type(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
     checkpoint = trained(tmp_path, base)

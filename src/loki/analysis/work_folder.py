@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from loki.analysis.options import AUTO
 from loki.artefacts.differences import differences
 from loki.artefacts.expert_scores import ExpertScores
 from loki.errors import LokiError
 from loki.files import atomic_file, make_folder, no_empty_folders, write_json
-from loki.inputs import checked, read_json
+from loki.inputs import Strict, checked, read_json, require_file
 from loki.system import lock
 
 
@@ -47,6 +48,13 @@ class BatchResults:
 
 
 _ARRAYS = tuple(field.name for field in fields(BatchResults) if field.name != "experts")
+
+
+class _Chosen(Strict):
+    """What a run has settled by itself, and goes on with."""
+
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    memory_budget: Annotated[int, Field(ge=0)] | None = None
 
 
 class WorkFolder:
@@ -155,6 +163,7 @@ class WorkFolder:
         """
         path = self._batch(number)
         try:
+            require_file(path, "stored batch")  # a pipe would be waited on for ever
             with np.load(path, allow_pickle=False) as arrays:
                 experts = {field.name: arrays[f"experts_{field.name}"] for field in fields(ExpertScores)}
                 experts["experts"] = int(experts["experts"])
@@ -208,7 +217,9 @@ class WorkFolder:
             return {}
         found = read_json(self._run, what="record of the interrupted run")
         advice = f"it is damaged: remove {self.path}, and run the same command again"
-        return dict(checked(dict[str, Any], found, f"record {self._run}", advice=advice))
+        values = dict(checked(dict[str, Any], found, f"record {self._run}", advice=advice))
+        checked(_Chosen, values, f"record {self._run}", advice=advice)
+        return values
 
     def _batch(self, number: int) -> Path:
         return self._batches / f"{number:08d}.npz"

@@ -154,7 +154,7 @@ def as_held(rows: torch.Tensor, experts: int, axis: int) -> torch.Tensor:
 
 def by_expert(stacked: torch.Tensor, experts: int) -> torch.Tensor:
     """`[experts * n, ...]` as `[experts, n, ...]`."""
-    return stacked.reshape(experts, -1, *stacked.shape[1:])
+    return stacked.unflatten(0, (experts, len(stacked) // experts))
 
 
 def _placed(name: str) -> property:

@@ -165,10 +165,11 @@ def _rows_of_base(
 
     None where no directory is at hand that holds them: a base on the hub is not fetched only to count rows.
     """
-    if base is None and not Path(config.base_model_name_or_path or "").is_dir():
+    named = config.base_model_name_or_path
+    if base is None and not (named and Path(named).is_dir()):
         return None
     try:
-        found = base or ModelDirectory(config.base_model_name_or_path, experts=config.experts)
+        found = base or ModelDirectory(named, experts=config.experts)
         stored = found.editable_rows(positions)
         if rows_digest(found.path, stored, positions, dtype=dtype) != config.base_rows_fingerprint:
             return None
