@@ -46,7 +46,6 @@ def test_what_stands_where_batches_and_record_were(work: WorkFolder) -> None:
         with pytest.raises(LokiError, match=r"00000000\.npz"):
             work.read_batch(0)
         for name, value in (("batch_size", [None]), ("batch_size", 0), ("memory_budget", "1")):
-            work.record({name: 1})
             (work.path / "run.json").write_text(json.dumps({name: value}))
             with pytest.raises(LokiError, match=name):
                 work.begin({}, overwrite=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loki import LoKIConfig, restore_loki_model
@@ -138,6 +138,16 @@ def test_a_base_may_be_loaded_in_another_precision(tmp_path: Path, stored: str, 
     model.save_pretrained(tmp_path / "adapter")
     restore_loki_model(tmp_path / "adapter", tmp_path / "out", base_model=base)
     assert verify(base, tmp_path / "out", POSITIONS).changed_rows == 5
+
+
+def test_factors_without_columns_are_refused(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base")
+    save_adapter(base, tmp_path / "adapter", rank=2)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load(file.read_bytes())
+    save_file({name: (own[:, :0] if "loki_A" in name else own).clone() for name, own in tensors.items()}, file)
+    with pytest.raises(LokiError, match=r"\[32, 48\]"):
+        restore_loki_model(tmp_path / "adapter", tmp_path / "out", base_model=base)
 
 
 def test_another_width_is_refused(tmp_path: Path) -> None:
