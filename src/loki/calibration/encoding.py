@@ -8,6 +8,7 @@ from loki.calibration.prompts import PromptEncoder
 from loki.calibration.records import Record
 from loki.calibration.samples import Sample
 from loki.errors import LokiError
+from loki.progress import tracked
 
 
 def encode_records(
@@ -31,7 +32,7 @@ def encode_records(
     """
     encoder = PromptEncoder(tokenizer)
     samples = []
-    for record in records:
+    for record in tracked(list(records), "tokenising the calibration data"):
         try:
             ids = encoder.encode(record.prompt)
             _check_ids(ids, max_positions, vocab_size)

@@ -32,6 +32,7 @@ def data(
     Example:
         loki data MODEL --data train.jsonl
     """
+    from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.data.examples import load_training_data
     from loki.data.preparing import fit_records, training_tokenizer
@@ -47,7 +48,8 @@ def data(
     tokenizer = training_tokenizer(directory, settings.chat_template)
     sources = as_sources(data, split=settings.data_split, subset=settings.data_subset)
     records = load_training_data(sources, chat_template=bool(tokenizer.chat_template))
-    fitted = fit_records(records, directory, tokenizer, max_length, seed=seed)
+    with progress_bar():
+        fitted = fit_records(records, directory, tokenizer, max_length, seed=seed)
     count, coloured = len(fitted.dataset), console.color_system is not None
     for index in [number * count // min(examples, count) for number in range(min(examples, count))]:
         # No rule: it would cut a long path to the width of the terminal.

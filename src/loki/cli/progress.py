@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from loki.cli.output import console, error_console
+from loki.progress import shown_on
 
 _SECONDS_BETWEEN_LINES = 30.0
 _PART_BETWEEN_LINES = 0.05
@@ -35,10 +36,13 @@ def progress_bar() -> Iterator[Progress | None]:
         yield None
         return
     if not error_console.is_interactive:
-        yield ProgressLines(error_console)
+        lines = ProgressLines(error_console)
+        with shown_on(lines):
+            yield lines
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with _Bars(TextColumn("{task.description}"), *columns, console=error_console, transient=True) as bar:
+    bars = _Bars(TextColumn("{task.description}"), *columns, console=error_console, transient=True)
+    with bars as bar, shown_on(bar):
         console.bar = bar
         try:
             yield bar

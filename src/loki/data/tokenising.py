@@ -13,6 +13,7 @@ from loki.data.examples import TrainingRecords
 from loki.data.left_out import LeftOut
 from loki.data.records import Conversation, Text, Tokens
 from loki.errors import LokiError
+from loki.progress import tracked
 
 _BATCH = 512
 _HEADER = 64  # characters that a template may put between a prompt and what the answer says
@@ -90,7 +91,8 @@ def tokenise(records: TrainingRecords, tokenizer: PreTrainedTokenizerBase) -> tu
 def _render(
     records: TrainingRecords, template: ChatTemplate | None, left_out: LeftOut | None, notes: Counter[str]
 ) -> Iterator[_Rendered | Example]:
-    for item, origin, source in zip(records.items, records.origins, records.sources, strict=True):
+    items = tracked(records.items, f"tokenising the {records.what}")
+    for item, origin, source in zip(items, records.origins, records.sources, strict=True):
         if isinstance(item, Tokens):
             yield Example(item.input_ids, list(map(int, item.trained)), origin, source)
         elif isinstance(item, Text):

@@ -154,7 +154,7 @@ def as_held(rows: torch.Tensor, experts: int, axis: int) -> torch.Tensor:
 
 def by_expert(stacked: torch.Tensor, experts: int) -> torch.Tensor:
     """`[experts * n, ...]` as `[experts, n, ...]`."""
-    return stacked.unflatten(0, (experts, len(stacked) // experts))
+    return stacked.reshape(experts, len(stacked) // experts, *stacked.shape[1:])
 
 
 def _placed(name: str) -> property:
