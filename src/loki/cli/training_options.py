@@ -31,6 +31,7 @@ class LeverOptions:
         keep: general text that the model is held to its base on: a .txt or JSONL file, MMLU; or new: the prompts of
             --data.
         keep_weight: with --keep: weight of KL(base || model) in the loss.
+        keep_top_k: with --keep: keep so many of the base's likeliest tokens on disk, and do not ask it at every step.
         max_damage: with --keep: stop, and go back, where KL per token on that text exceeds so many nats.
         replay: general examples to mix in, in any form of training data.
         replay_fraction: with --replay: their share among all examples.
@@ -38,6 +39,7 @@ class LeverOptions:
 
     keep: str | None = None
     keep_weight: float = 1.0
+    keep_top_k: int | None = None
     max_damage: float | None = None
     replay: str | None = None
     replay_fraction: float = 0.01

@@ -9,13 +9,14 @@ import pytest
 import torch
 from peft import get_peft_model
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loki import LoKIConfig, create_loki_model
 from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows, remember_base
 from loki.implanting.splitting import active_parameters
+from loki.implanting.training.base_predictions import base_predictions
 from loki.implanting.training.damage import damage
 from loki.implanting.training.keep import KeepTerm, kl_of_logits
 from loki.implanting.training.levers import Levers
@@ -105,7 +106,7 @@ def test_the_terms_gradient_is_that_of_two_models(llama_dir: Path, loki_dir: Pat
     windows = [[5, 9, 40, 77], [8, 3]]
     term = KeepTerm(windows, weight=0.7, per_step=2)
     ids, counted = term.batch(0, {})
-    term.loss(model, ids, counted, term.base_logits(model, ids)).backward()
+    term.loss(model, ids, counted, term.base(model, 0, ids)).backward()
     found = {name: parameter.grad.clone() for name, parameter in active_parameters(model).items()}
     model.zero_grad()
     base = AutoModelForCausalLM.from_pretrained(llama_dir)
@@ -119,6 +120,70 @@ def test_the_terms_gradient_is_that_of_two_models(llama_dir: Path, loki_dir: Pat
     for name, parameter in active_parameters(model).items():
         assert_close(found[name], parameter.grad)
     assert damage(model, windows) == pytest.approx(float(total.detach() / 6), rel=1e-5)
+
+
+def test_kept_predictions_are_the_bases(loki_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all tokens but one they are the whole divergence; of fewer a part of it, with everything else as one token."""
+    monkeypatch.setenv("LOKI_CACHE", str(tmp_path / "cache"))
+    model = AutoModelForCausalLM.from_pretrained(loki_dir)
+    remember_base(model)
+    windows = [[5, 9, 40, 77], [8, 3], [6, 7, 8]]
+    tokens = model.config.vocab_size
+    whole, few = (base_predictions(model, windows, top, "f00d") for top in (tokens - 1, 8))
+    disturb(model)
+    monkeypatch.setattr("loki.implanting.training.base_predictions.base_rows", None)  # from the disk now
+    assert all(
+        torch.equal(mine, kept)
+        for mine, kept in zip(
+            vars(few).values(), vars(base_predictions(model, windows, 8, "f00d")).values(), strict=True
+        )
+    )
+    with pytest.raises(LokiError, match="cached predictions"):
+        (file,) = [file for file in (tmp_path / "cache/keep").iterdir() if file.stat().st_size < 3000]
+        save_file({name: value[:1].clone() for name, value in vars(few).items()}, file)
+        base_predictions(model, windows, 8, "f00d")
+    exact = KeepTerm(windows, weight=0.7, per_step=2)
+    ids, counted = exact.batch(1, {})
+    base = exact.base(model, 1, ids)
+    assert isinstance(base, torch.Tensor)
+    expected = exact.loss(model, ids, counted, base)
+    expected.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in active_parameters(model).items()}
+    model.zero_grad()
+    cached = KeepTerm(windows, 0.7, 2, whole)
+    found = cached.loss(model, ids, counted, cached.base(model, 1, ids))
+    found.backward()
+    assert_close(found, expected)
+    for name, parameter in active_parameters(model).items():
+        assert_close(parameter.grad, gradients[name])
+    part = KeepTerm(windows, 0.7, 2, few)
+    with torch.no_grad():
+        logits = model(ids).logits[counted]
+        kept, after = few.at(torch.tensor([6, 7, 8, 0, 1, 2, 3])), logits.log_softmax(-1).exp()
+        total = 0.0
+        for row, names, own, rest in zip(
+            after, kept.tokens, kept.log_probabilities.exp(), kept.rest.exp(), strict=True
+        ):
+            chosen = row[names.long()]
+            total += float((own * (own / chosen).log()).sum() + rest * (rest / (1 - chosen.sum())).log())
+        value = float(part.loss(model, ids, counted, part.base(model, 1, ids)))
+    assert value == pytest.approx(0.7 * total / 7, rel=1e-3)
+    assert 0 < value < float(expected)
+
+
+def test_a_training_with_kept_predictions(
+    loki_dir: Path, data: Path, general: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOKI_CACHE", str(tmp_path / "cache"))
+    train(loki_dir, data, tmp_path / "asked", SETTINGS, levers=Levers(keep=str(general), keep_weight=50.0))
+    levers = Levers(keep=str(general), keep_weight=50.0, keep_top_k=300)
+    train(loki_dir, data, tmp_path / "kept", SETTINGS, levers=levers)
+    train(loki_dir, data, tmp_path / "plain", SETTINGS)
+    assert len(list((tmp_path / "cache" / "keep").iterdir())) == 1
+    asked, kept, plain = (weights(tmp_path / name) for name in ("asked", "kept", "plain"))
+    moved = sum(float((asked[name] - plain[name]).norm() ** 2) for name in plain) ** 0.5
+    apart = sum(float((asked[name] - kept[name]).norm() ** 2) for name in plain) ** 0.5
+    assert apart < 0.1 * moved
 
 
 def test_windows_are_taken_in_turn() -> None:
@@ -231,6 +296,21 @@ def test_bad_levers(loki_dir: Path, data: Path, tmp_path: Path) -> None:
             Levers(keep="text.txt", max_damage=budget)
     with pytest.raises(LokiError, match="--keep"):
         Levers(max_damage=0.1)
+    for keep in (None, "new"):
+        with pytest.raises(LokiError, match="--keep-top-k"):
+            Levers(keep=keep, keep_top_k=8)
+    with pytest.raises(LokiError, match="--keep-top-k 0"):
+        Levers(keep="text.txt", keep_top_k=0)
+    (tmp_path / "some.txt").write_text("once upon a time")
+    with pytest.raises(LokiError, match="--keep-top-k 100000 is out of range"):
+        train(
+            loki_dir,
+            data,
+            tmp_path / "x",
+            SETTINGS,
+            levers=Levers(keep=str(tmp_path / "some.txt"), keep_top_k=100_000),
+        )
+    assert not (tmp_path / "x").exists()
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(LokiError, match=r"no text .*2 tokens"):
         train(loki_dir, data, tmp_path / "out", SETTINGS, levers=Levers(keep=str(tmp_path / "empty.txt")))

@@ -2,9 +2,11 @@
 
 The Kullback-Leibler divergence between the model before and after training, per token, is what forgetting is measured
 by; on the new task's prompts it predicts forgetting elsewhere (RL's Razor, arXiv 2509.04259). The base's distribution
-comes from the same weights with the rows' change switched off, so no second model is in memory.
+comes from the same weights with the rows' change switched off, so no second model is in memory; or from the disk, see
+`loki.implanting.training.base_predictions`.
 """
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from trl import SFTTrainer
 
 from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows
+from loki.implanting.training.base_predictions import BasePredictions
 from loki.implanting.training.quantised import put_best_rows
 from loki.inputs import reading
 from loki.models.architectures import text_config
@@ -44,12 +47,19 @@ class KeepTerm:
         windows: token ids of general texts, each of at least two tokens; None takes the prompts of the step's batch.
         weight: factor of the term.
         per_step: windows per step, taken in turn.
+        predictions: of the base on the windows; None asks it at every step.
 
     Raises:
         LokiError: if the weight is negative or there is no window.
     """
 
-    def __init__(self, windows: list[list[int]] | None, weight: float, per_step: int) -> None:
+    def __init__(
+        self,
+        windows: list[list[int]] | None,
+        weight: float,
+        per_step: int,
+        predictions: BasePredictions | None = None,
+    ) -> None:
         if not 0 <= weight < float("inf"):
             raise LokiError(f"--keep-weight {weight} is out of range: it must be 0 or above")
         if windows is not None and not windows:
@@ -57,6 +67,8 @@ class KeepTerm:
         self._windows = windows
         self._weight = weight
         self._per_step = per_step
+        self._predictions = predictions
+        self._starts = [0, *accumulate(map(len, windows or []))]  # of the windows, among the predictions
 
     def batch(self, step: int, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids `[B, T]` of one step, and which of their predictions count.
@@ -71,12 +83,15 @@ class KeepTerm:
             if "attention_mask" in inputs:
                 counted &= inputs["attention_mask"].bool()
             return ids, counted
-        start = step * self._per_step
-        chosen = [self._windows[index % len(self._windows)] for index in range(start, start + self._per_step)]
+        chosen = [self._windows[index] for index in self._chosen(step, len(self._windows))]
         length = max(map(len, chosen))
         ids = torch.tensor([window + [0] * (length - len(window)) for window in chosen])
         counted = torch.arange(length) < torch.tensor([[len(window)] for window in chosen])
         return ids, counted
+
+    def _chosen(self, step: int, windows: int) -> list[int]:
+        start = step * self._per_step
+        return [index % windows for index in range(start, start + self._per_step)]
 
     @property
     def active(self) -> bool:
@@ -84,16 +99,30 @@ class KeepTerm:
         return self._weight > 0
 
     @torch.no_grad()
-    def base_logits(self, model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-        """Logits of the base, `[B, T, V]`. Before the step's own forward pass, see `base_rows`."""
+    def base(self, model: nn.Module, step: int, ids: torch.Tensor) -> torch.Tensor | BasePredictions:
+        """Logits of the base, `[B, T, V]`, or what was kept; before the step's own forward pass, see `base_rows`.
+
+        Args:
+            model: the model that is trained.
+            step: see `batch`.
+            ids: of that batch.
+        """
+        if self._predictions is not None:
+            starts = [self._starts[index : index + 2] for index in self._chosen(step, len(self._starts) - 1)]
+            return self._predictions.at(torch.cat([torch.arange(*bounds) for bounds in starts]))
         with base_rows(model):
             logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
         return logits
 
-    def loss(self, model: nn.Module, ids: torch.Tensor, counted: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, model: nn.Module, ids: torch.Tensor, counted: torch.Tensor, base: torch.Tensor | BasePredictions
+    ) -> torch.Tensor:
         """The weighted term."""
         logits = model(input_ids=ids, use_cache=False).logits
-        return self._weight * kl_of_logits(base, logits, counted.to(logits.device))
+        counted = counted.to(logits.device)
+        if isinstance(base, BasePredictions):
+            return self._weight * base.divergence(logits[counted])
+        return self._weight * kl_of_logits(base, logits, counted)
 
 
 _REMOVE = "it is damaged: remove it, and run the same command again"
@@ -157,7 +186,7 @@ class KeepTrainer(SFTTrainer):  # type: ignore[misc]
         ids, counted = self._keep.batch(number, inputs)
         ids = ids.to(self.args.device)
         with self.compute_loss_context_manager():
-            base = self._keep.base_logits(plain, ids)
+            base = self._keep.base(plain, number, ids)
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         term = self._keep.loss(plain, ids, counted, base)
         if num_items_in_batch is not None:  # else the trainer divides

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from loki.calibration.texts import load_token_ids
 from loki.data.fitting import length_within
 from loki.data.sources import Data, local_paths
-from loki.errors import LokiError, require
+from loki.errors import LokiError, require, require_counts
 from loki.files import sha256_of_file
 from loki.implanting.base_rows import remember_base
+from loki.implanting.training.base_predictions import base_predictions
 from loki.implanting.training.damage import DamageBudget, check_budget
 from loki.implanting.training.keep import NEW, KeepTerm
+from loki.implanting.training.material import Material
 from loki.implanting.training.replay import Replay, check_fraction
 from loki.inputs import require_text_file
 from loki.models.architectures import text_config
@@ -31,6 +32,8 @@ class Levers:
         keep_weight: factor of that term; 0 gives the training without it, to the last bit.
         keep_batch: windows of text per batch.
         keep_length: tokens per window.
+        keep_top_k: likeliest tokens of every position of that text that are kept of the base's predictions on disk (see
+            `loki.implanting.training.base_predictions`); None asks the base at every step, about all tokens.
         max_damage: nats of KL(base || model) per token on the text of `keep` above which training stops, and goes back
             to where it was below; 0 trains nothing. None sets no limit.
         damage_every: optimiser steps between two looks at the damage.
@@ -46,6 +49,7 @@ class Levers:
     keep_weight: float = 1.0
     keep_batch: int = 4
     keep_length: int = 128
+    keep_top_k: int | None = None
     max_damage: float | None = None
     damage_every: int = 10
     damage_windows: int = 16
@@ -57,6 +61,10 @@ class Levers:
             require(self, name, getattr(self, name) > 0, "above 0")
         KeepTerm(None, self.keep_weight, self.keep_batch)  # checks the weight
         check_fraction(self.replay_fraction)
+        if self.keep_top_k is not None:
+            require_counts(self, "keep_top_k")
+            if self.keep in (None, NEW):
+                raise LokiError("--keep-top-k is about general text: give it as --keep DATA, or leave it out")
         if self.max_damage is not None:
             check_budget(self.max_damage)
             if self.keep in (None, NEW):
@@ -87,15 +95,20 @@ class Levers:
         found: dict[str, Any] = {}
         if self.keeps:
             found |= values
+            if self.keep_top_k is None:  # as in records of earlier releases
+                del found["keep_top_k"]
             found["keep"] = _digest(Path(str(self.keep))) if Path(str(self.keep)).is_file() else self.keep
         if replay:
             found |= {**replayed, "replay": replay.general.digest}
         return found
 
-    def prepare(
-        self, model: nn.Module, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, console: Console
-    ) -> "PreparedLevers":
+    def prepare(self, model: PreTrainedModel, material: Material, console: Console) -> "PreparedLevers":
         """Read the text, and remember the base's rows; before the rows are trained or a checkpoint is loaded.
+
+        Args:
+            model: to be trained.
+            material: what it is trained with.
+            console: where the damage is said.
 
         Raises:
             LokiError: if the text cannot be read, or FSDP is on.
@@ -103,20 +116,22 @@ class Levers:
         if not self.keeps:
             return PreparedLevers(None, None)
         remember_base(model)
-        windows = None
+        config, windows, predictions = material.config, None, None
         if self.keep != NEW:
             windows = load_token_ids(
                 str(self.keep),
-                tokenizer,
+                material.tokenizer,
                 max_length=length_within(config, self.keep_length),
                 vocab_size=text_config(config).vocab_size,
             )
+        if windows is not None and self.keep_top_k is not None and self.keep_weight > 0:
+            predictions = base_predictions(model, windows, self.keep_top_k, material.directory.fingerprint)
         budget = None
         if self.max_damage is not None:
             assert windows is not None
             spread = windows[:: max(1, len(windows) // self.damage_windows)][: self.damage_windows]
             budget = DamageBudget(spread, self.max_damage, self.damage_every, console)
-        return PreparedLevers(KeepTerm(windows, self.keep_weight, self.keep_batch), budget)
+        return PreparedLevers(KeepTerm(windows, self.keep_weight, self.keep_batch, predictions), budget)
 
 
 def _digest(text: Path) -> str:

@@ -190,7 +190,7 @@ class TRL:
         # No checkpoint holds tied weights twice; the trainer would take them for lost where it resumes.
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_tied(model)}
         levers = ranks.on_all(
-            lambda: self.levers.prepare(model, material.config, material.tokenizer, console)  # while it is the base
+            lambda: self.levers.prepare(model, material, console)  # while it is the base
         )
         examples = material.examples.dataset
         if self._replay:
