@@ -73,8 +73,7 @@ class Outcome:
 
     def _at_work(self) -> bool:
         """Whether it said twice or more how far it had come: much data takes long, and a hang shows no progress."""
-        done = [int(count) for count in re.findall(r"\b(\d+) of \d+ \(\d+%\), .* left", self.err)]
-        return len(done) >= 2 and done[-1] > done[0] >= 0
+        return len(set(re.findall(r"^.* \d+ of \d+ \(\d+%\), .* left$", self.err, re.MULTILINE))) >= 2
 
     def _line_problem(self) -> str:
         lines = self.err.splitlines()
