@@ -58,7 +58,7 @@ def test_places_that_are_no_file(tmp_path: Path) -> None:
         "pointer": "Git LFS pointer",
         ".": "is a directory",
         "x" * 300: "File name too long",
-        "null\0": "null byte",
+        "null\0": "embedded null",
     }
     for name, reason in reasons.items():
         with pytest.raises(LokiError, match=reason):

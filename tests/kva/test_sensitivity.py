@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from loki.errors import LokiError
 from loki.kva import AttributionSettings, make_attributor
+from loki.kva.attributor import Attribution
 from loki.kva.prompts import PromptError
 from loki.kva.sensitivity import SensitivityAttributor, seed_of_prompt
 from loki.kva.settings import DEFAULT_STEPS
@@ -75,13 +76,13 @@ def test_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     free = sensitivities(model, PROMPTS)
     sizes: list[int] = []
-    scores = SensitivityAttributor._scores
+    attribute_part = SensitivityAttributor._attribute_part
 
-    def counted(self: SensitivityAttributor, prompts: list[list[int]]) -> list[torch.Tensor]:
+    def counted(self: SensitivityAttributor, prompts: list[list[int]]) -> list[Attribution]:
         sizes.append(len(prompts))
-        return scores(self, prompts)
+        return attribute_part(self, prompts)
 
-    monkeypatch.setattr(SensitivityAttributor, "_scores", counted)
+    monkeypatch.setattr(SensitivityAttributor, "_attribute_part", counted)
     for found, expected in zip(sensitivities(model, PROMPTS, budget=250_000), free, strict=True):
         assert_close(found, expected)
     assert sum(sizes) == len(PROMPTS) and len(sizes) > 1
