@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loki.analysis.moments import blocks_of, few_tokens_advice, measure_moments
@@ -14,6 +15,7 @@ from loki.artefacts.moments import FORMAT, VERSION, Moments
 from loki.errors import LokiError
 from loki.models.experts import down_projections
 from loki.models.loading import load_model
+from tests.tiny_models import save_tiny_model
 from tests.tolerances import assert_close
 
 TEXTS = [[5, 9, 17], [8] * 11, [30, 31, 200, 7, 7, 1, 90], [4, 3], list(range(40, 60))]
@@ -51,6 +53,42 @@ def test_second_moments(llama_dir: Path, tmp_path: Path, batch_size: int) -> Non
         assert_close(moments.second_moment(layer)[0].double(), expected, torch.float32)
         assert torch.equal(moments.mean_square(layer), moments.second_moment(layer)[0].diagonal())
         assert torch.equal(moments.second_moment(layer)[0], moments.second_moment(layer)[0].T)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2", "glm4"])
+def test_where_the_output_is_normalised_a_token_weighs_less_the_larger_it_is(family: str, tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", family)
+    origin = measure_moments(base, write_texts(tmp_path / "texts.jsonl"), tmp_path / "m", MomentsSettings(**FLOAT32))
+    assert origin.weighted and Moments(tmp_path / "m").origin == origin
+    model = load_model(base, dtype="float32")
+    projections = list(down_projections(model).values())
+    sums = [torch.zeros(one.in_features, one.in_features, dtype=torch.float64) for one in projections]
+
+    def add(total: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        for h, z in zip(inputs[0].double(), outputs[0].double(), strict=True):
+            total += torch.outer(h, h) / z.square().mean()
+
+    for total, projection in zip(sums, projections, strict=True):
+        projection.register_forward_hook(lambda _, given, out, total=total: add(total, given[0], out))
+    with torch.no_grad():
+        for ids in TEXTS:
+            model(torch.tensor([ids]))
+    for layer, total in enumerate(sums):
+        expected = total / origin.tokens
+        assert_close(Moments(tmp_path / "m").second_moment(layer)[0].double(), expected, torch.float32)
+
+
+def test_moments_of_an_earlier_release_are_read(llama_dir: Path, tmp_path: Path) -> None:
+    data = write_texts(tmp_path / "texts.jsonl")
+    origin = measure_moments(llama_dir, data, tmp_path / "m", MomentsSettings(**FLOAT32))
+    assert not origin.weighted
+    with safe_open(tmp_path / "m", framework="pt") as file:
+        header = file.metadata()
+    said = json.loads(header["origin"])
+    del said["weighted"]
+    tensors = {name: tensor.clone() for name, tensor in load_file(tmp_path / "m").items()}
+    save_file(tensors, tmp_path / "old", metadata={**header, "origin": json.dumps(said)})
+    assert Moments(tmp_path / "old").origin == origin
 
 
 def test_blocks(llama_dir: Path, tmp_path: Path) -> None:

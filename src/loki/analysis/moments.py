@@ -22,11 +22,12 @@ from loki.artefacts.moments import Moments, MomentsOrigin, write_moments
 from loki.calibration.texts import load_token_ids
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
-from loki.models.architectures import text_config
+from loki.models.architectures import output_norm, text_config
 from loki.models.experts import Experts, linear_rows
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.ranks import pick_device
 
+_LEAST_SQUARE = 1e-12  # of an output that weighs a token
 _TOKENS_PER_INPUT = 8  # below it, more tokens still lower the damage much
 
 
@@ -40,6 +41,11 @@ def measure_moments(
     progress: Progress | None = None,
 ) -> MomentsOrigin:
     """Measure the second moment of every `down_proj`'s input on calibration text, and write it to a file.
+
+    Where a model normalises the MLP's output z before it is added to the residual stream (Gemma, OLMo 2), what a change
+    of the rows does is divided by the size of z, so a token's inputs are weighed by 1 / mean(z^2). Without that, the
+    few tokens with very large activations decide which directions are used; on Gemma 3 270M training did seven times
+    the damage (`benchmarks/README.md`).
 
     The sums of an interrupted measurement stand in `<output>.partial`; the same call again continues from them, to the
     same last bit.
@@ -85,6 +91,7 @@ def measure_moments(
         tokens=sum(map(len, texts)),
         dtype=str(loaded.dtype).removeprefix("torch."),
         loki_version=version("loki-llm"),
+        weighted=any(output_norm(loaded, rows.layer_name) for rows in linear_rows(loaded, source.experts)),
     )
     sums = _Sums(loaded, settings.block_size, source.experts)
     partial = output.with_name(f"{output.name}.partial")
@@ -130,12 +137,53 @@ def blocks_of(width: int, block_size: int) -> int:
     return next(count for count in range(1, width + 1) if width % count == 0 and width // count <= block_size)
 
 
+class _Layer:
+    """One layer during a forward pass: hooks that add what its projection is given to the layer's sum.
+
+    Args:
+        mask: `[B, T]`; which tokens count.
+        total: the sum.
+    """
+
+    def __init__(self, mask: torch.Tensor, total: torch.Tensor) -> None:
+        self._mask, self._total = mask, total
+        self._seen: torch.Tensor | None = None
+
+    def see(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Remember the projection's inputs until the block's output is known."""
+        self._seen = self._counted(inputs[0])
+
+    def add(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Add the projection's inputs."""
+        self._add(self._counted(inputs[0]))
+
+    def add_weighted(self, _: nn.Module, outputs: tuple[Any, ...]) -> None:
+        """Add the inputs that were seen, each divided by the size of what goes into the normalisation."""
+        if self._seen is not None:  # else the layer has called it for something else
+            squares = self._counted(outputs[0]).square().mean(-1, keepdim=True)
+            self._add(self._seen / squares.clamp_min(_LEAST_SQUARE).sqrt().to(self._seen.device))
+        self._seen = None
+
+    def _counted(self, tensor: torch.Tensor) -> torch.Tensor:
+        # Shared experts see all tokens of all texts in one dimension.
+        return tensor.detach().reshape(*self._mask.shape, -1)[self._mask.to(tensor.device)].to(torch.float32)
+
+    def _add(self, rows: torch.Tensor) -> None:
+        blocks = rows.view(len(rows), len(self._total), -1).transpose(0, 1)
+        self._total.baddbmm_(blocks.transpose(1, 2), blocks)
+
+
 class _Sums:
-    """Sums of `h h^T` over tokens, `[blocks, n, n]` per layer, in float32 beside the layer; a 0 in one without rows."""
+    """Sums of `h h^T` over tokens, `[blocks, n, n]` per layer, in float32 beside the layer; a 0 in one without rows.
+
+    Where the MLP's output z is normalised, of `h h^T / mean(z^2)`.
+    """
 
     def __init__(self, model: PreTrainedModel, block_size: int, experts: str | None) -> None:
         self._model = model
-        self._projections = [rows.projection for rows in linear_rows(model, experts)]
+        found = linear_rows(model, experts)
+        self._projections = [rows.projection for rows in found]
+        self._norms = [output_norm(model, rows.layer_name) for rows in found]
         self.totals = []
         for projection in self._projections:
             if not isinstance(projection, nn.Linear):
@@ -159,18 +207,13 @@ class _Sums:
     @contextmanager
     def _watching(self, mask: torch.Tensor) -> Iterator[None]:
         handles = []
-        for projection, total in zip(self._projections, self.totals, strict=True):
-
-            def accumulate(_: nn.Module, inputs: tuple[Any, ...], total: torch.Tensor = total) -> None:
-                # Shared experts see all tokens of all texts in one dimension.
-                inputs_by_token = inputs[0].detach().reshape(*mask.shape, -1)
-                rows = inputs_by_token[mask.to(inputs[0].device)].to(torch.float32)
-                blocks = rows.view(len(rows), len(total), -1).transpose(0, 1)
-                total.baddbmm_(blocks.transpose(1, 2), blocks)
-
+        for projection, norm, total in zip(self._projections, self._norms, self.totals, strict=True):
             if projection is None:
                 continue
-            handles.append(projection.register_forward_pre_hook(accumulate))
+            layer = _Layer(mask, total)
+            handles.append(projection.register_forward_pre_hook(layer.see if norm is not None else layer.add))
+            if norm is not None:
+                handles.append(norm.register_forward_pre_hook(layer.add_weighted))
         try:
             yield
         finally:

@@ -4,11 +4,14 @@ A safetensors file with two tensors per layer: `second_moment.3` `[blocks, n, n]
 each block of `n` neighbouring inputs, and `mean_square.3` `[blocks * n]`, its diagonal. Where the input is no wider
 than a block there is one block, the whole second moment. What lies between two blocks is not kept: the whole matrix of
 a 14,336 wide input takes 822 MB per layer, its seven blocks take 117 MB.
+
+Where the model normalises the MLP's output z, a token counts as `h h^T / mean(z^2)`: see
+`loki.analysis.moments.measure_moments`.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ class MomentsOrigin:
         tokens: number of tokens that the means are over.
         dtype: type the model computed in; the sums are float32.
         loki_version: of this package.
+        weighted: whether tokens are weighed by 1 / mean(z^2), with z the MLP's output, as the model normalises that.
     """
 
     model: str
@@ -52,6 +56,7 @@ class MomentsOrigin:
     tokens: int
     dtype: str
     loki_version: str
+    weighted: bool = False
 
 
 class Moments:
@@ -128,11 +133,11 @@ class Moments:
 
 def _checked_origin(value: Any, where: str) -> MomentsOrigin:
     found = checked(TypeAdapter(dict[str, Any]), value, where, advice=_ADVICE)
-    names = [field.name for field in fields(MomentsOrigin)]
-    if absent := [name for name in names if name not in found]:
+    own = fields(MomentsOrigin)
+    if absent := [field.name for field in own if field.default is MISSING and field.name not in found]:
         raise LokiError(f"{where} does not say its {absent[0]}: {_ADVICE}")
     check_fields(MomentsOrigin, found, where, advice=_ADVICE)
-    return MomentsOrigin(**{name: found[name] for name in names})
+    return MomentsOrigin(**{field.name: found[field.name] for field in own if field.name in found})
 
 
 def write_moments(

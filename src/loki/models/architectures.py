@@ -27,6 +27,9 @@ LOKI_FAMILIES: dict[str, str] = {
 LOKI_MODEL_TYPE_PREFIX = "loki_"
 
 _MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe")
+# What normalises the MLP's output, where a family does: Gemma 2 to 4, OLMo 2 and 3, EXAONE 4; GLM-4. Gemma 4 has one of
+# its own for the MLP beside experts.
+_OUTPUT_NORM_NAMES = ("post_feedforward_layernorm_1", "post_feedforward_layernorm", "post_mlp_layernorm")
 _SHARED_NAMES = ("shared_expert", "shared_experts", "shared_mlp")
 # Classes of experts that do not say it themselves (`is_transposed`).
 _TRANSPOSED_EXPERTS = {"Llama4TextExperts": True}
@@ -96,6 +99,17 @@ def mlp_outputs(model: PreTrainedModel) -> list[MLPOutput]:
         _mlp_output(layer, f"{stack_name}.{index}", config.hidden_size, model.config.model_type)
         for index, layer in enumerate(layers)
     ]
+
+
+def output_norm(model: nn.Module, layer_name: str) -> nn.Module | None:
+    """The module that normalises the MLP's output before a layer adds it to the residual stream, if there is one.
+
+    Args:
+        model: that the layer is in.
+        layer_name: its qualified name.
+    """
+    children = dict(model.get_submodule(layer_name).named_children())
+    return next((children[name] for name in _OUTPUT_NORM_NAMES if name in children), None)
 
 
 def fused_axis(experts: nn.Module, hidden_size: int) -> int | None:
