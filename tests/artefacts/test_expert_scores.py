@@ -120,5 +120,7 @@ def test_not_a_number(tmp_path: Path) -> None:
     dense = dense_experts()
     dense[4, 2, np.flatnonzero(dense[4, 2].any(axis=1))[0], 3] = np.nan
     path = write(tmp_path / "scores.h5", dense, 9)
-    with ScoresReader(path) as reader, pytest.raises(LokiError, match="sample q:4, layer 2"):
+    with ScoresReader(path) as reader, pytest.raises(LokiError, match="sample q:4, layer 2, expert"):
         reader.expert_scores(0, 9)
+    with pytest.raises(LokiError, match="computed: sample q:4, layer 2, expert"):
+        as_parts(dense).check_finite(make_records(9).sample_ids, origin="computed")

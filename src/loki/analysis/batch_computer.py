@@ -116,14 +116,16 @@ class BatchComputer:
         samples = [self._job.samples[index] for index in indices]
         attributions = _attribute(self._engine(self._job.settings.engine), samples)
         scores = torch.stack([attribution.scores for attribution in attributions]).numpy()
-        check_finite(scores, [sample.id for sample in samples], origin="computed")
+        ids, experts = [sample.id for sample in samples], _expert_scores(attributions)
+        check_finite(scores, ids, origin="computed")
+        experts.check_finite(ids, origin="computed")
         return BatchResults(
             indices=np.array(indices, dtype=np.int64),
             scores=scores,
             targets=np.array([attribution.target for attribution in attributions], dtype=np.int64),
             probabilities=np.array([attribution.probability for attribution in attributions]),
             completeness=np.array([attribution.completeness for attribution in attributions]),
-            experts=_expert_scores(attributions),
+            experts=experts,
         )
 
     def _has_samples_to_check(self, number: int) -> bool:

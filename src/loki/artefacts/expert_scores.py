@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from loki.errors import LokiError
 
 NAME = "expert_scores"
+_MOST_EXPERTS = 2**14  # of a layer; today's models have up to 512
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,20 @@ class ExpertScores:
             if places
             else np.empty((0, layers[0][2].shape[1]), np.float32),
         )
+
+    def check_finite(self, ids: Sequence[str], *, origin: str) -> None:
+        """Check the scores of the samples `ids`.
+
+        Raises:
+            LokiError: if one is NaN or infinite; the text names sample, layer and expert.
+        """
+        wrong = np.flatnonzero(~np.isfinite(self.scores).all(axis=-1))
+        if wrong.size:
+            sample, layer, expert = self.places[wrong[0]].tolist()
+            raise LokiError(
+                f"{origin}: sample {ids[sample]}, layer {layer}, expert {expert}: a score is NaN or infinite: "
+                "analyse that sample again, in float32 if it was half precision"
+            )
 
     @classmethod
     def joined(cls, parts: Sequence[Self], sizes: Sequence[int], order: NDArray[np.intp]) -> Self:
@@ -102,6 +117,3 @@ def expert_scores_dataset(file: h5py.File, shape: tuple[int, int, int]) -> h5py.
             "expert: it is damaged: analyse again, or copy it again"
         )
     return found
-
-
-_MOST_EXPERTS = 2**14  # of a layer; today's models have up to 512

@@ -239,9 +239,9 @@ class ScoresReader:
         for sample in range(start, stop):
             with self._reading():
                 found.append({layer: self._experts[sample, layer] for layer in range(self.layers)})
-            whole = np.stack([own.sum(axis=0) for own in found[-1].values()])
-            check_finite(whole[None], self.records.sample_ids[sample : sample + 1], origin=f"scores file {self.path}")
-        return ExpertScores.of(found)
+        experts = ExpertScores.of(found)
+        experts.check_finite(self.records.sample_ids[start:stop], origin=f"scores file {self.path}")
+        return experts
 
     def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """All scores in order, as pairs of the first sample's index and `[n, L, D]`; memory does not grow with N.

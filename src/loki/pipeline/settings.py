@@ -23,13 +23,12 @@ from loki.data.preparing import prepare_training_data
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, one_line
-from loki.files import sha256_of_file
 from loki.implanting.create import check_implantable
 from loki.implanting.directions import check_protect
 from loki.implanting.llamafactory.train import LlamaFactorySettings
 from loki.implanting.training.backends import check_backend
-from loki.implanting.training.levers import Levers
-from loki.inputs import check_fields, require_text_file
+from loki.implanting.training.levers import Levers, digest_of_input
+from loki.inputs import check_fields
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions
 from loki.models.experts import Experts
@@ -141,10 +140,7 @@ class RunSettings:
             seed=self.analysis.seed,
         )
         digests = {"data": examples.digest, "eval_data": held_out.digest if held_out else None}
-        for path in self.levers.inputs:
-            if path.is_file():
-                require_text_file(path, "data")
-        levers = {str(path): sha256_of_file(path) for path in self.levers.inputs if path.is_file()}
+        levers = {str(path): digest_of_input(path) for path in self.levers.inputs if path.is_file()}
         found = {**asdict(self), **digests, "calibration": calibration.digest, "kept_and_replayed": levers}
         del found["llamafactory"]["python"]  # where it is installed changes nothing
         if self.experts is None:  # as in records of earlier releases

@@ -97,7 +97,7 @@ class Levers:
             found |= values
             if self.keep_top_k is None:  # as in records of earlier releases
                 del found["keep_top_k"]
-            found["keep"] = _digest(Path(str(self.keep))) if Path(str(self.keep)).is_file() else self.keep
+            found["keep"] = digest_of_input(Path(str(self.keep))) if Path(str(self.keep)).is_file() else self.keep
         if replay:
             found |= {**replayed, "replay": replay.general.digest}
         return found
@@ -134,9 +134,14 @@ class Levers:
         return PreparedLevers(KeepTerm(windows, self.keep_weight, self.keep_batch, predictions), budget)
 
 
-def _digest(text: Path) -> str:
-    require_text_file(text, "text to keep")
-    return sha256_of_file(text)
+def digest_of_input(file: Path) -> str:
+    """SHA-256 of a file of text to keep or of examples to replay.
+
+    Raises:
+        LokiError: if it is too large to be read, which would be found out after it was hashed.
+    """
+    require_text_file(file, "data")
+    return sha256_of_file(file)
 
 
 @dataclass(frozen=True)
