@@ -5,20 +5,13 @@ from contextlib import contextmanager
 
 from peft import PeftModel
 from torch import nn
-from transformers.integrations import is_fsdp_enabled
 
 from loki.errors import LokiError
 from loki.implanting.splitting import loki_linears
 
 
 def remember_base(model: nn.Module) -> None:
-    """Keep a copy of the rows of a LoKI model, before they are trained. For an adapter there is nothing to do.
-
-    Raises:
-        LokiError: under FSDP, which spreads them over the processes.
-    """
-    if is_fsdp_enabled():
-        raise LokiError("--keep and --max-damage need the base's rows in every process: not under FSDP")
+    """Keep a copy of the rows of a LoKI model, before they are trained. For an adapter there is nothing to do."""
     for linear in loki_linears(model).values():
         linear.remember_base()
 

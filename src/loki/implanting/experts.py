@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations import is_fsdp_enabled
 
 from loki.errors import LokiError
-from loki.implanting.sharding import ACTIVE
+from loki.implanting.sharding import ACTIVE, under_fsdp
 from loki.implanting.switching import SwitchableRows
 from loki.models.experts import FusedExperts
 
@@ -122,7 +121,7 @@ def split_experts(experts: FusedExperts, rows: list[int]) -> None:
     Raises:
         LokiError: under FSDP, which spreads the parameters over the processes.
     """
-    if is_fsdp_enabled():
+    if under_fsdp():
         raise LokiError("--experts all does not work under FSDP: use several processes without it, or --experts shared")
     module: Any = experts.module
     module.requires_grad_(False)

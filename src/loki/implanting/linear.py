@@ -22,7 +22,7 @@ class LoKILinear(SwitchableRows):
     and a write into it lost, and under `torch.compile`, the active outputs are computed apart instead.
 
     A state dict holds an ordinary Linear's `weight` and `bias`, and one of an ordinary Linear is loaded. Where FSDP
-    shards the weight, it holds the active rows as well, and `merge_active_rows` puts them into the weight.
+    shards the weight, it holds the active rows as well, and `merge_into` puts them into the weight.
 
     Args:
         original_linear: the Linear to take over; its weight is used, not copied.
@@ -55,6 +55,11 @@ class LoKILinear(SwitchableRows):
         self.active_weight = nn.Parameter(self.weight.detach()[self.rows])
         self.active_bias = None if self.bias is None else nn.Parameter(self.bias.detach()[self.rows])
 
+    @property
+    def rows_apart(self) -> bool:
+        """Whether a state dict holds the active rows beside the weight, see `merge_into`."""
+        return rows_are_kept_apart(self.weight)
+
     def active_rows(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The active rows `[k, in_features]` and their entries of the bias `[k]` as they are now, for autograd."""
         return self.active_weight, self.active_bias
@@ -73,6 +78,8 @@ class LoKILinear(SwitchableRows):
         if in_place:
             output: torch.Tensor = _RowLinear.apply(x, weight, bias, active_weight, active_bias, self.rows)
             return output
+        if self._shows_weight:
+            return functional.linear(x, weight, bias)
         active = functional.linear(
             x, active_weight.to(x.dtype), None if active_bias is None else active_bias.to(x.dtype)
         )
@@ -88,6 +95,22 @@ class LoKILinear(SwitchableRows):
         if self.bias is None or active_bias is None:
             return None if self.bias is None else self.bias.detach()
         return _with_rows(self.bias, self.rows, active_bias)
+
+    def merge_into(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Turn this layer's entries in a state dict that keeps the active rows apart into an ordinary Linear's.
+
+        Args:
+            state_dict: with whole tensors; it is changed.
+            prefix: of the layer's entries, `model.layers.3.mlp.down_proj.`.
+        """
+        for name in ("weight", "bias"):
+            active = state_dict.pop(prefix + ACTIVE + name, None)
+            if active is not None:
+                self._put_rows(state_dict, prefix + name, active)
+
+    def _put_rows(self, state_dict: dict[str, Any], name: str, active: torch.Tensor) -> None:
+        full = state_dict[name]
+        state_dict[name] = _with_rows(full, self.rows.to(full.device), active.to(full.device))
 
     def split(self) -> None:
         """Take the active rows anew from the weight, after it was written from outside."""
@@ -115,7 +138,7 @@ class LoKILinear(SwitchableRows):
             self.bias.data.index_copy_(0, self.rows, active_bias.data.to(self.bias.dtype))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if rows_are_kept_apart(self.weight):
+        if self.rows_apart:
             super()._save_to_state_dict(destination, prefix, keep_vars)
             return
         destination[prefix + "weight"] = self.merged_weight()
@@ -130,21 +153,6 @@ class LoKILinear(SwitchableRows):
                 active = full_tensor(loaded)[self.rows.to(loaded.device)]
                 state_dict[prefix + ACTIVE + name] = shard_like(active, getattr(self, ACTIVE + name))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def merge_active_rows(state_dict: dict[str, Any], prefix: str, rows: torch.Tensor) -> None:
-    """Turn the entries of a `LoKILinear` that keeps its active rows apart into those of an ordinary Linear, in place.
-
-    Args:
-        state_dict: with whole tensors.
-        prefix: of the layer's entries, `model.layers.3.mlp.down_proj.`.
-        rows: indices of the active rows.
-    """
-    for name in ("weight", "bias"):
-        active = state_dict.pop(prefix + ACTIVE + name, None)
-        if active is not None:
-            full = state_dict[prefix + name]
-            state_dict[prefix + name] = _with_rows(full, rows.to(full.device), active)
 
 
 class _RowLinear(torch.autograd.Function):

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.implanting.directions import find_directions, write_directions
-from loki.implanting.linear import LoKILinear, merge_active_rows
+from loki.implanting.linear import LoKILinear
 from loki.implanting.protected import directions_of, protect_rows
 from loki.implanting.sharding import full_state_dict, refuse_zero_3, rows_are_kept_apart
 from loki.implanting.splitting import loki_linears, split_rows
@@ -152,10 +152,13 @@ class LoKIModelMixin(_WrittenRemoteModule):
             return None
         if state_dict is None and any(rows_are_kept_apart(linear.weight) for linear in linears.values()):
             state_dict = full_state_dict(model)
+        elif state_dict is None and any(getattr(linear, "rows_apart", False) for linear in linears.values()):
+            state_dict = model.state_dict()
         if state_dict:  # of a sharded model, only the main process has it
             state_dict = dict(state_dict)
             for name, linear in linears.items():
-                merge_active_rows(state_dict, f"{name}.", linear.rows)
+                if isinstance(linear, LoKILinear):  # rows of all experts are refused under FSDP
+                    linear.merge_into(state_dict, f"{name}.")
         result = super().save_pretrained(  # type: ignore[misc]
             save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
         )

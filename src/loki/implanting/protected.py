@@ -5,11 +5,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations import is_fsdp_enabled
 
 from loki.errors import LokiError
 from loki.implanting.directions import Directions, digest
 from loki.implanting.linear import LoKILinear
+from loki.implanting.sharding import full_tensor, under_deepspeed, under_fsdp
 from loki.implanting.splitting import check_trainable, loki_linears
 from loki.models.experts import layer_rows
 
@@ -28,14 +28,15 @@ class ProtectedLinear(LoKILinear):
 
     Attributes:
         active_coefficients: `C` `[k, blocks * r]`, trainable, in at least float32.
-        base_rows: `W_S` `[k, in_features]`, in the type of the weight.
+        base_rows: `W_S` `[k, in_features]`, in the type of the weight; None under FSDP, where they stand in the
+            weight, as nothing is written into it.
         directions: `U`. No buffer, so that no trainer casts it.
 
     Raises:
         LokiError: if the directions are for another number of inputs.
     """
 
-    base_rows: torch.Tensor
+    base_rows: torch.Tensor | None
 
     def __init__(self, linear: LoKILinear, directions: torch.Tensor) -> None:
         if directions.shape[0] * directions.shape[1] != linear.in_features:
@@ -49,16 +50,26 @@ class ProtectedLinear(LoKILinear):
             original.bias = cast(nn.Parameter, linear.bias)
         super().__init__(original, linear.rows.tolist())
         del self.active_weight, self.active_bias
-        self.directions = directions.detach().to(self.weight.device)
-        self.register_buffer("base_rows", self.weight.detach()[self.rows].clone(), persistent=False)
+        # Not on the meta device, see `LoKILinear`.
+        self.directions = directions.detach().to("cpu" if self.weight.is_meta else self.weight.device)
+        base_rows = None if under_fsdp() else self.weight.detach()[self.rows].clone()
+        self.register_buffer("base_rows", base_rows, persistent=False)
         blocks, _, count = self.directions.shape
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         zeros = torch.zeros(len(self.rows), blocks * count, dtype=dtype, device=self.weight.device)
         self.active_coefficients = nn.Parameter(zeros)
 
+    @property
+    def rows_apart(self) -> bool:
+        """Also under DeepSpeed, which loads `C` by itself: on rows that have it already, it would count twice."""
+        return super().rows_apart or under_deepspeed()
+
     def active_rows(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`W_S + C U^T` `[k, in_features]` in at least float32, for autograd; and no bias."""
-        coefficients = self.active_coefficients
+        base = self.weight.detach()[self.rows] if self.base_rows is None else self.base_rows
+        return self._moved(base, self.active_coefficients), None
+
+    def _moved(self, base: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         if self.directions.device != coefficients.device:
             self.directions = self.directions.to(coefficients.device)
         with torch.autocast(coefficients.device.type, enabled=False):
@@ -66,12 +77,21 @@ class ProtectedLinear(LoKILinear):
             directions = self.directions.to(dtype)
             by_block = coefficients.to(dtype).view(len(self.rows), len(directions), -1).transpose(0, 1)
             change = (by_block @ directions.transpose(1, 2)).transpose(0, 1).reshape(len(self.rows), self.in_features)
-            return self.base_rows.to(dtype) + change, None
+            return base.to(dtype) + change
+
+    def merge_into(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """As of a LoKILinear."""
+        coefficients = state_dict.pop(f"{prefix}active_coefficients", None)
+        if coefficients is not None:
+            full: torch.Tensor = state_dict[f"{prefix}weight"]
+            base = full[self.rows.to(full.device)]
+            self._put_rows(state_dict, f"{prefix}weight", self._moved(base, coefficients.to(full.device)))
 
     def split(self) -> None:
         """Start anew from what stands in the weight."""
         with torch.no_grad():
-            self.base_rows.copy_(self.weight[self.rows])
+            if self.base_rows is not None:
+                self.base_rows.copy_(self.weight[self.rows])
             self.active_coefficients.zero_()
 
     def extra_repr(self) -> str:
@@ -79,12 +99,14 @@ class ProtectedLinear(LoKILinear):
         return f"{super().extra_repr()}, directions={self.active_coefficients.shape[1]}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Start anew from an ordinary weight; as a base that changed nothing yet."""
-        loaded = state_dict.get(prefix + "weight")
-        if loaded is not None:
-            state_dict[prefix + "active_coefficients"] = torch.zeros_like(self.active_coefficients)
+        """Start anew from an ordinary weight, as a base that changed nothing yet; or go on with coefficients."""
+        loaded, coefficients = state_dict.get(prefix + "weight"), prefix + "active_coefficients"
+        # On the meta device, accelerate keeps the buffers elsewhere and puts them back.
+        if loaded is not None and self.base_rows is not None and not self.base_rows.is_meta:
             with torch.no_grad():
-                self.base_rows.copy_(loaded[self.rows.to(loaded.device)])
+                self.base_rows.copy_(full_tensor(loaded)[self.rows.to(loaded.device)])
+        if loaded is not None and coefficients not in state_dict:
+            state_dict[coefficients] = torch.zeros_like(self.active_coefficients)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
 
@@ -96,10 +118,8 @@ def protect_rows(model: PreTrainedModel, directions: Directions) -> None:
         directions: of every layer that has active rows.
 
     Raises:
-        LokiError: if a layer has no directions or they do not fit it, or FSDP is on.
+        LokiError: if a layer has no directions or they do not fit it.
     """
-    if is_fsdp_enabled():
-        raise LokiError("--protect does not work under FSDP: use several processes without it, or DeepSpeed ZeRO-2")
     linears = loki_linears(model)
     for layer, output in enumerate(layer_rows(model)):
         if (linear := linears.get(str(output.projection_name))) is None:

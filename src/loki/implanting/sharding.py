@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -35,6 +36,24 @@ def shard_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
         return tensor
     # Without a source rank nothing is sent.
     return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def under_fsdp() -> bool:
+    """Whether the launcher, or a trainer's arguments, have FSDP on.
+
+    Transformers' own `is_fsdp_enabled` says so only where rank 0 loads the weights for all.
+    """
+    return _launched_with("FSDP")
+
+
+def under_deepspeed() -> bool:
+    """Whether they have DeepSpeed on."""
+    return _launched_with("DEEPSPEED")
+
+
+def _launched_with(name: str) -> bool:
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return joined and parse_flag_from_env(f"ACCELERATE_USE_{name}")
 
 
 def rows_are_kept_apart(weight: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from loki.errors import LokiError
+from loki.implanting.sharding import under_fsdp
 
 
 class SwitchableRows(nn.Module):
@@ -17,13 +18,21 @@ class SwitchableRows(nn.Module):
 
     _base: tuple[torch.Tensor, torch.Tensor | None] | None = None
     _shown: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    _base_is_weight = False
+    _shows_weight = False
 
     def active_rows(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The active rows and their entries of the bias as they are now, for autograd."""
         raise NotImplementedError
 
     def remember_base(self) -> None:
-        """Keep a copy of the active rows as they are now, for `show_base`."""
+        """Keep a copy of the active rows as they are now, for `show_base`.
+
+        Under FSDP nothing needs to be kept: nothing is written into the weight, which stays the base's.
+        """
+        if under_fsdp():
+            self._base_is_weight = True
+            return
         weight, bias = self.active_rows()
         self._base = (
             weight.detach().to(self.weight.dtype, copy=True),
@@ -38,6 +47,9 @@ class SwitchableRows(nn.Module):
         Raises:
             LokiError: if none were remembered.
         """
+        if self._base_is_weight:
+            self._shows_weight = shown
+            return
         if shown and self._base is None:
             raise LokiError("the base's rows were not remembered: call remember_base before training")
         self._shown = self._base if shown else None

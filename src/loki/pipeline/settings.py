@@ -126,7 +126,7 @@ class RunSettings:
         strategy.rows(self.quota, len(base.layers_with_rows), text.hidden_size)
         check_held_out(self.training, self.eval_data)
         check_reporter(self.training)
-        check_backend(self.backend, self.levers, self.llamafactory)
+        check_backend(self.backend, self.llamafactory)
         length, part = self.training.max_length, self.data_settings
         examples = prepare_training_data(self.data, base, length, part)
         held_out = prepare_training_data(self.eval_data, base, length, part, held_out=True) if self.eval_data else None

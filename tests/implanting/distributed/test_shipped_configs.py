@@ -17,6 +17,7 @@ from loki.implanting.training.output import RECORD
 from loki.restoring.verify import verify
 from tests.implanting.distributed.work import POSITIONS, ROOT, ZERO_2, environment
 from tests.implanting.llamafactory.files import write_chats
+from tests.implanting.test_protected_model import some_moments
 from tests.programs import run_python
 from tests.tiny_models import save_tiny_model
 from tests.tolerances import assert_close
@@ -44,9 +45,12 @@ def words(model: Path, output: Path, *, batch_size: int) -> list[str]:
     return [*map(str, ("train", model, "--data", data, "--output", output, *options))]
 
 
-def launch(config: Path, model: Path, output: Path, *changes: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    config: Path, model: Path, output: Path, *changes: str, levers: tuple[object, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     launcher = ["accelerate.commands.launch", "--config_file", str(config), *changes]
     command = [*launcher, "-m", "tests.implanting.distributed.observed_loki", *words(model, output, batch_size=2)]
+    command += map(str, levers)
     return subprocess.run(
         [sys.executable, "-m", *command],
         capture_output=True,
@@ -89,6 +93,34 @@ def test_training(way: str, sharding: str | None, held: str, base: Path, loki_mo
     assert finished.stdout.count("Trained 4 steps") == 1, "the main process alone says so"
     assert re.search(held, finished.stdout), finished.stdout
     check_trained(base, loki_model, tmp_path / "out", sharding)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loading", ["true", "false"])
+def test_levers_under_fsdp(loading: str, base: Path, tmp_path: Path) -> None:
+    """As in processes that hold the whole model."""
+    write_positions(tmp_path / "positions.json", POSITIONS)
+    model = create_loki_model(
+        model_name=base,
+        target_pos_path=tmp_path / "positions.json",
+        save_dir=tmp_path / "protected",
+        moments=some_moments(tmp_path / "moments.safetensors", base),
+        protect=0.5,
+    )
+    (tmp_path / "general.txt").write_text("Most of what is known is better kept than lost. " * 40)
+    levers = ("--keep", tmp_path / "general.txt", "--keep-weight", 50, "--max-damage", 0.1)
+    changes = {"ddp": (), "fsdp2": ("--fsdp_cpu_ram_efficient_loading", loading)}
+    tensors = []
+    for way, change in changes.items():
+        finished = launch(FOLDER / f"accelerate_{way}.yaml", model, tmp_path / way, *change, levers=levers)
+        assert finished.returncode == 0, finished.stderr[-4000:]
+        tensors.append(load_file(tmp_path / way / "model.safetensors"))
+    before = load_file(base / "model.safetensors")
+    for name, tensor in tensors[0].items():
+        assert_close(tensors[1][name] - before[name], tensor - before[name])
+    restored = restore_loki_model(tmp_path / "fsdp2", tmp_path / "restored")
+    report = verify(base, restored, POSITIONS)
+    assert (report.differences, report.changed_rows) == ([], 5)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from loki import create_loki_model, restore_loki_model
 from loki.artefacts.positions import write_positions
 from loki.restoring.verify import verify
 from tests.implanting.distributed.work import POSITIONS, Work, do
+from tests.implanting.test_protected_model import some_moments
 from tests.tiny_models import save_tiny_model
 from tests.tolerances import assert_close
 
@@ -59,6 +60,30 @@ def adapter_trained_alone(models: tuple[str, str], tmp_path_factory: pytest.Temp
     return output / "final"
 
 
+@pytest.fixture(scope="module")
+def protected_model(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A LoKI model whose rows change along half of the input directions."""
+    base, folder = Path(models[0]), tmp_path_factory.mktemp("protected")
+    write_positions(folder / "positions.json", POSITIONS)
+    moments = some_moments(folder / "moments.safetensors", base)
+    made = create_loki_model(
+        model_name=base,
+        target_pos_path=folder / "positions.json",
+        save_dir=folder / "loki",
+        moments=moments,
+        protect=0.5,
+    )
+    return str(made)
+
+
+@pytest.fixture(scope="module")
+def protected_trained_alone(protected_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process trains of it."""
+    output = tmp_path_factory.mktemp("protected-alone") / "out"
+    do(Work(protected_model, str(output), guarded=True))
+    return output / "final"
+
+
 def check_facts(facts: list[dict[str, Any]], way: str) -> None:
     """Two processes took part, and really shared the work in this way."""
     assert len(facts) == 2
@@ -88,6 +113,34 @@ def test_a_model_directory(how: dict[str, Any], models: tuple[str, str], trained
         restored = restore_loki_model(tmp_path / "out" / source, tmp_path / f"restored-{source}", base_model=base)
         report = verify(base, restored, POSITIONS)
         assert (report.differences, report.changed_rows) == ([], 5)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_rows_along_directions(
+    how: dict[str, Any], models: tuple[str, str], protected_model: str, protected_trained_alone: Path, tmp_path: Path
+) -> None:
+    base = Path(models[0])
+    facts = do(Work(protected_model, str(tmp_path / "out"), guarded=True, **how))
+    check_facts(facts, how["way"])
+    assert all("active_coefficients" in name for noted in facts for name in noted["trainable"])
+    before, alone = (load_file(folder / "model.safetensors") for folder in (base, protected_trained_alone))
+    for folder in ("final", "checkpoint-4"):
+        tensors = load_file(tmp_path / "out" / folder / "model.safetensors")
+        assert tensors.keys() == alone.keys()
+        for layer, rows in enumerate(POSITIONS):
+            name = f"model.layers.{layer}.mlp.down_proj.weight"
+            if rows:
+                expected = alone[name][rows] - before[name][rows]
+                assert expected.norm() > 0.01
+                assert_close(tensors[name][rows] - before[name][rows], expected)
+    restored = restore_loki_model(tmp_path / "out" / "checkpoint-2", tmp_path / "restored", base_model=base)
+    report = verify(base, restored, POSITIONS)
+    assert (report.differences, report.changed_rows) == ([], 5)
+    checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    do(Work(protected_model, str(tmp_path / "resumed"), guarded=True, resume=checkpoint, **how))
+    parts, whole = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("resumed", "out"))
+    for name, tensor in whole.items():
+        assert_close(parts[name], tensor)
 
 
 @pytest.mark.parametrize("how", WAYS)

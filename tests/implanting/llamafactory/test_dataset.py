@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 
 from loki.data.examples import load_training_data
-from loki.data.fitting import TrainingData, fit_to_model
+from loki.data.fitting import fit_to_model
 from loki.errors import LokiError
 from loki.implanting.llamafactory.dataset import write_dataset, write_tokenised
 from tests.implanting.llamafactory.files import turn, write_records
@@ -26,9 +26,9 @@ def convert(folder: Path, *records: Any) -> tuple[list[Any], dict[str, Any]]:
     return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()], entry
 
 
-def examples(folder: Path, *records: Any) -> TrainingData:
+def examples(folder: Path, *records: Any) -> Dataset:
     path = write_records(folder / "data.jsonl", *records)
-    return fit_to_model(load_training_data(path, chat_template=True), tiny_tokenizer(), 100)
+    return fit_to_model(load_training_data(path, chat_template=True), tiny_tokenizer(), 100).dataset
 
 
 @pytest.mark.parametrize("held_out", [True, False])
@@ -38,7 +38,7 @@ def test_tokens_are_those_of_trl(tmp_path: Path, held_out: bool) -> None:
     saved = load_from_disk(str(tmp_path / "tokens"))
     assert set(saved) == {"train", "validation"} if held_out else {"train"}
     for split in saved.values():
-        for row, expected in zip(split, data.dataset, strict=True):
+        for row, expected in zip(split, data, strict=True):
             assert row["input_ids"] == expected["input_ids"]
             assert row["attention_mask"] == [1] * len(row["input_ids"])
             trained = [label != -100 for label in row["labels"]]
@@ -50,7 +50,7 @@ def test_packed_examples_hold_every_token(tmp_path: Path) -> None:
     data = examples(tmp_path, *[{"prompt": "a" * size, "completion": "b"} for size in range(1, 20)])
     write_tokenised(data, None, tmp_path / "tokens", packed_to=40)
     rows = load_from_disk(str(tmp_path / "tokens"))["train"]
-    assert len(rows) < len(data.dataset)
+    assert len(rows) < len(data)
     assert max(len(row["input_ids"]) for row in rows) <= 40
     for column, value in (("input_ids", 1), ("labels", 1)):  # every example ends with its trained end
         assert sum(row[column].count(value) for row in rows) == 19

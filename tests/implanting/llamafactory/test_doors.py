@@ -135,6 +135,29 @@ def test_llamafactory_cli_on_a_loki_model(
     check_restored(loki, base, tmp_path / "out", positions)
 
 
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
+def test_levers(environment: Path, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("Most of what is known is better kept than lost. " * 40)
+    keep = ("--keep", tmp_path / "general.txt")
+    (tmp_path / "replay.txt").write_text("What was read before is read again.")
+    mixed = ("--replay", tmp_path / "replay.txt", "--replay-fraction", 0.02)
+    said, damage = {}, {}
+    for name, levers in {
+        "plain": (),
+        "kept": (*keep, "--keep-weight", 100, "--keep-top-k", 30, *mixed),
+        "none": (*keep, "--keep-weight", 0, "--max-damage", 0),
+    }.items():
+        words = train_words(environment, base, data, tmp_path / name, "--positions", positions, *levers)
+        said[name] = loki(*words).stdout
+        damage[name] = float(re.search(r"general text: KL ([\d.e-]+)", said[name])[1])  # type: ignore[index]
+    assert 0 < damage["kept"] < 0.5 * damage["plain"]
+    assert "1 general examples are mixed in" in said["kept"]
+    assert damage["none"] == 0
+    assert "is above the budget 0: stopped, with the rows of step 0 (0)" in said["none"]
+    trained, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "none", base))
+    assert all(torch.equal(trained[name], tensor) for name, tensor in before.items())
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_llamafactory_cli_with_a_loki_adapter(
     environment: Path, run: Run, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path, rank: int | None

@@ -1,5 +1,6 @@
 """`loki train --backend llamafactory` around LlamaFactory itself, which a function stands in for."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from datasets import load_from_disk
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from loki import create_loki_model, restore_loki_model
@@ -16,10 +18,12 @@ from loki.artefacts.training_settings import Rate, TrainingSettings, published_l
 from loki.errors import LokiError
 from loki.implanting.llamafactory import train as training
 from loki.implanting.llamafactory.train import LlamaFactorySettings, train_with_llamafactory
+from loki.implanting.training.lever_plan import LeverPlan
+from loki.implanting.training.levers import Levers
 from loki.implanting.training.rows import ROWS_FILE
-from loki.models.loading import load_config
+from loki.models.loading import load_config, load_tokenizer
 from loki.restoring.verify import verify
-from tests.implanting.llamafactory.files import POSITIONS, write_chats
+from tests.implanting.llamafactory.files import POSITIONS, write_chats, write_records
 
 SETTINGS = TrainingSettings(max_steps=4, learning_rate=Rate.PUBLISHED)
 PROJECTION = "model.layers.2.mlp.down_proj.weight"
@@ -83,6 +87,57 @@ def test_run_directory(llama_dir: Path, positions: Path, data: Path, tmp_path: P
         "validation": 32,
     }
     assert load_config(written["model_name_or_path"]).target_pos == POSITIONS
+
+
+def test_levers_are_described_to_the_other_process(
+    llama_dir: Path,
+    positions: Path,
+    data: Path,
+    tmp_path: Path,
+    commands: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "general.txt").write_text("Most of what is known is better kept than lost. " * 12)
+    write_records(tmp_path / "replay.jsonl", *({"text": f"{number} and nothing"} for number in range(4)))
+    levers = Levers(
+        keep=str(tmp_path / "general.txt"),
+        keep_weight=0.5,
+        max_damage=0.02,
+        replay=str(tmp_path / "replay.jsonl"),
+        replay_fraction=0.1,
+    )
+    output, said, finish = tmp_path / "out", Console(record=True, file=io.StringIO(), width=200), training.launch
+
+    def launch(words: list[str], run: Any, *rest: Any, **options: Any) -> None:
+        finish(words, run, *rest, **options)
+        run.outcome.write_text(json.dumps({"said": "damage 0.03 is above the budget\n", "nothing_trained": True}))
+
+    monkeypatch.setattr(training, "launch", launch)
+    result = train_with_llamafactory(
+        llama_dir, data, output, SETTINGS, positions=positions, levers=levers, console=said
+    )
+    assert result.changed_rows == 0
+    assert "4 general examples are mixed in" in (text := said.export_text())
+    assert "damage 0.03 is above the budget" in text
+    plan = LeverPlan(**json.loads((output / "llamafactory/levers.json").read_text()))
+    assert (plan.weight, plan.max_damage, plan.top) == (0.5, 0.02, None)
+    text = "".join(load_tokenizer(llama_dir).decode(window) for window in plan.windows or [])
+    assert text.count("better kept than lost") == 12
+    assert len(load_from_disk(str(output / "llamafactory/tokenised"))["train"]) == 32 + 4
+    # Without levers nothing of an earlier run is left to be read.
+    train_with_llamafactory(llama_dir, data, output, SETTINGS, positions=positions, overwrite=True)
+    assert not (output / "llamafactory/levers.json").exists()
+
+
+def test_what_the_template_of_llamafactory_makes_is_not_mixed_with(
+    llama_dir: Path, positions: Path, data: Path, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    own = LlamaFactorySettings(template="llama3")
+    with pytest.raises(LokiError, match=r"--replay .*leave out --template"):
+        train_with_llamafactory(
+            llama_dir, data, tmp_path / "out", SETTINGS, own, positions=positions, levers=Levers(replay=str(data))
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_records_are_left_to_a_template_of_llamafactory(

@@ -252,6 +252,6 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             module._parameters["down_proj"] = torch.nn.Parameter(held.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(LokiError, match="float8"):
         get_peft_model(quantised, LoKIConfig(positions=POSITIONS, experts="all"))
-    monkeypatch.setattr(adapted_experts, "is_fsdp_enabled", lambda: True)
+    monkeypatch.setattr(adapted_experts, "under_fsdp", lambda: True)
     with pytest.raises(LokiError, match="FSDP"):
         adapted("qwen3_moe")

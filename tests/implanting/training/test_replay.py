@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.torch import load_file
 
 from loki.data.fitting import TrainingData
@@ -16,6 +17,8 @@ from loki.implanting.training.levers import Levers
 from loki.implanting.training.replay import Replay
 from loki.implanting.training.trainer import train
 from tests.implanting.training.test_trainer import SETTINGS
+
+QUIET = Console(quiet=True)
 
 
 @pytest.fixture
@@ -37,19 +40,19 @@ def _replay(general: int, fraction: float, seed: int = 0) -> Replay:
 @given(st.integers(1, 60), st.floats(0.01, 0.5), st.integers(0, 5))
 def test_their_share_is_the_fraction(examples: int, fraction: float, seed: int) -> None:
     replay, new = _replay(60, fraction, seed), _examples(examples, 0)
-    mixed = [ids[0] for ids in replay.mixed(new)["input_ids"]]
+    mixed = [ids[0] for ids in replay.mixed(new, QUIET)["input_ids"]]
     assert mixed[:examples] == list(range(examples))
     drawn = mixed[examples:]
     assert len(set(drawn)) == len(drawn) == replay.added(examples)
     assert all(1000 <= token < 1060 for token in drawn)
     # As near to the fraction as whole examples come.
     assert abs(len(drawn) - fraction * len(mixed)) <= 0.5 or len(drawn) == 1
-    assert [ids[0] for ids in replay.mixed(new)["input_ids"]] == mixed
+    assert [ids[0] for ids in replay.mixed(new, QUIET)["input_ids"]] == mixed
 
 
 def test_too_few_are_not_repeated() -> None:
     with pytest.raises(LokiError, match=r"--replay has 3 examples.* 0\.5 of 10 .*needs 10"):
-        _replay(3, 0.5).mixed(_examples(10, 0))
+        _replay(3, 0.5).mixed(_examples(10, 0), QUIET)
 
 
 def test_it_is_training_on_both_files_to_the_last_bit(

@@ -8,7 +8,6 @@ from datasets import Dataset, DatasetDict, are_progress_bars_disabled, disable_p
 from trl import pack_dataset
 
 from loki.data.examples import TrainingRecords
-from loki.data.fitting import TrainingData
 from loki.data.messages import ASSISTANT, Message, parsed_arguments
 from loki.data.records import Conversation, Tokens
 from loki.errors import LokiError
@@ -31,18 +30,18 @@ _TAGS = {
 _ROLES = {"developer": "system", "function": "tool", "observation": "tool", "ipython": "tool"}
 
 
-def write_tokenised(train: TrainingData, held_out: TrainingData | None, path: Path, *, packed_to: int | None) -> None:
+def write_tokenised(train: Dataset, held_out: Dataset | None, path: Path, *, packed_to: int | None) -> None:
     """Write examples as LlamaFactory's `tokenized_path` takes them: the very tokens that TRL would see.
 
     Args:
-        train: what to train on.
+        train: what to train on; columns `input_ids` and `completion_mask`, see `loki.data.fitting.TrainingData`.
         held_out: what to compute the held-out loss on, if anything.
         path: directory to write; replaced if it exists.
         packed_to: put several examples into one sequence of at most so many tokens; None leaves them apart.
     """
-    splits = DatasetDict({"train": _labelled(train.dataset, packed_to)})
+    splits = DatasetDict({"train": _labelled(train, packed_to)})
     if held_out:
-        splits["validation"] = _labelled(held_out.dataset, None)
+        splits["validation"] = _labelled(held_out, None)
     with atomic_directory(path, overwrite=True) as temporary:
         shown = not are_progress_bars_disabled()
         disable_progress_bars()

@@ -51,6 +51,16 @@ class RunDirectory:
         """Tokenised examples, as `datasets` saves them."""
         return self.path / "tokenised"
 
+    @property
+    def levers(self) -> Path:
+        """What is added to its loss, and its budget of damage, as a `LeverPlan`; there where there is any."""
+        return self.path / "levers.json"
+
+    @property
+    def outcome(self) -> Path:
+        """What became of the budget, see `loki.implanting.llamafactory.levers`."""
+        return self.path / "outcome.json"
+
     def data(self, name: str) -> Path:
         """The JSONL file of an entry in `dataset_info.json`."""
         return self.path / f"{name}.jsonl"

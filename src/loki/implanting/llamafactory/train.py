@@ -1,6 +1,7 @@
 """Training a LoKI model with LlamaFactory: `loki train --backend llamafactory`."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from loki.artefacts.training_settings import TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError
+from loki.files import write_json
 from loki.implanting.create import create_loki_model
 from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2, configuration
 from loki.implanting.llamafactory.dataset import NO_TEMPLATE, write_dataset, write_tokenised
@@ -20,8 +22,11 @@ from loki.implanting.llamafactory.launch import command, launch
 from loki.implanting.llamafactory.run_directory import NAME, RunDirectory
 from loki.implanting.splitting import loki_linears
 from loki.implanting.training.job import Prepared, run_job
+from loki.implanting.training.lever_plan import LeverPlan
+from loki.implanting.training.levers import Levers
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import TrainingResult
+from loki.implanting.training.replay import Replay
 from loki.implanting.training.rows import NOTHING_CHANGED
 from loki.implanting.training.study import Job
 from loki.models.checkpoint import Checkpoint
@@ -66,6 +71,7 @@ def train_with_llamafactory(
     positions: Path | None = None,
     eval_data: Data | None = None,
     data_settings: DataSettings | None = None,
+    levers: Levers | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
     console: Console | None = None,
@@ -86,6 +92,7 @@ def train_with_llamafactory(
         positions: positions file, for an ordinary model.
         eval_data: held-out data in the same form; its loss is computed whenever a checkpoint is saved.
         data_settings: which part of the data, and how conversations are rendered; None takes the defaults.
+        levers: what keeps damage low; None uses nothing of it.
         overwrite: start anew where `output` holds something.
         trust_remote_code: run Python code that the model brings along.
         console: where to say what is trained (default: nowhere).
@@ -96,7 +103,7 @@ def train_with_llamafactory(
     """
     settings, data_settings = settings or TrainingSettings(), data_settings or DataSettings()
     job = Job(model, data, output, settings, positions, eval_data, data_settings, trust_remote_code)
-    backend = LlamaFactory(llamafactory or LlamaFactorySettings(), progress)
+    backend = LlamaFactory(llamafactory or LlamaFactorySettings(), progress, levers or Levers())
     return run_job(backend, job, overwrite=overwrite, console=console, progress=progress)
 
 
@@ -107,10 +114,12 @@ class LlamaFactory:
     Attributes:
         own: what only it has.
         progress: where to show how far it has come.
+        levers: what keeps damage low.
     """
 
     own: LlamaFactorySettings
     progress: Progress | None = None
+    levers: Levers = field(default_factory=Levers)
     name: str = field(default="llamafactory", init=False)
     by: str = field(default=" by LlamaFactory", init=False)
 
@@ -119,6 +128,8 @@ class LlamaFactory:
         self.processes = self.own.processes or max(1, torch.cuda.device_count())
         # DeepSpeed wants torchrun for one process too, and so does LlamaFactory where it sees several GPUs.
         self._torchrun = self.own.deepspeed or max(self.own.processes or 1, torch.cuda.device_count()) > 1
+        self._replay: Replay | None = None
+        self._levers: LeverPlan
 
     @property
     def foreign_template(self) -> bool:
@@ -132,8 +143,8 @@ class LlamaFactory:
 
     @property
     def inputs(self) -> list[Path]:
-        """Nothing beside the job's."""
-        return []
+        """What the levers read."""
+        return self.levers.inputs
 
     @property
     def rows_kept_beside(self) -> bool:
@@ -142,17 +153,25 @@ class LlamaFactory:
 
     def record(self) -> dict[str, Any]:
         """What decides the result beside the job's settings."""
-        return {"template": self.own.template, "deepspeed": self.own.deepspeed, "processes": self.processes}
+        own = {"template": self.own.template, "deepspeed": self.own.deepspeed, "processes": self.processes}
+        return own | self.levers.record(self._replay)
 
     def check(self, job: Job, material: Material) -> None:
-        """Refuse quantised weights, which LlamaFactory trains adapters on alone.
+        """Read what the levers read, and refuse what LlamaFactory cannot train.
 
         Raises:
-            LokiError: if they are asked for.
+            LokiError: for quantised weights, on which it trains adapters alone; examples to mix into those that its own
+                template makes; or data of the levers that cannot be used.
         """
-        del material
         if job.settings.bits:
             raise LokiError(f"--load-in-{job.settings.bits}bit needs --backend trl")
+        if self.levers.replay and self.foreign_template:
+            raise LokiError(
+                "--replay mixes in examples of the tokenizer's own chat template: leave out --template, or mix by "
+                "weight: --data new.jsonl:0.99 --data general.jsonl:0.01"
+            )
+        self._levers = self.levers.plan(material)
+        self._replay = self.levers.read_replay(material, seed=job.settings.seed)
 
     def train(self, job: Job, prepared: Prepared, console: Console) -> int:
         """Write what LlamaFactory reads, start it, and follow it to its end."""
@@ -160,24 +179,37 @@ class LlamaFactory:
         loki_model = _loki_model(
             prepared.material.directory, job.positions, run, resume=prepared.resume_from is not None
         )
-        self._describe(job, prepared, run, loki_model)
+        self._describe(job, prepared, run, loki_model, console)
         console.print(f"Its log: {run.log}", soft_wrap=True)
         words = command(self._python, run.configuration, processes=self.processes if self._torchrun else None)
         launch(words, run, job.output, progress=self.progress)
+        outcome = json.loads(run.outcome.read_text(encoding="utf-8")) if self._levers.keeps else {}
+        if said := outcome.get("said", "").strip():
+            console.print(said, soft_wrap=True, markup=False)
         copy_side_files(loki_model, job.output)  # it saves the tokenizer anew, and nothing else of the base's
         positions = filter(None, prepared.material.config.target_pos)
         rows = dict(zip(loki_linears(prepared.material.skeleton), positions, strict=True))
+        if outcome.get("nothing_trained"):
+            return 0
         return _changed_rows(Checkpoint(loki_model), Checkpoint(job.output), rows)
 
-    def _describe(self, job: Job, prepared: Prepared, run: RunDirectory, loki_model: Path) -> None:
-        """Write the data and the configuration."""
+    def _describe(self, job: Job, prepared: Prepared, run: RunDirectory, loki_model: Path, console: Console) -> None:
+        """Write the data, the levers and the configuration."""
         material = prepared.material
         entries: dict[str, dict[str, Any]] = {}
         if self.foreign_template:
             entries = {name: write_dataset(part, run.data(name)) for name, part in material.records.items()}
         else:
             packed_to = material.max_length if job.settings.packing else None
-            write_tokenised(material.examples, material.held_out, run.tokenised, packed_to=packed_to)
+            examples = material.examples.dataset
+            if self._replay:
+                examples = self._replay.mixed(examples, console)
+            held_out = material.held_out.dataset if material.held_out else None
+            write_tokenised(examples, held_out, run.tokenised, packed_to=packed_to)
+        run.outcome.unlink(missing_ok=True)
+        run.levers.unlink(missing_ok=True)
+        if self._levers.keeps:
+            write_json(run.levers, asdict(self._levers), indent=None)
         cuda, dtype = torch.cuda.is_available(), material.config.dtype
         run.write(
             configuration(

@@ -13,6 +13,7 @@ import yaml
 from llamafactory.train.tuner import run_exp
 
 from loki.errors import LokiError, one_line, out_of_memory
+from loki.implanting.llamafactory.levers import add_levers
 from loki.implanting.llamafactory.patch import patch_llamafactory
 from loki.implanting.llamafactory.run_directory import RunDirectory
 from loki.implanting.training.output import memory_advice
@@ -26,6 +27,7 @@ def main(configuration: Path) -> int:
     """
     try:
         patch_llamafactory()
+        add_levers(RunDirectory(configuration.parent))
         run_exp(yaml.safe_load(configuration.read_text(encoding="utf-8")))
     except Exception as error:
         traceback.print_exc()

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch.func import functional_call
-from transformers.integrations import is_fsdp_enabled
 
 from loki.errors import LokiError
 from loki.implanting.experts import as_held, by_expert
 from loki.implanting.peft.layer import InputDirections, RowAdapter, added
+from loki.implanting.sharding import under_fsdp
 from loki.models.experts import FusedExperts
 
 _WEIGHT = "down_proj"
@@ -57,7 +57,7 @@ class ExpertsAdapter(RowAdapter):
         Raises:
             LokiError: under FSDP, which spreads the parameters over the processes.
         """
-        if is_fsdp_enabled():
+        if under_fsdp():
             raise LokiError("--experts all does not work under FSDP: use several processes without it, or shared")
         super().update_layer(adapter_name, rows, rank, directions, inference_mode=inference_mode)
 

@@ -17,27 +17,19 @@ from loki.implanting.training.study import Job
 from loki.implanting.training.trainer import TRL
 
 
-def check_backend(backend: BackendName, levers: Levers, llamafactory: LlamaFactorySettings) -> None:
+def check_backend(backend: BackendName, llamafactory: LlamaFactorySettings) -> None:
     """Refuse what a back end cannot do, or has no use for.
 
     Args:
         backend: who is to train.
-        levers: what keeps damage low.
         llamafactory: what only LlamaFactory has.
 
     Raises:
-        LokiError: if the levers need another back end, LlamaFactory's settings are given to TRL, or LlamaFactory is to
-            train and is not installed.
+        LokiError: if LlamaFactory's settings are given to TRL, or LlamaFactory is to train and is not installed.
     """
     if backend is BackendName.TRL:
         if llamafactory.template or llamafactory.processes or llamafactory.deepspeed:
             raise LokiError("--template, --processes and --deepspeed need --backend llamafactory")
-    elif levers.keep is not None or levers.max_damage is not None:
-        raise LokiError("--keep and --max-damage change the loss of a step, which LlamaFactory computes: use TRL")
-    elif levers.replay is not None:
-        raise LokiError(
-            "--replay needs --backend trl; or mix by weight: --data new.jsonl:0.99 --data general.jsonl:0.01"
-        )
     else:
         find_interpreter(llamafactory.python, deepspeed=llamafactory.deepspeed)
 
@@ -58,7 +50,7 @@ def train_by(
     Args:
         backend: who trains.
         job: what and how.
-        levers: what keeps damage low; of TRL only.
+        levers: what keeps damage low.
         llamafactory: what only LlamaFactory has.
         callbacks: further Transformers callbacks; of TRL only.
         overwrite: start anew where the output holds something.
@@ -68,9 +60,9 @@ def train_by(
     Raises:
         LokiError: for bad input of any kind, and what `check_backend` refuses.
     """
-    check_backend(backend, levers, llamafactory)
+    check_backend(backend, llamafactory)
     if backend is BackendName.LLAMAFACTORY:
         return run_job(
-            LlamaFactory(llamafactory, progress), job, overwrite=overwrite, console=console, progress=progress
+            LlamaFactory(llamafactory, progress, levers), job, overwrite=overwrite, console=console, progress=progress
         )
     return run_job(TRL(callbacks, progress, levers), job, overwrite=overwrite, console=console, progress=progress)

@@ -7,20 +7,14 @@ comes from the same weights with the rows' change switched off, so no second mod
 """
 
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from trl import SFTTrainer
 
 from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows
 from loki.implanting.training.base_predictions import BasePredictions
-from loki.implanting.training.quantised import put_best_rows
-from loki.inputs import reading
-from loki.models.architectures import text_config
 
 NEW = "new"
 
@@ -125,70 +119,43 @@ class KeepTerm:
         return self._weight * kl_of_logits(base, logits, counted)
 
 
-_REMOVE = "it is damaged: remove it, and run the same command again"
-# What TRL sets in the configuration of a model with experts, which would be saved with it.
-_ROUTING = ("output_router_logits", "router_aux_loss_coef")
+class AddsKeepTerm:
+    """A Hugging Face trainer with a `KeepTerm` in every training step: a base class to name before the trainer's own.
 
+    Without a term, or with weight 0, the trainer's own steps to the last bit.
 
-class KeepTrainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer with a `KeepTerm` in every training step; without one, or with weight 0, TRL's own to the last bit.
-
-    Args:
-        *args: as for `SFTTrainer`.
-        keep: the term; None adds nothing.
-        **options: as for `SFTTrainer`.
+    Attributes:
+        keep_term: what is added; None adds nothing.
     """
 
-    def __init__(self, *args: Any, keep: KeepTerm | None = None, **options: Any) -> None:
-        model: PreTrainedModel = options["model"]
-        config = text_config(model.config)
-        routing = {name: getattr(config, name) for name in _ROUTING if hasattr(config, name)}
-        super().__init__(*args, **options)
-        for name, value in routing.items():
-            setattr(config, name, value)
-        self._keep = keep if keep is not None and keep.active else None
-        self._batches = -1  # taken before
-
-    def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Write none: TRL's says "a fine-tuned version of None", see `loki.artefacts.model_card`."""
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Quantised weights stay as they are; `SelectedRows` puts the checkpoint's rows."""
-        if getattr(self.model, "unquantised", None) is None:
-            with reading("checkpoint", resume_from_checkpoint, advice=_REMOVE):
-                super()._load_from_checkpoint(resume_from_checkpoint, model=model)
-
-    def _load_best_model(self) -> None:
-        if getattr(self.model, "unquantised", None) is None:
-            super()._load_best_model()
-        else:
-            put_best_rows(self.model, Path(self.state.best_model_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with reading("checkpoint", str(checkpoint), advice=_REMOVE):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading("checkpoint", str(checkpoint), advice=_REMOVE):
-            super()._load_rng_state(checkpoint)
+    keep_term: KeepTerm | None = None
+    _batches = -1  # taken before
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self: Any,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """As TRL's, plus the term."""
-        if self._keep is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """As the trainer's, plus the term."""
+
+        def own() -> Any:
+            return super(AddsKeepTerm, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+
+        if self.keep_term is None or not self.keep_term.active or not model.training:
+            return own()
         # A resumed training goes on in the texts where it stopped.
         done = self.state.global_step * self.args.gradient_accumulation_steps
         self._batches = max(self._batches + 1, done)
         plain = self.accelerator.unwrap_model(model)
         number = self._batches * self.accelerator.num_processes + self.accelerator.process_index
-        ids, counted = self._keep.batch(number, inputs)
+        ids, counted = self.keep_term.batch(number, inputs)
         ids = ids.to(self.args.device)
         with self.compute_loss_context_manager():
-            base = self._keep.base(plain, number, ids)
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        term = self._keep.loss(plain, ids, counted, base)
+            base = self.keep_term.base(plain, number, ids)
+        found = own()
+        term = self.keep_term.loss(plain, ids, counted, base)
         if num_items_in_batch is not None:  # else the trainer divides
             term = term / self.args.gradient_accumulation_steps
         if return_outputs:

@@ -4,20 +4,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from transformers import PreTrainedModel, TrainerCallback
-
 from loki.calibration.texts import load_token_ids
 from loki.data.fitting import length_within
 from loki.data.sources import Data, local_paths
 from loki.errors import LokiError, require, require_counts
 from loki.files import sha256_of_file
-from loki.implanting.base_rows import remember_base
-from loki.implanting.training.base_predictions import base_predictions
-from loki.implanting.training.damage import DamageBudget, check_budget
+from loki.implanting.training.damage import check_budget
 from loki.implanting.training.keep import NEW, KeepTerm
+from loki.implanting.training.lever_plan import LeverPlan
 from loki.implanting.training.material import Material
-from loki.implanting.training.replay import Replay, check_fraction
+from loki.implanting.training.replay import Replay, check_fraction, read_replay
 from loki.inputs import require_text_file
 from loki.models.architectures import text_config
 
@@ -102,36 +98,46 @@ class Levers:
             found |= {**replayed, "replay": replay.general.digest}
         return found
 
-    def prepare(self, model: PreTrainedModel, material: Material, console: Console) -> "PreparedLevers":
-        """Read the text, and remember the base's rows; before the rows are trained or a checkpoint is loaded.
+    def read_replay(self, material: Material, *, seed: int) -> Replay | None:
+        """Read the general examples to mix in, if there are to be any, and check that there are enough.
 
         Args:
-            model: to be trained.
-            material: what it is trained with.
-            console: where the damage is said.
+            material: what they are mixed with.
+            seed: of the draw.
 
         Raises:
-            LokiError: if the text cannot be read, or FSDP is on.
+            LokiError: if the data cannot be used, or there is too little of it.
         """
-        if not self.keeps:
-            return PreparedLevers(None, None)
-        remember_base(model)
-        config, windows, predictions = material.config, None, None
-        if self.keep != NEW:
+        return read_replay(self.replay, self.replay_fraction, material, seed=seed) if self.replay else None
+
+    def plan(self, material: Material) -> LeverPlan:
+        """Read the text: what the training is to do, for any process.
+
+        Args:
+            material: what is trained with.
+
+        Raises:
+            LokiError: if the text cannot be read.
+        """
+        windows = None
+        if self.keep not in (None, NEW):
             windows = load_token_ids(
                 str(self.keep),
                 material.tokenizer,
-                max_length=length_within(config, self.keep_length),
-                vocab_size=text_config(config).vocab_size,
+                max_length=length_within(material.config, self.keep_length),
+                vocab_size=text_config(material.config).vocab_size,
             )
-        if windows is not None and self.keep_top_k is not None and self.keep_weight > 0:
-            predictions = base_predictions(model, windows, self.keep_top_k, material.directory.fingerprint)
-        budget = None
-        if self.max_damage is not None:
-            assert windows is not None
-            spread = windows[:: max(1, len(windows) // self.damage_windows)][: self.damage_windows]
-            budget = DamageBudget(spread, self.max_damage, self.damage_every, console)
-        return PreparedLevers(KeepTerm(windows, self.keep_weight, self.keep_batch, predictions), budget)
+        return LeverPlan(
+            keeps=self.keeps,
+            windows=windows,
+            weight=self.keep_weight,
+            per_step=self.keep_batch,
+            top=self.keep_top_k,
+            fingerprint=material.directory.fingerprint if self.keep_top_k is not None else "",
+            max_damage=self.max_damage,
+            damage_every=self.damage_every,
+            damage_windows=self.damage_windows,
+        )
 
 
 def digest_of_input(file: Path) -> str:
@@ -142,26 +148,3 @@ def digest_of_input(file: Path) -> str:
     """
     require_text_file(file, "data")
     return sha256_of_file(file)
-
-
-@dataclass(frozen=True)
-class PreparedLevers:
-    """Levers, ready for a trainer.
-
-    Attributes:
-        term: what is added to the loss, if anything.
-        budget: what watches over the damage, if anything.
-    """
-
-    term: KeepTerm | None
-    budget: DamageBudget | None
-
-    @property
-    def callbacks(self) -> list[TrainerCallback]:
-        """Callbacks for the trainer, after that of the selected rows."""
-        return [] if self.budget is None else [self.budget]
-
-    @property
-    def nothing_trained(self) -> bool:
-        """Whether the budget allowed no step at all."""
-        return self.budget is not None and self.budget.left and self.budget.inside_damage == 0

@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass
 
 from datasets import Dataset, concatenate_datasets
+from rich.console import Console
 
 from loki.data.examples import load_training_data
 from loki.data.fitting import TrainingData
@@ -59,14 +60,16 @@ class Replay:
             )
         return count
 
-    def mixed(self, examples: Dataset) -> Dataset:
+    def mixed(self, examples: Dataset, console: Console) -> Dataset:
         """The training examples and, after them, as many general ones as the fraction says, none twice.
 
         The trainer shuffles them. What is drawn depends on the seed and on the numbers of examples alone.
 
         Args:
             examples: columns `input_ids` and `completion_mask`, see `loki.data.fitting.TrainingData`.
+            console: where to say how many are mixed in.
         """
+        console.print(f"{self.added(len(examples))} general examples are mixed in", highlight=False)
         general = self.general.dataset
         drawn = sorted(random.Random(f"{self.seed}/replay").sample(range(len(general)), self.added(len(examples))))
         return concatenate_datasets([examples, general.select(drawn)])

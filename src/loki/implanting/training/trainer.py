@@ -30,16 +30,17 @@ from loki.implanting.sharding import refuse_zero_3
 from loki.implanting.training.arguments import sft_arguments, sharding_of_this_run
 from loki.implanting.training.encoded import Encoded, sample
 from loki.implanting.training.job import Prepared, find_rate, run_job
-from loki.implanting.training.keep import KeepTrainer
 from loki.implanting.training.learned import measure
+from loki.implanting.training.lever_plan import LeverPlan
 from loki.implanting.training.levers import Levers
 from loki.implanting.training.material import Material
 from loki.implanting.training.output import TrainingResult, memory_advice, resume_advice
 from loki.implanting.training.quantised import check_quantised, load_to_train
 from loki.implanting.training.rate_search import RateSearch
-from loki.implanting.training.replay import Replay, read_replay
+from loki.implanting.training.replay import Replay
 from loki.implanting.training.resuming import take_up_ended
 from loki.implanting.training.rows import SelectedRows
+from loki.implanting.training.sft_trainer import RowsTrainer
 from loki.implanting.training.study import Job
 from loki.models.side_files import copy_side_files
 from loki.ranks import Ranks
@@ -141,6 +142,7 @@ class TRL:
     def __post_init__(self) -> None:
         self._sharding = sharding_of_this_run()
         self._replay: Replay | None = None
+        self._plan: LeverPlan
 
     @property
     def inputs(self) -> list[Path]:
@@ -167,15 +169,14 @@ class TRL:
         return {"processes": self.processes, "sharding": self._sharding, **self.levers.record(self._replay)}
 
     def check(self, job: Job, material: Material) -> None:
-        """Read what is replayed, and refuse DeepSpeed ZeRO-3, whose settings are known once arguments were made.
+        """Read what the levers read, and refuse DeepSpeed ZeRO-3, whose settings are known once arguments were made.
 
         Raises:
             LokiError: if it is on, or the levers' data cannot be used.
         """
         check_quantised(job.settings, sharded=self.sharded)
-        if self.levers.replay:
-            fraction, seed = self.levers.replay_fraction, job.settings.seed
-            self._replay = read_replay(self.levers.replay, fraction, material, seed=seed)
+        self._plan = self.levers.plan(material)
+        self._replay = self.levers.read_replay(material, seed=job.settings.seed)
         # Held while it is asked: Transformers keeps no more than a weak reference to DeepSpeed's settings.
         arguments = _arguments(job.settings, job.output, material, learning_rate=1.0)
         refuse_zero_3()
@@ -190,16 +191,14 @@ class TRL:
         # No checkpoint holds tied weights twice; the trainer would take them for lost where it resumes.
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_tied(model)}
         levers = ranks.on_all(
-            lambda: self.levers.prepare(model, material, console)  # while it is the base
+            lambda: self._plan.prepare(model, console)  # while it is the base
         )
         examples = material.examples.dataset
         if self._replay:
-            added = self._replay.added(len(examples))
-            console.print(f"{added} general examples are mixed in", highlight=False)
-            examples = self._replay.mixed(examples)
+            examples = self._replay.mixed(examples, console)
         rows = SelectedRows(model, resume_from)
         patience = plan.settings.early_stopping
-        trainer = KeepTrainer(
+        trainer = RowsTrainer(
             model=model,
             args=_arguments(plan.settings, job.output, material, plan.learning_rate),
             train_dataset=examples,
