@@ -37,7 +37,7 @@ test-gpu: $(UV) ## The tests that need a CUDA device
 	$(RUN) pytest -m gpu $(PYTEST_ARGS)
 
 test-slow: llamafactory chromium ## The slow tests: several processes, killed processes, long training, LlamaFactory
-	$(RUN) --extra deepspeed pytest -m slow $(PYTEST_ARGS)
+	$(RUN) --extra deepspeed pytest -n 2 --dist loadfile -m slow $(PYTEST_ARGS)
 
 test-lowest: $(UV) ## The fast tests with the oldest supported releases, in an environment of their own
 	UV_PROJECT_ENVIRONMENT=.venv-lowest $(UV) venv --quiet --allow-existing --python 3.11 .venv-lowest

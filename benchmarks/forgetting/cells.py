@@ -44,7 +44,7 @@ class Cell:
         moments: name of the file of second moments.
         positions: name of the file of selected rows.
         keep: weight of KL(base || model) on a text.
-        keep_text: name of the file of that text.
+        keep_text: name of the file of that text; or of the one that CorDA is calibrated on.
     """
 
     model: str

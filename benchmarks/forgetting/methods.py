@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from peers import PEERS, with_peer
 from peft import PeftModel
 from torch import nn
@@ -29,6 +30,7 @@ class Choice:
         positions: file of rows that were selected elsewhere, for `rows`.
         moments: file of second moments, for `protect`.
         protect: share of the input directions that are left alone; None trains along all.
+        calibration: token ids `[N, T]` of general text, for `corda`.
     """
 
     quota: float
@@ -36,6 +38,7 @@ class Choice:
     positions: Path | None
     moments: Path | None
     protect: float | None
+    calibration: torch.Tensor | None = None
 
 
 def random_positions(layers: int, hidden: int, quota: float, seed: int) -> Positions:
@@ -92,7 +95,7 @@ def ordinary(model: nn.Module) -> PreTrainedModel:
 
 
 def _peer(name: str) -> Callable[[PreTrainedModel, Choice], nn.Module]:
-    return lambda model, choice: with_peer(model, name, choice.seed)
+    return lambda model, choice: with_peer(model, name, choice.seed, choice.calibration)
 
 
 METHODS: dict[str, Callable[[PreTrainedModel, Choice], nn.Module]] = {

@@ -33,26 +33,27 @@ from loki.files import write_json
 from loki.metrics.accuracy import answers_right
 from loki.models.loading import load_model, load_tokenizer
 
-KEPT = {"count": 64, "window": 64}  # windows of the text that is kept
+KEPT = {"count": 64, "window": 64}  # windows of the text that is kept, or that CorDA is calibrated on
 
 
 def run_cell(cell: Cell, tasks: list[Task], old: OldKnowledge, settings: Settings, files: Path) -> dict[str, Any]:
     """Train a copy of the base, on one task or several in turn, and measure it."""
     model: PreTrainedModel = copy.deepcopy(old.base)
     needed = cell.files(files)
-    keep = None
-    if cell.keep is not None:
+    keep = calibration = None
+    if "keep_text" in needed:
         texts = windows_of(needed["keep_text"], old.tokenizer, **KEPT)
         ids = [old.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         shortest = min(map(len, ids))
-        keep = Keep(old.base, torch.tensor([some[:shortest] for some in ids]), cell.keep)
+        calibration = torch.tensor([some[:shortest] for some in ids])
+        keep = Keep(old.base, calibration, cell.keep) if cell.keep is not None else None
     learned = []
     for number, task in enumerate(tasks):
         model = ordinary(model)
         seed = cell.seed + 100 * number
         torch.manual_seed(seed)
         model.requires_grad_(False)
-        choice = Choice(cell.quota, seed, needed.get("positions"), needed.get("moments"), cell.protect)
+        choice = Choice(cell.quota, seed, needed.get("positions"), needed.get("moments"), cell.protect, calibration)
         model = METHODS[cell.method](model, choice)
         learned.append(
             learn(

@@ -240,7 +240,7 @@ def test_an_untouched_model_has_no_damage(benchmark: Any, tmp_path: Path, llama_
     assert found["loss_rise"] == pytest.approx(expected.new.loss - expected.base.loss)
 
 
-PEERS = ["lora", "lora-mlp", "dora", "rslora", "pissa", "osf", "oft", "shira", "miss"]
+PEERS = ["lora", "lora-mlp", "dora", "rslora", "pissa", "corda", "osf", "oft", "shira", "miss"]
 
 
 @pytest.mark.parametrize("method", ["rows", "protected rows", "full", *PEERS])
@@ -250,7 +250,8 @@ def test_every_method_starts_as_its_base_and_learns(
     methods, tokenizer = benchmark("methods"), load_tokenizer(str(llama_dir))
     assert set(methods.METHODS) == {"rows", "full", *PEERS}
     base, model = load_model(str(llama_dir)), load_model(str(llama_dir)).requires_grad_(False)
-    choice = methods.Choice(30.0, 0, None, None, None)
+    windows = torch.randint(5, 90, (24, 16), generator=torch.Generator().manual_seed(0))
+    choice = methods.Choice(30.0, 0, None, None, None, windows)
     if method == "protected rows":
         choice = replace(choice, moments=some_moments(tmp_path / "moments.safetensors", llama_dir), protect=0.5)
     trainable = methods.METHODS[method.rpartition(" ")[2]](model, choice).eval()
