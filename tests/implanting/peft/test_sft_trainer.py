@@ -7,10 +7,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from rich.console import Console
 from safetensors.torch import load_file
 from trl import SFTConfig, SFTTrainer
 
 from loki.implanting.peft import LoKIConfig
+from loki.implanting.training.damage import DamageBudget, damage
+from loki.implanting.training.keep import AddsKeepTerm, KeepTerm
 from loki.models.loading import load_model, load_tokenizer
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.verify import verify
@@ -20,7 +23,9 @@ from tests.tiny_models import save_tiny_model
 DATA = Dataset.from_list([{"text": f"The answer to question {number} is {number * number}."} for number in range(16)])
 
 
-def trainer(base: Path, output: Path, rank: int | None, experts: str | None = None, **options) -> SFTTrainer:
+def trainer(
+    base: Path, output: Path, rank: int | None, experts: str | None = None, made: type = SFTTrainer, **options
+) -> SFTTrainer:
     arguments = SFTConfig(
         output_dir=str(output),
         max_steps=4,
@@ -34,7 +39,7 @@ def trainer(base: Path, output: Path, rank: int | None, experts: str | None = No
         dataloader_pin_memory=False,
         **{"learning_rate": 1e-2, "gradient_checkpointing": False, **options},
     )
-    return SFTTrainer(
+    return made(
         model=load_model(base),
         args=arguments,
         train_dataset=DATA,
@@ -115,3 +120,31 @@ def test_rows_of_all_experts_are_trained(tmp_path: Path, gradient_checkpointing:
     restored = restore_loki_model(tmp_path / "run" / "checkpoint-4", tmp_path / "restored", base_model=base)
     report = verify(base, restored, POSITIONS, experts="all")
     assert (report.changed_rows, report.differences) == (5, [])
+
+
+class KeepingTrainer(AddsKeepTerm, SFTTrainer):
+    pass
+
+
+def test_what_is_known_is_kept(tmp_path, llama_dir):
+    windows = [load_tokenizer(llama_dir)(row["text"])["input_ids"][:24] for row in DATA]
+    found = {}
+    for weight in (0.0, 100.0):
+        run = trainer(llama_dir, tmp_path / str(weight), None, made=KeepingTrainer, learning_rate=5e-2)
+        run.keep_term = KeepTerm(windows, weight, per_step=4)
+        run.train()
+        found[weight] = damage(run.model, windows)
+    assert 0 < found[100.0] < 0.5 * found[0.0]
+
+
+def test_a_budget_puts_back_the_last_adapter_inside_it(tmp_path, llama_dir):
+    windows = [load_tokenizer(llama_dir)(row["text"])["input_ids"] for row in DATA]
+    run = trainer(llama_dir, tmp_path, None, learning_rate=5e-2)
+    budget = DamageBudget(windows[:4], budget=1e-3, every=1, console=Console(quiet=True))
+    run.add_callback(budget)
+    run.train()
+    assert budget.left
+    assert budget.inside_damage <= 1e-3 < 1
+    assert damage(run.model, windows[:4]) == pytest.approx(budget.inside_damage, rel=1e-4, abs=1e-9)
+    # A step on, it was outside: what is there now is of the step before.
+    assert run.state.global_step == budget.inside_step + 1

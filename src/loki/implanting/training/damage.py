@@ -55,6 +55,8 @@ def damage_since(model: nn.Module, base: Mapping[str, torch.Tensor], windows: li
 class DamageBudget(TrainerCallback):  # type: ignore[misc]
     """Stops a training that leaves its budget, with the rows of the last look at which it was inside.
 
+    In any Hugging Face trainer, of a LoKI model whose base was remembered or of an adapter.
+
     Args:
         windows: token ids of the text that damage is looked at on.
         budget: nats of KL(base || model) per token; 0 trains nothing.
@@ -99,7 +101,9 @@ class DamageBudget(TrainerCallback):  # type: ignore[misc]
             self._note(model, state.global_step, found)
             return
         self.left = True
-        put_rows(model, self._inside)
+        with torch.no_grad():
+            for name, tensor in _trained(model).items():
+                tensor.copy_(self._inside[name])
         control.should_training_stop = True
         self._console.print(
             f"damage {found:.4g} nats per token at step {state.global_step} is above the budget {self._budget:g}: "
@@ -108,8 +112,14 @@ class DamageBudget(TrainerCallback):  # type: ignore[misc]
         )
 
     def _note(self, model: nn.Module, step: int, found: float) -> None:
-        self._inside = {name: tensor.clone() for name, tensor in exact_rows(model).items()}
+        self._inside = {name: tensor.clone() for name, tensor in _trained(model).items()}
         self.inside_step, self.inside_damage = step, found
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: the rows of a LoKI model, or the trainable parameters of an adapter."""
+    parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return exact_rows(model) or dict(parameters)
 
 
 def check_budget(budget: float) -> None:
