@@ -98,7 +98,6 @@ def test_the_training_takes_the_options_of_its_command(settings: RunSettings, tm
     levers = Levers(keep=str(general), keep_length=16)
     other = LlamaFactorySettings(python=tmp_path / "none")
     for refused, message in (
-        (replace(settings, backend=BackendName.LLAMAFACTORY, levers=levers), "--keep"),
         (replace(settings, backend=BackendName.LLAMAFACTORY, llamafactory=other), "--llamafactory-python"),
         (replace(settings, llamafactory=LlamaFactorySettings(processes=2)), "--backend llamafactory"),
     ):
