@@ -82,6 +82,34 @@ def test_load_train_save_reload_restore(made: Path, llama_dir: Path, tmp_path: P
     assert report.changed_rows == 5
 
 
+def test_what_deepspeed_saves_is_not_counted_twice(
+    made: Path, llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves and loads a model's state, and then puts the coefficients once more."""
+    model, before = (AutoModelForCausalLM.from_pretrained(folder) for folder in (made, llama_dir))
+    monkeypatch.setattr("loki.implanting.protected.under_deepspeed", lambda: True)
+    with torch.no_grad():
+        for parameter in active_parameters(model).values():
+            parameter.normal_(std=0.1)
+    trained = {name: linear.merged_weight() for name, linear in loki_linears(model).items()}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, coefficients in active_parameters(model).items():
+        assert torch.equal(state[name], coefficients)
+        weight = name.replace("active_coefficients", "weight")
+        assert torch.equal(state[weight], before.get_parameter(weight))
+    model.save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == load_file(made / "model.safetensors").keys()
+    resumed = AutoModelForCausalLM.from_pretrained(made)
+    resumed.load_state_dict(state)
+    for name, parameter in active_parameters(resumed).items():
+        parameter.data.copy_(state[name])
+    for name, linear in loki_linears(resumed).items():
+        assert torch.equal(linear.merged_weight(), trained[name])
+        assert_close(saved[f"{name}.weight"], trained[name])
+        assert not torch.equal(trained[name], before.get_parameter(f"{name}.weight"))
+
+
 def test_it_is_made_without_weights(made: Path) -> None:
     config = AutoConfig.from_pretrained(made)
     with torch.device("meta"):

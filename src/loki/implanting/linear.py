@@ -66,6 +66,8 @@ class LoKILinear(SwitchableRows):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
+        if self._shows_weight:
+            return functional.linear(x, self.weight, self.bias)
         active_weight, active_bias = self.active_rows() if self._shown is None else self._shown
         in_place = self._weight_is_ours()
         if in_place:
@@ -78,8 +80,6 @@ class LoKILinear(SwitchableRows):
         if in_place:
             output: torch.Tensor = _RowLinear.apply(x, weight, bias, active_weight, active_bias, self.rows)
             return output
-        if self._shows_weight:
-            return functional.linear(x, weight, bias)
         active = functional.linear(
             x, active_weight.to(x.dtype), None if active_bias is None else active_bias.to(x.dtype)
         )

@@ -144,21 +144,20 @@ class LoKIModelMixin(_WrittenRemoteModule):
         """
         self.config.auto_map = auto_map(self.config.model_type)
         model: Any = self
-        linears = loki_linears(model)
         if self.unquantised is not None:
             if is_main_process:
                 self._save_unquantised(Path(save_directory), self.unquantised)
                 self._save_beside(Path(save_directory))
             return None
-        if state_dict is None and any(rows_are_kept_apart(linear.weight) for linear in linears.values()):
-            state_dict = full_state_dict(model)
-        elif state_dict is None and any(getattr(linear, "rows_apart", False) for linear in linears.values()):
-            state_dict = model.state_dict()
+        # Rows of all experts are never apart: they are refused under FSDP, and not protected.
+        linears = {name: linear for name, linear in loki_linears(model).items() if isinstance(linear, LoKILinear)}
+        if state_dict is None and any(linear.rows_apart for linear in linears.values()):
+            sharded = any(rows_are_kept_apart(linear.weight) for linear in linears.values())
+            state_dict = full_state_dict(model) if sharded else model.state_dict()
         if state_dict:  # of a sharded model, only the main process has it
             state_dict = dict(state_dict)
             for name, linear in linears.items():
-                if isinstance(linear, LoKILinear):  # rows of all experts are refused under FSDP
-                    linear.merge_into(state_dict, f"{name}.")
+                linear.merge_into(state_dict, f"{name}.")
         result = super().save_pretrained(  # type: ignore[misc]
             save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
         )

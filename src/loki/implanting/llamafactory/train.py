@@ -129,7 +129,7 @@ class LlamaFactory:
         # DeepSpeed wants torchrun for one process too, and so does LlamaFactory where it sees several GPUs.
         self._torchrun = self.own.deepspeed or max(self.own.processes or 1, torch.cuda.device_count()) > 1
         self._replay: Replay | None = None
-        self._levers: LeverPlan
+        self._plan: LeverPlan
 
     @property
     def foreign_template(self) -> bool:
@@ -170,7 +170,7 @@ class LlamaFactory:
                 "--replay mixes in examples of the tokenizer's own chat template: leave out --template, or mix by "
                 "weight: --data new.jsonl:0.99 --data general.jsonl:0.01"
             )
-        self._levers = self.levers.plan(material)
+        self._plan = self.levers.plan(material)
         self._replay = self.levers.read_replay(material, seed=job.settings.seed)
 
     def train(self, job: Job, prepared: Prepared, console: Console) -> int:
@@ -183,7 +183,7 @@ class LlamaFactory:
         console.print(f"Its log: {run.log}", soft_wrap=True)
         words = command(self._python, run.configuration, processes=self.processes if self._torchrun else None)
         launch(words, run, job.output, progress=self.progress)
-        outcome = json.loads(run.outcome.read_text(encoding="utf-8")) if self._levers.keeps else {}
+        outcome = json.loads(run.outcome.read_text(encoding="utf-8")) if self._plan.keeps else {}
         if said := outcome.get("said", "").strip():
             console.print(said, soft_wrap=True, markup=False)
         copy_side_files(loki_model, job.output)  # it saves the tokenizer anew, and nothing else of the base's
@@ -208,8 +208,8 @@ class LlamaFactory:
             write_tokenised(examples, held_out, run.tokenised, packed_to=packed_to)
         run.outcome.unlink(missing_ok=True)
         run.levers.unlink(missing_ok=True)
-        if self._levers.keeps:
-            write_json(run.levers, asdict(self._levers), indent=None)
+        if self._plan.keeps:
+            write_json(run.levers, asdict(self._plan), indent=None)
         cuda, dtype = torch.cuda.is_available(), material.config.dtype
         run.write(
             configuration(

@@ -139,12 +139,9 @@ class AddsKeepTerm:
         num_items_in_batch: Any = None,
     ) -> Any:
         """As the trainer's, plus the term."""
-
-        def own() -> Any:
-            return super(AddsKeepTerm, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-
+        given = (model, inputs, return_outputs, num_items_in_batch)
         if self.keep_term is None or not self.keep_term.active or not model.training:
-            return own()
+            return super().compute_loss(*given)  # type: ignore[misc]
         # A resumed training goes on in the texts where it stopped.
         done = self.state.global_step * self.args.gradient_accumulation_steps
         self._batches = max(self._batches + 1, done)
@@ -154,7 +151,7 @@ class AddsKeepTerm:
         ids = ids.to(self.args.device)
         with self.compute_loss_context_manager():
             base = self.keep_term.base(plain, number, ids)
-        found = own()
+        found = super().compute_loss(*given)  # type: ignore[misc]
         term = self.keep_term.loss(plain, ids, counted, base)
         if num_items_in_batch is not None:  # else the trainer divides
             term = term / self.args.gradient_accumulation_steps
