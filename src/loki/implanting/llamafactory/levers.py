@@ -4,7 +4,6 @@ import json
 from io import StringIO
 from typing import Any
 
-from llamafactory.train.sft import workflow
 from rich.console import Console
 
 from loki.files import write_json
@@ -19,6 +18,8 @@ def add_levers(run: RunDirectory) -> None:
     Every process of the run calls this; when training has ended, the main one writes what was said of the damage, and
     whether anything was trained at all, into the run directory.
     """
+    from llamafactory.train.sft import workflow
+
     if not run.levers.is_file():
         return
     plan = LeverPlan(**json.loads(run.levers.read_text(encoding="utf-8")))
