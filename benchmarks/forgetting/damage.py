@@ -90,6 +90,7 @@ class OldKnowledge:
         self.mmlu = _mmlu(tokenizer, sources.mmlu) if sources.mmlu else None
         self.questions = [Question("old", fact.question, fact.answer) for fact in old]
         self._base_answers: dict[str, float] | None = None
+        self._base_letters = torch.empty(0, 4)  # log-probabilities, known once the base has answered
 
     def measure(self, model: PreTrainedModel) -> dict[str, Any]:
         """Damage of a tuned model: KL and rise of the loss by text, and answers beside the base's."""
@@ -110,7 +111,8 @@ class OldKnowledge:
             }
         if self._base_answers is None:
             self._base_answers = self._answers(self.base)
-        return {"texts": found, "answers": self._answers(model), "base_answers": self._base_answers}
+        answers = self._base_answers if model is self.base else self._answers(model)
+        return {"texts": found, "answers": answers, "base_answers": self._base_answers}
 
     def _answers(self, model: PreTrainedModel) -> dict[str, float]:
         found = {}
@@ -122,7 +124,9 @@ class OldKnowledge:
             found["piqa_accuracy"] = _prefers(completion_scores(model, *self.piqa), self.labels)
         if self.mmlu:
             letters = letter_log_probabilities(model, self.mmlu)
-            before = letters if model is self.base else letter_log_probabilities(self.base, self.mmlu)
+            if model is self.base:
+                self._base_letters = letters
+            before = self._base_letters
             right = torch.tensor(self.mmlu.answers)
             found["mmlu_accuracy"] = float((letters.argmax(-1) == right).double().mean())
             found["mmlu_kl"] = float((before.exp() * (before - letters)).sum(-1).mean())
@@ -171,9 +175,9 @@ def letter_log_probabilities(model: PreTrainedModel, choices: Choices) -> torch.
         for row, index in enumerate(batch):
             input_ids[row, : last[row] + 1] = torch.tensor(choices.prompts[index])
         kept = last.unique().to(model.device)
-        logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=kept).logits.cpu()
+        logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=kept).logits
         at = torch.searchsorted(kept.cpu(), last)
-        found[batch] = logits[torch.arange(len(batch)), at][:, choices.letters].double().log_softmax(-1)
+        found[batch] = logits[torch.arange(len(batch)), at][:, choices.letters].cpu().double().log_softmax(-1)
     return found
 
 

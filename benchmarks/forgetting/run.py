@@ -6,7 +6,8 @@
         --lambada lambada_test.jsonl --piqa piqa_valid.jsonl
 
 A cell that is there already is not run again, so the run can be stopped at any time and started anew, and started more
-than once: processes share the cells among them. A cell whose files (positions, moments) are missing is passed over.
+than once: processes share the cells among them. A cell whose files (positions, moments) are missing is passed over, and
+so is one that fails (out of memory, say), which is named at the end.
 FILES holds `MODEL-NAME` for every NAME in the plan: moments from `loki moments`, positions from `loki select`.
 """
 
@@ -29,6 +30,7 @@ from methods import METHODS, Choice, ordinary
 from tasks import Task, task_maker
 from transformers import PreTrainedModel
 
+from loki.errors import one_line
 from loki.files import write_json
 from loki.metrics.accuracy import answers_right
 from loki.models.loading import load_model, load_tokenizer
@@ -187,6 +189,7 @@ def main(
     grid = Grid(output, files, device, _named(model, "model"), settings, sources, make_tasks)
     planned = cells_of(loaded, list(grid.models))
     started, done = time.monotonic(), 0
+    failed: list[str] = []
     for number, cell in enumerate(planned):
         if cell.rate is None:
             rate = at_the_best_rate(cell, planned, output, next(iter(sources.texts)))
@@ -197,7 +200,12 @@ def main(
         if missing := next((str(path) for path in cell.files(files).values() if not path.exists()), None):
             print(f"{cell.name}, rate {cell.rate:g}: passed over, {missing} is missing", flush=True)
             continue
-        if cell.path(output).exists() or (result := grid.run(cell)) is None:
+        try:
+            if cell.path(output).exists() or (result := grid.run(cell)) is None:
+                continue
+        except (RuntimeError, ValueError) as error:  # out of memory, or a model that a peer cannot adapt
+            failed.append(f"{cell.path(output).stem}: {one_line(error)}")
+            print(f"failed: {failed[-1]}", flush=True)
             continue
         done += 1
         left = (time.monotonic() - started) / done * (len(planned) - number - 1) / 60
@@ -208,6 +216,8 @@ def main(
             f"held out {result['held_out'] or 0:.2f}, {kls}",
             flush=True,
         )
+    if failed:
+        raise SystemExit(f"{len(failed)} cells failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

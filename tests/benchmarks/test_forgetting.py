@@ -141,6 +141,19 @@ def test_what_is_missing_is_run(
 
 
 @pytest.mark.slow
+def test_a_cell_that_fails_is_named_and_the_others_are_run(
+    benchmark: Any, tmp_path: Path, llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(benchmark("methods").METHODS, "rows", no_memory)
+    with pytest.raises(SystemExit, match=r"1 cells failed: tiny_random-rows_0.01_0: CUDA out of memory"):
+        _run(benchmark, tmp_path, llama_dir, [1e-2])
+    assert [path.name for path in (tmp_path / "cells").glob("*.json")] == ["tiny_LoRA--MLP_0.01_0.json"]
+
+
+@pytest.mark.slow
 def test_further_tasks_and_seeds_at_the_best_rate(
     benchmark: Any, tmp_path: Path, llama_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

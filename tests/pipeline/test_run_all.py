@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from loki.analysis.options import AnalysisOptions
+from loki.artefacts.moments import Moments
+from loki.artefacts.scores import ScoresReader
 from loki.artefacts.training_settings import BackendName, TrainingSettings
 from loki.errors import LokiError
 from loki.implanting.llamafactory.train import LlamaFactorySettings
@@ -43,6 +46,13 @@ def test_every_phase_once(settings: RunSettings, tmp_path: Path) -> None:
     assert run(settings, output).report == result.report
     assert modified(output) == before
     assert json.loads((output / "run.json").read_text())["found"] == {"effective_learning_rate": 1e-2, "steps": 2}
+
+
+def test_moments_are_of_all_the_data_however_few_samples_are_scored(settings: RunSettings, tmp_path: Path) -> None:
+    run(replace(settings, analysis=AnalysisOptions(samples_per_subject=1)), tmp_path / "run")
+    with ScoresReader(tmp_path / "run" / "scores.h5") as scores:
+        assert scores.samples == 1
+    assert Moments(tmp_path / "run" / "moments.safetensors").origin.texts == 2
 
 
 def test_continues_after_an_interruption(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from loki.analysis.options import AnalysisOptions
-from loki.artefacts.training_settings import DEFAULT_PROTECT, RATE_DAMAGE, BackendName, TrainingSettings
+from loki.artefacts.training_settings import DEFAULT_PROTECT, DEFAULT_QUOTA, RATE_DAMAGE, BackendName, TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.published_choices import ATTRIBUTION, SELECTION, check_published, typed
@@ -39,7 +39,7 @@ def run(
         str | None, typer.Option("--calibration", help="Calibration data, as for `loki analyse`.", show_default=False)
     ] = None,
     quota: Annotated[
-        float | None, typer.Option("--quota", help="Percentage of the rows to train. Default: 10.")
+        float | None, typer.Option("--quota", help=f"Percentage of the rows to train. Default: {DEFAULT_QUOTA:g}.")
     ] = None,
     output: Annotated[
         Path | None,

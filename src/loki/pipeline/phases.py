@@ -151,9 +151,10 @@ def run_phases(
         write_positions(positions, found)
 
     def measure() -> None:
+        # Of all the calibration data, however few samples are scored: a token costs one forward pass here, and few of
+        # them cost much damage (`few_tokens_advice`).
         options = MomentsSettings(
             max_tokens=MOMENTS_TOKENS,
-            samples_per_subject=settings.analysis.samples_per_subject,
             dtype=settings.analysis.dtype,
             device=settings.analysis.device,
             trust_remote_code=trust,

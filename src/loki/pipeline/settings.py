@@ -11,6 +11,7 @@ import yaml
 from loki.analysis.options import AnalysisOptions
 from loki.artefacts.training_settings import (
     DEFAULT_PROTECT,
+    DEFAULT_QUOTA,
     BackendName,
     TrainingSettings,
     check_held_out,
@@ -37,7 +38,6 @@ from loki.selection.strategies import SelectionSettings, find_strategy
 from loki.selection.strategy import Input
 
 CONFIG = "run.yaml"
-DEFAULT_QUOTA = 10.0
 _CORRECT = "correct it in --config"
 
 
