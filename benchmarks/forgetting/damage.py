@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,6 @@ class OldKnowledge:
         old = read_facts(sources.questions) if sources.questions else []
         self.mmlu = _mmlu(tokenizer, sources.mmlu) if sources.mmlu else None
         self.questions = [Question("old", fact.question, fact.answer) for fact in old]
-        self._base_answers: dict[str, float] | None = None
-        self._base_letters = torch.empty(0, 4)  # log-probabilities, known once the base has answered
 
     def measure(self, model: PreTrainedModel) -> dict[str, Any]:
         """Damage of a tuned model: KL and rise of the loss by text, and answers beside the base's."""
@@ -109,10 +108,16 @@ class OldKnowledge:
                 "base_loss": divergence.base.loss,
                 "windows": len(windows),
             }
-        if self._base_answers is None:
-            self._base_answers = self._answers(self.base)
-        answers = self._base_answers if model is self.base else self._answers(model)
-        return {"texts": found, "answers": answers, "base_answers": self._base_answers}
+        return {"texts": found, "answers": self._answers(model), "base_answers": self._base_answers}
+
+    @cached_property
+    def _base_answers(self) -> dict[str, float]:
+        return self._answers(self.base)
+
+    @cached_property
+    def _base_letters(self) -> torch.Tensor:
+        assert self.mmlu is not None
+        return letter_log_probabilities(self.base, self.mmlu)
 
     def _answers(self, model: PreTrainedModel) -> dict[str, float]:
         found = {}
@@ -123,10 +128,8 @@ class OldKnowledge:
         if self.piqa:
             found["piqa_accuracy"] = _prefers(completion_scores(model, *self.piqa), self.labels)
         if self.mmlu:
-            letters = letter_log_probabilities(model, self.mmlu)
-            if model is self.base:
-                self._base_letters = letters
             before = self._base_letters
+            letters = before if model is self.base else letter_log_probabilities(model, self.mmlu)
             right = torch.tensor(self.mmlu.answers)
             found["mmlu_accuracy"] = float((letters.argmax(-1) == right).double().mean())
             found["mmlu_kl"] = float((before.exp() * (before - letters)).sum(-1).mean())

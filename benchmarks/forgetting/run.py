@@ -139,6 +139,9 @@ class Grid:
         self.output.mkdir(parents=True, exist_ok=True)
         path = cell.path(self.output)
         lock = FileLock(self.output / f".{path.stem}.lock")
+        gc.collect()  # of the cell before, whether it ended well or not
+        if self.device == "cuda":
+            torch.cuda.empty_cache()  # processes share the card
         try:
             with lock.acquire(blocking=False):
                 if path.exists():
@@ -149,9 +152,6 @@ class Grid:
                 write_json(path, result)
         except Timeout:
             return None
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()  # processes share the card
         return result
 
     def _of(self, name: str) -> OldKnowledge:
@@ -217,7 +217,7 @@ def main(
             flush=True,
         )
     if failed:
-        raise SystemExit(f"{len(failed)} cells failed: {'; '.join(failed)}")
+        raise SystemExit("failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,29 @@ def test_moments_are_of_all_the_data_however_few_samples_are_scored(settings: Ru
     assert Moments(tmp_path / "run" / "moments.safetensors").origin.texts == 2
 
 
+def test_data_that_only_moments_are_of_is_checked_and_recorded(settings: RunSettings, tmp_path: Path) -> None:
+    settings = replace(settings, analysis=AnalysisOptions(samples_per_subject=1))
+    run(settings, tmp_path / "run")
+    calibration = Path(settings.calibration)
+    with ScoresReader(tmp_path / "run" / "scores.h5") as scores:
+        unscored = {"questions.jsonl:1": 1, "questions.jsonl:2": 0}[scores.records.sample_ids[0]]
+    lines = calibration.read_text().splitlines()
+
+    lines[unscored] = '{"prompt": "three and three"}'
+    calibration.write_text("\n".join(lines))
+    with pytest.raises(LokiError, match=r"other calibration data of the moments.*; analyse will be kept"):
+        run(settings, tmp_path / "run")
+    scored = (tmp_path / "run" / "scores.h5").stat().st_mtime_ns
+    run(settings, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "scores.h5").stat().st_mtime_ns == scored
+
+    lines[unscored] = '{"input_ids": [1, 10000000]}'
+    calibration.write_text("\n".join(lines))
+    with pytest.raises(LokiError, match="10000000"):
+        run(settings, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_continues_after_an_interruption(
     settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """Measuring second moments: one forward pass per text, in batches; an interrupted measurement goes on."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from loki.analysis.options import MomentsSettings
 from loki.artefacts.differences import changes
 from loki.artefacts.moments import Moments, MomentsOrigin, write_moments
-from loki.calibration.texts import load_token_ids
+from loki.calibration.texts import digest_of_texts, load_token_ids
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.architectures import output_norm, text_config
@@ -86,7 +85,7 @@ def measure_moments(
         model=str(model),
         model_fingerprint=source.fingerprint,
         source=data,
-        source_digest=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        source_digest=digest_of_texts(texts),
         texts=len(texts),
         tokens=sum(map(len, texts)),
         dtype=str(loaded.dtype).removeprefix("torch."),

@@ -1,5 +1,7 @@
 """Calibration data as plain token ids, where the text matters and not a question's answer."""
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +71,11 @@ def load_token_ids(
             total += len(piece)
         pieces = taken
     return pieces
+
+
+def digest_of_texts(texts: list[list[int]]) -> str:
+    """SHA-256 (hex) over the token ids of all texts, in order."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _token_ids(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:

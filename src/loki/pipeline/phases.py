@@ -151,8 +151,8 @@ def run_phases(
         write_positions(positions, found)
 
     def measure() -> None:
-        # Of all the calibration data, however few samples are scored: a token costs one forward pass here, and few of
-        # them cost much damage (`few_tokens_advice`).
+        # Of all the calibration data, however few samples are scored: a text costs one forward pass here, and what few
+        # texts use leaves much unprotected (`few_tokens_advice`).
         options = MomentsSettings(
             max_tokens=MOMENTS_TOKENS,
             dtype=settings.analysis.dtype,

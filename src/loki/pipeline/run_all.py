@@ -27,6 +27,7 @@ _FOUND = "found"  # in the record: what the training has found where the setting
 _FIRST_PHASE = {
     "protect": "create",
     "experts": "moments",
+    "moments_data": "moments",
     "quota": "select",
     "selection": "select",
     "data": "train",

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from loki.analysis.options import AnalysisOptions
+from loki.analysis.options import AnalysisOptions, MomentsSettings
 from loki.artefacts.training_settings import (
     DEFAULT_PROTECT,
     DEFAULT_QUOTA,
@@ -19,6 +19,7 @@ from loki.artefacts.training_settings import (
 )
 from loki.calibration.samples import CalibrationSet
 from loki.calibration.sources import load_calibration
+from loki.calibration.texts import digest_of_texts, load_token_ids
 from loki.data.fitting import TrainingData
 from loki.data.preparing import prepare_training_data
 from loki.data.settings import DataSettings
@@ -140,6 +141,12 @@ class RunSettings:
             seed=self.analysis.seed,
         )
         digests = {"data": examples.digest, "eval_data": held_out.digest if held_out else None}
+        if self.protect and (self.analysis.subjects or self.analysis.samples_per_subject is not None):
+            # Only a part is scored, but moments are of all of it.
+            texts = load_token_ids(
+                self.calibration, tokenizer, max_length=MomentsSettings.max_length, vocab_size=text.vocab_size
+            )
+            digests["moments_data"] = digest_of_texts(texts)
         levers = {str(path): digest_of_input(path) for path in self.levers.inputs if path.is_file()}
         found = {**asdict(self), **digests, "calibration": calibration.digest, "kept_and_replayed": levers}
         del found["llamafactory"]["python"]  # where it is installed changes nothing
