@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loki.metrics.accuracy import Question, accuracy_by_family
 from loki.metrics.completions import CompletionScores, completion_scores
 from loki.metrics.text import text_divergence
+from loki.models.logits import logits_at
 
+_DIALOGUE = 512  # tokens of a dialogue at most
 Examples = tuple[list[list[int]], list[list[int]]]
 """Token ids of every example, and which of them are its answer."""
 
@@ -47,6 +49,7 @@ class Sources:
         texts: files of text by name: `.txt`, or `.jsonl` whose string values are joined.
         lambada: JSONL with `text`; the last word is asked for.
         piqa: JSONL with `goal`, `sol1`, `sol2` and `label`.
+        chat: JSONL with `messages`: dialogues, measured whole in the model's chat template, as a text called `chat`.
         questions: old questions as `facts.read_facts` reads them, whose exact answers are counted.
         windows: windows of each text.
         window: tokens of a window.
@@ -59,6 +62,7 @@ class Sources:
     texts: dict[str, Path]
     lambada: Path | None = None
     piqa: Path | None = None
+    chat: Path | None = None
     questions: Path | None = None
     mmlu: Path | None = None
     windows: int = 24
@@ -85,6 +89,8 @@ class OldKnowledge:
             name: windows_of(path, tokenizer, count=sources.windows, window=sources.window)
             for name, path in sources.texts.items()
         }
+        if sources.chat:
+            self.windows["chat"] = [dialogue(tokenizer, one["messages"]) for one in read_records(sources.chat)]
         self.lambada = _lambada(tokenizer, sources) if sources.lambada else None
         self.piqa, self.labels = _piqa(tokenizer, sources) if sources.piqa else (None, [])
         old = read_facts(sources.questions) if sources.questions else []
@@ -100,7 +106,7 @@ class OldKnowledge:
                 model,
                 self.tokenizer,
                 windows,
-                window=self.sources.window,
+                window=self.sources.window if name in self.sources.texts else _DIALOGUE,
             )
             found[name] = {
                 "kl": divergence.kl_per_token,
@@ -150,6 +156,17 @@ def windows_of(path: Path, tokenizer: PreTrainedTokenizerBase, *, count: int, wi
     return [tokenizer.decode(ids[: window - 1]) for ids in long[:: len(long) // count][:count]]
 
 
+def dialogue(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """Messages in the model's chat template, or line by line for a base model, which has none.
+
+    Without the beginning-of-sequence token, which the tokenizer or every window puts there anyway.
+    """
+    if tokenizer.chat_template is None:
+        return "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    return text.removeprefix(tokenizer.bos_token or "")
+
+
 @dataclass(frozen=True)
 class Choices:
     """Questions with four choices.
@@ -177,9 +194,9 @@ def letter_log_probabilities(model: PreTrainedModel, choices: Choices) -> torch.
         input_ids = torch.zeros(len(batch), int(last.max()) + 1, dtype=torch.long)
         for row, index in enumerate(batch):
             input_ids[row, : last[row] + 1] = torch.tensor(choices.prompts[index])
-        kept = last.unique().to(model.device)
-        logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=kept).logits
-        at = torch.searchsorted(kept.cpu(), last)
+        kept = last.unique()
+        logits = logits_at(model, kept.to(model.device), input_ids=input_ids.to(model.device))
+        at = torch.searchsorted(kept, last)
         found[batch] = logits[torch.arange(len(batch)), at][:, choices.letters].cpu().double().log_softmax(-1)
     return found
 

@@ -170,6 +170,7 @@ def main(
     lambada: Annotated[Path | None, typer.Option("--lambada", help="LAMBADA as JSONL.")] = None,
     piqa: Annotated[Path | None, typer.Option("--piqa", help="PIQA as JSONL.")] = None,
     mmlu: Annotated[Path | None, typer.Option("--mmlu", help="Questions with choices and answer as JSONL.")] = None,
+    chat: Annotated[Path | None, typer.Option("--chat", help="Dialogues with messages as JSONL.")] = None,
     facts: Annotated[Path | None, typer.Option("--facts", help="JSONL of facts to learn. Default: invented.")] = None,
     questions: Annotated[Path | None, typer.Option("--questions", help="JSONL of old questions to answer.")] = None,
     calls: Annotated[Path | None, typer.Option("--calls", help="Tool calls to learn, as BFCL has them.")] = None,
@@ -185,7 +186,7 @@ def main(
         calls=(calls, call_answers) if calls and call_answers else None,
         call_count=settings.calls,
     )
-    sources = Sources(_named(text, "text"), lambada, piqa, questions, mmlu, **loaded["damage"])
+    sources = Sources(_named(text, "text"), lambada, piqa, chat, questions, mmlu, **loaded["damage"])
     grid = Grid(output, files, device, _named(model, "model"), settings, sources, make_tasks)
     planned = cells_of(loaded, list(grid.models))
     started, done = time.monotonic(), 0

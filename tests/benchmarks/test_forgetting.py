@@ -13,6 +13,7 @@ import torch
 from loki.metrics.text import text_divergence
 from loki.models.loading import load_model, load_tokenizer
 from tests.implanting.test_protected_model import some_moments
+from tests.tiny_models import tiny_tokenizer
 from tests.tolerances import assert_close
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -91,6 +92,7 @@ def _run(
         {"id": f"c{number}", "ground_truth": [{f"add{number}": {"n": [number], "unit": ["", "m"]}}]}
         for number in range(7)
     ]
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello, who are you?"}]}\n')
     for name, records in (("calls", functions), ("truths", truths)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     benchmark("run").main(
@@ -102,6 +104,7 @@ def _run(
         lambada,
         piqa,
         mmlu=tmp_path / "mmlu.jsonl",
+        chat=tmp_path / "chat.jsonl",
         facts=facts,
         questions=tmp_path / "old.jsonl",
         calls=tmp_path / "calls.jsonl",
@@ -129,6 +132,7 @@ def test_what_is_missing_is_run(
     assert len(given["losses"]) == 3
     assert given["losses"][2] < given["losses"][0]
     assert given["texts"]["words"]["kl"] > 0
+    assert given["texts"]["chat"]["kl"] > 0
     assert set(given["answers"]) == {"lambada_accuracy", "lambada_logprob", "piqa_accuracy", "old_accuracy"} | {
         "mmlu_accuracy",
         "mmlu_kl",
@@ -344,3 +348,25 @@ def test_the_picture_is_drawn(benchmark: Any, tmp_path: Path) -> None:
     _write_cells(tmp_path)
     benchmark("tables").main(tmp_path, tmp_path / "pareto.png", 0.5)
     assert (tmp_path / "m-pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_dialogues_are_in_the_models_own_form(benchmark: Any) -> None:
+    tokenizer, dialogue = tiny_tokenizer(), benchmark("damage").dialogue
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    tokenizer.chat_template = None
+    assert dialogue(tokenizer, messages) == "User: Who?\nAssistant: Me."
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert dialogue(tokenizer, messages) == "<user>Who?<assistant>Me."
+
+
+def test_a_model_writes_texts_of_its_own(benchmark: Any, tmp_path: Path, llama_dir: Path) -> None:
+    module, output = benchmark("own_samples"), tmp_path / "own.jsonl"
+    module.main(str(llama_dir), output, tokens=40, length=16, batch=2)
+    tokenizer = load_tokenizer(llama_dir)
+    texts = [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()]
+    assert len(texts) == len(set(texts)) == 4
+    before = output.read_text(encoding="utf-8")
+    module.main(str(llama_dir), output, tokens=40, length=16, batch=2)
+    assert output.read_text(encoding="utf-8") == before
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert tokenizer.decode(module.first_tokens(tokenizer), skip_special_tokens=True) == "<user>"

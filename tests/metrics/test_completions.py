@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loki.errors import LokiError
 from loki.metrics import completions
@@ -37,6 +39,19 @@ def test_right_is_what_generation_gives() -> None:
     found = completion_scores(model, [generated, spoiled, spoiled], [mask, mask, [*mask[:-1], 0]])
     assert found.right.tolist() == [True, False, True]
     assert found.accuracy == pytest.approx(2 / 3)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=2, max_size=12), min_size=1, max_size=12), st.integers(1, 400))
+def test_batches_hold_every_example_once_and_no_more_logits_than_wanted(wanted: list[list[bool]], most: int) -> None:
+    masks = [[0, *(int(one) for one in mask)] for mask in wanted]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(completions, "_LOGITS_BYTES", 4 * 10 * most)
+        patch.setattr(completions, "_TOKENS", 40)
+        batches = list(completions._batches(masks, vocabulary=10))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(masks)))
+    for batch in batches:
+        columns = {column for index in batch for column, one in enumerate(masks[index]) if one}
+        assert len(batch) == 1 or (len(columns) * len(batch) <= most and len(batch) * len(masks[batch[0]]) <= 40)
 
 
 def test_bad_input() -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.errors import LokiError
 from loki.metrics.modes import evaluating
+from loki.models.logits import logits_at
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ def answers_right(
     with evaluating(model):
         for batch in _batches_of_like_length(encoded, batch_size):
             input_ids, answer_mask = collate([encoded[index] for index in batch], tokenizer.eos_token_id)
-            logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits
-            agrees = logits[:, :-1].argmax(-1).cpu() == input_ids[:, 1:]
-            for index, correct in zip(batch, (agrees | ~answer_mask[:, 1:]).all(dim=1).tolist(), strict=True):
+            columns = answer_mask[:, 1:].any(0).nonzero().flatten()
+            logits = logits_at(model, columns.to(model.device), input_ids=input_ids.to(model.device))
+            agrees = logits.argmax(-1).cpu() == input_ids[:, columns + 1]
+            for index, correct in zip(batch, (agrees | ~answer_mask[:, columns + 1]).all(dim=1).tolist(), strict=True):
                 right[index] = correct
     return right
 

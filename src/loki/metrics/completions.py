@@ -1,6 +1,6 @@
 """What a model makes of examples: the loss of their answers, and whether greedy decoding gives them exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 from loki.errors import LokiError
 from loki.metrics.modes import evaluating
 from loki.models.architectures import text_config
+from loki.models.logits import logits_at
 
-_LOGITS_BYTES = 2**28
+_LOGITS_BYTES = 2**28  # of a batch, where logits are wanted
+_TOKENS = 2**12  # of a batch, padding included
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,35 @@ def completion_scores(
         raise LokiError(f"example {int((tokens == 0).nonzero()[0]) + 1} has no answer that can be predicted")
     nll = torch.zeros(len(ids), dtype=torch.float64)
     right = torch.zeros(len(ids), dtype=torch.bool)
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
     with evaluating(model):
-        while order:
-            length = len(ids[order[0]])
-            size = max(1, _LOGITS_BYTES // (4 * text_config(model.config).vocab_size * length))
-            batch, order = order[:size], order[size:]
+        for batch in _batches(masks, text_config(model.config).vocab_size):
             # With causal attention, padding on the right cannot change what stands before it.
-            input_ids = torch.zeros(len(batch), length, dtype=torch.long)
-            wanted = torch.zeros(len(batch), length, dtype=torch.bool)
+            input_ids = torch.zeros(len(batch), max(len(ids[index]) for index in batch), dtype=torch.long)
+            wanted = torch.zeros_like(input_ids, dtype=torch.bool)
             for row, index in enumerate(batch):
                 input_ids[row, : len(ids[index])] = torch.tensor(ids[index])
                 wanted[row, : len(ids[index])] = torch.tensor(masks[index], dtype=torch.bool)
-            logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits[:, :-1]
+            columns = wanted[:, 1:].any(0).nonzero().flatten()
+            logits = logits_at(model, columns.to(model.device), input_ids=input_ids.to(model.device))
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            targets, wanted = input_ids[:, 1:].to(logits.device), wanted[:, 1:]
+            targets, wanted = input_ids[:, columns + 1].to(logits.device), wanted[:, columns + 1]
             per_token = -logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1).cpu().double()
             nll[batch] = torch.where(wanted, per_token, 0.0).sum(-1)
             right[batch] = ((logits.argmax(-1) == targets).cpu() | ~wanted).all(-1)
     return CompletionScores(nll, tokens, right)
+
+
+def _batches(masks: Sequence[Sequence[int]], vocabulary: int) -> Iterator[list[int]]:
+    """Indices of examples of like length, longest first, as many as `_LOGITS_BYTES` and `_TOKENS` allow."""
+    batch: list[int] = []
+    columns: set[int] = set()
+    for index in sorted(range(len(masks)), key=lambda index: len(masks[index]), reverse=True):
+        own = {position for position, wanted in enumerate(masks[index]) if wanted and position}
+        size = len(batch) + 1
+        logits, tokens = vocabulary * len(columns | own) * size, len(masks[(batch or [index])[0]]) * size
+        if batch and (4 * logits > _LOGITS_BYTES or tokens > _TOKENS):
+            yield batch
+            batch, columns = [], set()
+        batch, columns = [*batch, index], columns | own
+    if batch:
+        yield batch

@@ -1,11 +1,12 @@
 """Training examples as tokens, in batches: for what is measured and tried out beside the trainer."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
+
+from loki.models.logits import logits_at
 
 IGNORED_LABEL = -100
 
@@ -79,8 +80,6 @@ def batches(examples: Sequence[Encoded], size: int, device: torch.device) -> Ite
 def trained_predictions(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What a model predicts where loss is taken; the logits of other positions are not even computed, if it can be so.
 
-    With a big vocabulary and short answers the output head is most of a step.
-
     Args:
         model: in any mode.
         batch: examples.
@@ -90,10 +89,7 @@ def trained_predictions(model: PreTrainedModel, batch: Batch) -> tuple[torch.Ten
     """
     wanted = batch.labels[:, 1:] != IGNORED_LABEL  # [B, T-1]
     columns = wanted.any(0).nonzero().flatten()
-    kept = {"logits_to_keep": columns} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **kept).logits
-    if logits.shape[1] != len(columns):
-        logits = logits[:, columns]
+    logits = logits_at(model, columns, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     chosen = wanted[:, columns].to(logits.device)
     targets = batch.labels[:, 1:][:, columns].to(logits.device)
     return logits[chosen], targets[chosen], chosen.nonzero()[:, 0]
