@@ -29,6 +29,11 @@ def read_cells(folder: Path) -> list[Cell]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
+def texts_of(cells: Sequence[Cell]) -> list[str]:
+    """The texts that any of them is measured on; all are on the first."""
+    return list(dict.fromkeys(text for cell in cells for text in cell["texts"]))
+
+
 def by_method(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Cells of every method, in order of their seeds."""
     groups: dict[str, list[Cell]] = defaultdict(list)
@@ -80,7 +85,7 @@ def method_table(title: str, cells: Sequence[Cell], chosen: dict[str, list[Cell]
         cells: of one model and task.
         chosen: those of them that stand for a method.
     """
-    texts = list(cells[0]["texts"])
+    texts = texts_of(cells)
     beside = ratios(chosen, texts[0])
     asked = list(dict.fromkeys(key for cell in cells for key in cell["answers"]))
     rows = [
@@ -90,7 +95,7 @@ def method_table(title: str, cells: Sequence[Cell], chosen: dict[str, list[Cell]
             str(len(group)),
             f"{statistics.mean(cell['steps'] for cell in group):.0f}",
             _held_out(group),
-            *(_spread([cell["texts"][text]["kl"] for cell in group]) for text in texts),
+            *(_spread([cell["texts"][text]["kl"] for cell in group if text in cell["texts"]]) for text in texts),
             f"{beside[name]:.2f}" if beside else "",
             *(_change(group, key) for key in asked),
         ]
@@ -103,7 +108,7 @@ def method_table(title: str, cells: Sequence[Cell], chosen: dict[str, list[Cell]
 
 def rates_table(title: str, cells: Sequence[Cell]) -> ResultTable:
     """Every cell."""
-    texts = list(cells[0]["texts"])
+    texts = texts_of(cells)
     rows = [
         [
             cell["name"],
@@ -112,8 +117,8 @@ def rates_table(title: str, cells: Sequence[Cell]) -> ResultTable:
             f"{cell['steps']}",
             f"{cell['accuracy']:.2f}" + ("" if cell["reached"] else " (not enough)"),
             _held_out([cell]),
-            *(f"{cell['texts'][text]['kl']:.4f}" for text in texts),
-            *(f"{cell['texts'][text]['loss_rise']:+.4f}" for text in texts),
+            *(f"{cell['texts'][text]['kl']:.4f}" if text in cell["texts"] else "" for text in texts),
+            *(f"{cell['texts'][text]['loss_rise']:+.4f}" if text in cell["texts"] else "" for text in texts),
         ]
         for cell in sorted(cells, key=lambda cell: (cell["name"], -cell["rate"], cell["seed"]))
     ]
@@ -151,7 +156,9 @@ def _held_out(group: Sequence[Cell]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean, and the range if there is more than one."""
+    """Mean, and the range if there is more than one; nothing if there is none."""
+    if not values:
+        return ""
     spread = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
 

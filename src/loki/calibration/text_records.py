@@ -53,7 +53,9 @@ def split_texts(
         ids = list(tokenizer(record.prompt.content, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids or not record.prompt.content.strip():
             raise LokiError(f"sample {record.id}: the text is empty: give it a content, or remove it")
-        start = [tokenizer.bos_token_id] if _adds_beginning(tokenizer) and ids[0] != tokenizer.bos_token_id else []
+        start = beginning(tokenizer)
+        if ids[:1] == start and len(ids) > 1:
+            ids = ids[1:]
         longest = len(ids) if max_positions is None else max(1, min(max_positions, LONGEST_PIECE) - len(start))
         count = -(-len(ids) // longest)
         bounds = [len(ids) * number // count for number in range(count + 1)]
@@ -63,6 +65,11 @@ def split_texts(
     return found
 
 
-def _adds_beginning(tokenizer: PreTrainedTokenizerBase) -> bool:
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text: its beginning-of-sequence token, or nothing.
+
+    The first token of a sequence is where attention goes that has nowhere else to go, and some models (Gemma, Llama)
+    have learned that it is always this one. A piece of text without it shows a model in a state that it is never in.
+    """
     bos = tokenizer.bos_token_id
-    return bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]
+    return [bos] if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos] else []

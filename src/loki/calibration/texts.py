@@ -4,13 +4,12 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from loki.calibration.sources import load_calibration
+from loki.calibration.text_records import beginning
 from loki.errors import LokiError
-from loki.inputs import read_text
 
 _SHORTEST = 2
 
@@ -29,10 +28,9 @@ def load_token_ids(
     """Token ids of texts, each of 2 to `max_length` tokens.
 
     Args:
-        source: a text file (`.txt`), which is cut into pieces of `max_length` tokens; or anything that
-            `loki.calibration.sources.load_calibration` takes, of which the prompts are used.
+        source: anything that `loki.calibration.sources.load_calibration` takes: a text, or what has prompts.
         tokenizer: the model's.
-        max_length: longest piece; longer texts are split.
+        max_length: longest piece; longer texts are split, and each piece begins as the tokenizer begins a text.
         vocab_size: number of token ids the model knows.
         max_tokens: take pieces, in an order drawn with `seed`, until they have so many tokens; None takes all, in the
             source's order.
@@ -43,21 +41,17 @@ def load_token_ids(
     Raises:
         LokiError: if the source does not exist or cannot be read, or holds no text of at least two tokens.
     """
-    path = Path(source)
-    if path.suffix == ".txt":
-        whole = [_token_ids(path, tokenizer, vocab_size)]
-    else:
-        calibration = load_calibration(
-            source,
-            tokenizer,
-            max_positions=None,
-            vocab_size=vocab_size,
-            subjects=subjects,
-            samples_per_subject=samples_per_subject,
-            seed=seed,
-        )
-        whole = [sample.input_ids for sample in calibration.samples]
-    pieces = [ids[start : start + max_length] for ids in whole for start in range(0, len(ids), max_length)]
+    calibration = load_calibration(
+        source,
+        tokenizer,
+        max_positions=None,
+        vocab_size=vocab_size,
+        subjects=subjects,
+        samples_per_subject=samples_per_subject,
+        seed=seed,
+    )
+    start = beginning(tokenizer)
+    pieces = [piece for sample in calibration.samples for piece in cut(sample.input_ids, max_length, start)]
     pieces = [piece for piece in pieces if len(piece) >= _SHORTEST]
     if not pieces:
         raise LokiError(f"data {source} holds no text of at least {_SHORTEST} tokens: give longer texts")
@@ -78,8 +72,8 @@ def digest_of_texts(texts: list[list[int]]) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
-def _token_ids(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
-    ids: list[int] = tokenizer(read_text(path, what="text file"), add_special_tokens=False, verbose=False)["input_ids"]
-    if wrong := next((token for token in ids if token >= vocab_size), None):
-        raise LokiError(f"text file {path}: token {wrong} is not in the model's vocabulary: use its own tokenizer")
-    return ids
+def cut(ids: list[int], longest: int, start: list[int]) -> list[list[int]]:
+    """Pieces of at most `longest` tokens, in order; each begins with `start` if the whole does."""
+    again = start if start and ids[: len(start)] == start and longest > len(start) else []
+    body, step = ids[len(again) :], longest - len(again)
+    return [again + body[first : first + step] for first in range(0, len(body), step)]
