@@ -357,16 +357,3 @@ def test_dialogues_are_in_the_models_own_form(benchmark: Any) -> None:
     assert dialogue(tokenizer, messages) == "User: Who?\nAssistant: Me."
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     assert dialogue(tokenizer, messages) == "<user>Who?<assistant>Me."
-
-
-def test_a_model_writes_texts_of_its_own(benchmark: Any, tmp_path: Path, llama_dir: Path) -> None:
-    module, output = benchmark("own_samples"), tmp_path / "own.jsonl"
-    module.main(str(llama_dir), output, tokens=40, length=16, batch=2)
-    tokenizer = load_tokenizer(llama_dir)
-    texts = [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()]
-    assert len(texts) == len(set(texts)) == 4
-    before = output.read_text(encoding="utf-8")
-    module.main(str(llama_dir), output, tokens=40, length=16, batch=2)
-    assert output.read_text(encoding="utf-8") == before
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    assert tokenizer.decode(module.first_tokens(tokenizer), skip_special_tokens=True) == "<user>"

@@ -63,6 +63,16 @@ def test_a_tokenizer_without_such_a_token() -> None:
     assert beginning(gemma_like_tokenizer()) == [tiny_tokenizer().bos_token_id]
 
 
+def test_several_sources_give_equal_parts(tmp_path: Path) -> None:
+    for name, letter in (("a", "a"), ("b", "b"), ("c", "c")):
+        (tmp_path / f"{name}.txt").write_text(letter * (20 if name == "c" else 1000))
+    sources, tokenizer = [str(tmp_path / f"{name}.txt") for name in "abc"], tiny_tokenizer()
+    pieces = load_token_ids(sources, tokenizer, max_length=10, vocab_size=320, max_tokens=301)
+    letters = "".join(tokenizer.decode(piece) for piece in pieces)
+    assert {letter: letters.count(letter) for letter in "abc"} == {"a": 110, "b": 110, "c": 20}
+    assert len(load_token_ids(sources, tokenizer, max_length=10, vocab_size=320)) == 202
+
+
 def test_too_short(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(LokiError, match="no text of at least 2 tokens"):

@@ -42,6 +42,7 @@ _MEASURED = "--text {text} --data {data} --tasks quiz --include-path {tasks}"
 _TRAINED = "{model} --positions {positions} --data {data} --eval-data {held_out} --chat-template {template}"
 ROWS = {
     "analyse": Row("{model} --data {calibration}"),
+    "sample": Row("{model}"),
     "moments": Row("{model} --data {data}"),
     "merge": Row("{scores} {other_scores}"),
     "select": Row("{scores} --quota 10 --exclude {positions}"),
@@ -65,14 +66,14 @@ ROWS = {
     "merge_adapters": Row("{adapter} {other_adapter}"),
     "run": Row(
         "{model} --data {data} --calibration {calibration} --eval-data {held_out} --chat-template {template} "
-        "--keep {text} --replay {replay} --config {config}"
+        "--protect-data {text} --keep {text} --replay {replay} --config {config}"
     ),
 }
 QUICK = {"create", "merge", "plot", "merge_adapters"}
 WRITES_NOTHING = {"inspect", "data", "verify"}
 READS_NOTHING = {"demo"}  # of the user's
 # Names of the parameters that say what is read, where their type is no path, and of those that say something else.
-READ = {"model", "data", "eval_data", "keep", "replay", "base", "task", "calibration", "new"}
+READ = {"model", "data", "eval_data", "keep", "replay", "base", "task", "calibration", "protect_data", "new"}
 NOT_READ = {"output", "plot", "llamafactory_python"}
 FILES = {
     "model": "model",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loki.artefacts.moments import Moments
 from loki.artefacts.positions import write_positions
 from loki.implanting.directions import DIRECTIONS_FILE, read_directions
 from tests.cli.running import Shell
@@ -30,6 +31,18 @@ def test_moments_then_create(shell: Shell, llama_dir: Path, tmp_path: Path) -> N
     assert (tmp_path / "loki" / DIRECTIONS_FILE).is_file()
 
 
+def test_moments_of_the_models_own_texts_and_others(shell: Shell, llama_dir: Path, tmp_path: Path) -> None:
+    own, general = tmp_path / "own.jsonl", tmp_path / "general.txt"
+    general.write_text("Some text that is about nothing in particular. " * 30)
+    written = shell.done(*("sample", llama_dir, "--tokens", 100, "--length", 50, "--batch-size", 2, "--output", own))
+    assert "2 texts of the model's own" in written.out
+    words = ("moments", llama_dir, "--data", own, "--data", general, "--max-length", 64, "--max-tokens", 200)
+    shell.done(*words, "--output", tmp_path / "both.safetensors")
+    assert Moments(tmp_path / "both.safetensors").origin.source == f"{own}, {general}"
+    refused = shell("moments", llama_dir, "--data", own, "--output", own, "--overwrite")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+
+
 @pytest.mark.slow
 def test_run_with_protect(shell: Shell, llama_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text('{"prompt": "once upon"}\n{"prompt": "two and two"}\n')
@@ -43,6 +56,15 @@ def test_run_with_protect(shell: Shell, llama_dir: Path, tmp_path: Path) -> None
     config = json.loads((tmp_path / "run" / "loki_model" / "config.json").read_text())
     assert config["protect"] == 0.5
     refused = shell(*words[:-1], 1.5, "--output", tmp_path / "other")
+    assert (refused.code, refused.err.count("\n"), (tmp_path / "other").exists()) == (2, 1, False)
+    (tmp_path / "general.txt").write_text("Some text that is about nothing in particular. " * 30)
+    texts = ("--protect-data", tmp_path / "general.txt", "--protect-data", tmp_path / "questions.jsonl")
+    refused = shell(*words, *texts, "--output", tmp_path / "run")
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "moments, select" in refused.err
+    again = shell.done(*words, *texts, "--output", tmp_path / "run", "--overwrite")
+    assert re.search(r"analyse +before", again.out) and not re.search(r"moments +before", again.out)
+    assert "general.txt" in Moments(tmp_path / "run" / "moments.safetensors").origin.source
+    refused = shell(*words[:-1], 0, *texts, "--output", tmp_path / "other")
     assert (refused.code, refused.err.count("\n"), (tmp_path / "other").exists()) == (2, 1, False)
 
 

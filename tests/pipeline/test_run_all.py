@@ -65,7 +65,7 @@ def test_data_that_only_moments_are_of_is_checked_and_recorded(settings: RunSett
 
     lines[unscored] = '{"prompt": "three and three"}'
     calibration.write_text("\n".join(lines))
-    with pytest.raises(LokiError, match=r"other calibration data of the moments.*; analyse will be kept"):
+    with pytest.raises(LokiError, match=r"other texts of the moments.*; analyse will be kept"):
         run(settings, tmp_path / "run")
     scored = (tmp_path / "run" / "scores.h5").stat().st_mtime_ns
     run(settings, tmp_path / "run", overwrite=True)

@@ -10,7 +10,7 @@ _CONTENT = {
     "config_digest": "configuration of the model",
     "source_digest": "calibration data",
     "calibration": "calibration data",
-    "moments_data": "calibration data of the moments",
+    "moments_data": "texts of the moments",
     "data": "training data",
     "eval_data": "held-out data",
     "positions": "positions",

@@ -14,8 +14,12 @@ from loki.errors import LokiError
 _SHORTEST = 2
 
 
+Sources = str | Sequence[str]
+"""One source of texts, or several of equal weight."""
+
+
 def load_token_ids(
-    source: str,
+    source: Sources,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -28,7 +32,8 @@ def load_token_ids(
     """Token ids of texts, each of 2 to `max_length` tokens.
 
     Args:
-        source: anything that `loki.calibration.sources.load_calibration` takes: a text, or what has prompts.
+        source: anything that `loki.calibration.sources.load_calibration` takes: a text, or what has prompts. Of several
+            each gives an equal part of `max_tokens`.
         tokenizer: the model's.
         max_length: longest piece; longer texts are split, and each piece begins as the tokenizer begins a text.
         vocab_size: number of token ids the model knows.
@@ -41,6 +46,22 @@ def load_token_ids(
     Raises:
         LokiError: if the source does not exist or cannot be read, or holds no text of at least two tokens.
     """
+    if not isinstance(source, str):
+        share = -(-max_tokens // len(source)) if max_tokens is not None else None
+        return [
+            piece
+            for one in source
+            for piece in load_token_ids(
+                one,
+                tokenizer,
+                max_length=max_length,
+                vocab_size=vocab_size,
+                max_tokens=share,
+                subjects=subjects,
+                samples_per_subject=samples_per_subject,
+                seed=seed,
+            )
+        ]
     calibration = load_calibration(
         source,
         tokenizer,

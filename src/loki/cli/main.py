@@ -16,9 +16,10 @@ from loki.cli.stopping import INTERRUPTED, TERMINATED, Stopping, stopping
 from loki.errors import LokiError, RankError
 
 _LONGEST = 1200  # characters of an error's line
-CONTINUED = ("analyse", "moments", "tune", "train", "run")  # the commands that go on where they stopped
+CONTINUED = ("analyse", "sample", "moments", "tune", "train", "run")  # the commands that go on where they stopped
 COMMANDS = (
     "analyse",
+    "sample",
     "moments",
     "merge",
     "inspect",

@@ -16,10 +16,11 @@ from loki.cli.shared_options import Experts
 def moments(
     model: Annotated[str, typer.Argument(help="Model directory or hub id.", show_default=False)],
     data: Annotated[
-        str,
+        list[str],
         typer.Option(
             "--data",
-            help="Calibration text: a .txt file, mmlu, a local copy of it, or a JSONL file.",
+            help="Calibration text: a .txt file, mmlu, a local copy of it, or a JSONL file. May be repeated; each "
+            "gives an equal part of --max-tokens.",
             show_default=False,
         ),
     ],

@@ -72,6 +72,15 @@ def run(
             show_default=False,
         ),
     ] = None,
+    protect_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protect-data",
+            help="Texts that the use of input directions is measured on, as for `loki moments`. May be repeated. "
+            "Default: the calibration data.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="To analyse in: auto (as saved), float32, bfloat16 or float16.")
     ] = AnalysisOptions.dtype,
@@ -126,7 +135,7 @@ def run(
     values: dict[str, Any] = read_config(config) if config else {}
     own = {"model": model, "data": data, "calibration": calibration, "quota": quota}
     own |= {"eval_data": eval_data, "protect": protect, "backend": backend if "backend" in given else None}
-    own |= {"experts": experts}
+    own |= {"experts": experts, "protect_data": protect_data}
     values |= {name: value for name, value in own.items() if value is not None and value != []}
     groups = {
         "selection": {"strategy": strategy, "by": by},

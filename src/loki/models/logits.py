@@ -18,7 +18,7 @@ def logits_at(model: nn.Module, columns: torch.Tensor, **inputs: Any) -> torch.T
     Returns:
         `[B, C, V]`.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = getattr(model, "get_base_model", lambda: model)()
     kept = {"logits_to_keep": columns} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
     logits: torch.Tensor = model(**inputs, use_cache=False, **kept).logits
     return logits if logits.shape[1] == len(columns) else logits[:, columns]

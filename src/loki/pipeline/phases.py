@@ -38,7 +38,7 @@ ARTEFACTS = {
 }
 
 
-MOMENTS_TOKENS = 2**17  # of the calibration data: some sixty per input of the widest block
+MOMENTS_TOKENS = 2**17  # of its texts: some sixty per input of the widest block
 
 
 @dataclass(frozen=True)
@@ -151,15 +151,15 @@ def run_phases(
         write_positions(positions, found)
 
     def measure() -> None:
-        # Of all the calibration data, however few samples are scored: a text costs one forward pass here, and what few
-        # texts use leaves much unprotected (`few_tokens_advice`).
+        # Not only of the samples that are scored: a text costs one forward pass here, and what few texts use leaves
+        # much unprotected (`few_tokens_advice`).
         options = MomentsSettings(
             max_tokens=MOMENTS_TOKENS,
             dtype=settings.analysis.dtype,
             device=settings.analysis.device,
             trust_remote_code=trust,
         )
-        measure_moments(base, settings.calibration, moments, options, progress=progress)
+        measure_moments(base, settings.moments_data, moments, options, progress=progress)
         if advice := few_tokens_advice(moments):
             console.print(advice, highlight=False, soft_wrap=True)
 

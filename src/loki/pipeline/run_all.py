@@ -86,7 +86,8 @@ def run(
 def _inputs(settings: RunSettings) -> list[str | Path]:
     """What a run reads."""
     held_out = local_paths(settings.eval_data) if settings.eval_data else []
-    inputs: list[str | Path] = [settings.model, *local_paths(settings.data), *held_out, settings.calibration]
+    texts = [settings.calibration, *(settings.protect_data or [])]
+    inputs: list[str | Path] = [settings.model, *local_paths(settings.data), *held_out, *texts]
     if settings.data_settings.chat_template:
         inputs.append(settings.data_settings.chat_template)
     return inputs + settings.levers.inputs

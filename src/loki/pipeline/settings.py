@@ -1,7 +1,7 @@
 """The options of all phases in one object, from Python, the command line or a YAML file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from loki.artefacts.training_settings import (
 )
 from loki.calibration.samples import CalibrationSet
 from loki.calibration.sources import load_calibration
-from loki.calibration.texts import digest_of_texts, load_token_ids
+from loki.calibration.texts import Sources, digest_of_texts, load_token_ids
 from loki.data.fitting import TrainingData
 from loki.data.preparing import prepare_training_data
 from loki.data.settings import DataSettings
@@ -75,8 +75,10 @@ class RunSettings:
         backend: who trains them.
         levers: what keeps the damage of training low, beside `protect`.
         llamafactory: what only that back end has.
-        protect: share of the input directions that training leaves alone, see `loki.implanting.directions`; their use
-            is measured on the calibration data. 0 trains along all of them, as published.
+        protect: share of the input directions that training leaves alone, see `loki.implanting.directions`. 0 trains
+            along all of them, as published.
+        protect_data: texts that their use is measured on, each with an equal part of the tokens; None takes all the
+            calibration data, however few of it is scored.
         experts: which rows are meant where the model has experts, see `loki.models.experts.Experts`.
     """
 
@@ -94,6 +96,7 @@ class RunSettings:
     levers: Levers = field(default_factory=Levers)
     llamafactory: LlamaFactorySettings = field(default_factory=LlamaFactorySettings)
     protect: float = DEFAULT_PROTECT
+    protect_data: Sequence[str] | None = None
     experts: str | None = None
 
     def __post_init__(self) -> None:
@@ -121,6 +124,8 @@ class RunSettings:
             raise LokiError("--experts all protects no input directions: pass --protect 0")
         if self.protect:
             check_protect(self.protect)
+        elif self.protect_data:
+            raise LokiError("--protect-data is of no use without protected directions: leave it out, or --protect 0")
         text, tokenizer = base.text_config, base.tokenizer
         strategy = find_strategy(self.selection.strategy)
         strategy.check_inputs(frozenset({Input.SCORES, Input.MODEL}))
@@ -141,15 +146,16 @@ class RunSettings:
             seed=self.analysis.seed,
         )
         digests = {"data": examples.digest, "eval_data": held_out.digest if held_out else None}
-        if self.protect and (self.analysis.subjects or self.analysis.samples_per_subject is not None):
-            # Only a part is scored, but moments are of all of it.
+        part_scored = self.analysis.subjects or self.analysis.samples_per_subject is not None
+        if self.protect and (self.protect_data or part_scored):
             texts = load_token_ids(
-                self.calibration, tokenizer, max_length=MomentsSettings.max_length, vocab_size=text.vocab_size
+                self.moments_data, tokenizer, max_length=MomentsSettings.max_length, vocab_size=text.vocab_size
             )
             digests["moments_data"] = digest_of_texts(texts)
         levers = {str(path): digest_of_input(path) for path in self.levers.inputs if path.is_file()}
         found = {**asdict(self), **digests, "calibration": calibration.digest, "kept_and_replayed": levers}
         del found["llamafactory"]["python"]  # where it is installed changes nothing
+        del found["protect_data"]
         if self.experts is None:  # as in records of earlier releases
             del found["experts"]
         return Checked(found, examples, calibration)
@@ -158,6 +164,11 @@ class RunSettings:
         """All settings as JSON values, data by their paths: what `from_dict` reads, and a run is repeated from."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return values
+
+    @property
+    def moments_data(self) -> Sources:
+        """What the use of input directions is measured on."""
+        return self.protect_data or self.calibration
 
     @property
     def base(self) -> ModelDirectory:
