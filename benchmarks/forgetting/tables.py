@@ -131,9 +131,9 @@ def draw(title: str, cells: Sequence[Cell], path: Path) -> None:
     from matplotlib.figure import Figure
 
     text = next(iter(cells[0]["texts"]))
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot()
     chosen = at_best_rate(cells, text)
+    figure = Figure(figsize=(9, max(5.0, 0.21 * len(chosen))), layout="constrained")  # as high as its legend
+    axes = figure.add_subplot()
     for number, name in enumerate(sorted(chosen, key=lambda name: _mean(chosen[name], text))):
         first = [cell for cell in by_method(cells)[name] if cell["seed"] == 0 and cell["reached"]]
         points = sorted((cell["texts"][text]["kl"], cell["held_out"] or cell["accuracy"]) for cell in first)

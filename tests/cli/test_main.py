@@ -62,7 +62,7 @@ def test_errors_are_one_line(
 def test_only_some_commands_are_continued(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], continued: bool
 ) -> None:
-    assert set(entry_module.CONTINUED) == {"analyse", "moments", "tune", "train", "run"}
+    assert set(entry_module.CONTINUED) == {"analyse", "sample", "moments", "tune", "train", "run"}
     monkeypatch.setattr(entry_module, "CONTINUED", ("run-forever",) if continued else ())
     with pytest.raises(SystemExit):
         run(monkeypatch, "run-forever")
