@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from loki.calibration import own_texts
-from loki.calibration.own_texts import OwnTextSettings, first_tokens, write_batch, write_own_texts
+from loki.calibration.own_texts import first_tokens, write_batch, write_own_texts
+from loki.calibration.settings import OwnTextSettings
 from loki.errors import LokiError
 from tests.calibration.test_texts import gemma_like_tokenizer
 from tests.tiny_models import tiny_model, tiny_tokenizer

@@ -6,7 +6,7 @@ begins with nothing. What they are good for was measured for second moments (`be
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +15,15 @@ from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.artefacts.differences import changes
+from loki.calibration.settings import OwnTextSettings
 from loki.calibration.text_records import beginning
 from loki.data.fitting import length_within
-from loki.errors import LokiError, require_counts, require_seed
+from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.ranks import pick_device
 
 _MARK = "\ue000"  # private use: no template has it
-
-
-@dataclass(frozen=True)
-class OwnTextSettings:
-    """How a model writes texts.
-
-    Attributes:
-        tokens: write texts until they have so many tokens.
-        length: tokens of a text.
-        batch_size: texts that are written at a time.
-        seed: of the draw.
-        dtype: type to compute in: `auto` (as saved), float32, bfloat16 or float16.
-        device: where to compute: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
-        trust_remote_code: run Python code that the model brings along.
-
-    Raises:
-        LokiError: if a value is out of range.
-    """
-
-    tokens: int = 131_072
-    length: int = 256
-    batch_size: int = 32
-    seed: int = 0
-    dtype: str = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        require_counts(self, "tokens", "length", "batch_size")
-        require_seed(self)
 
 
 def write_own_texts(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loki.calibration.own_texts import OwnTextSettings
+from loki.calibration.settings import OwnTextSettings
 from loki.cli.app import app, say
 from loki.cli.option_groups import with_options
 

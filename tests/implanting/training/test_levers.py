@@ -311,8 +311,8 @@ def test_bad_levers(loki_dir: Path, data: Path, tmp_path: Path) -> None:
             levers=Levers(keep=str(tmp_path / "some.txt"), keep_top_k=100_000),
         )
     assert not (tmp_path / "x").exists()
-    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("x")
     with pytest.raises(LokiError, match=r"no text .*2 tokens"):
-        train(loki_dir, data, tmp_path / "out", SETTINGS, levers=Levers(keep=str(tmp_path / "empty.txt")))
+        train(loki_dir, data, tmp_path / "out", SETTINGS, levers=Levers(keep=str(tmp_path / "short.txt")))
     with pytest.raises(LokiError, match="does not exist"):
         train(loki_dir, data, tmp_path / "out2", SETTINGS, levers=Levers(keep=str(tmp_path / "missing.txt")))
