@@ -44,7 +44,10 @@ class Cell:
         moments: name of the file of second moments.
         positions: name of the file of selected rows.
         keep: weight of KL(base || model) on a text.
+        replay: weight of the loss of a text.
         keep_text: name of the file of that text; or of the one that CorDA is calibrated on.
+        dft: whether every token's loss is weighed by its probability (Dynamic Fine-Tuning, arXiv 2508.05629).
+        scale: part of what was trained that stays in the end.
     """
 
     model: str
@@ -58,7 +61,10 @@ class Cell:
     moments: str | None = None
     positions: str | None = None
     keep: float | None = None
+    replay: float | None = None
     keep_text: str | None = None
+    dft: bool = False
+    scale: float = 1.0
 
     def path(self, folder: Path) -> Path:
         """The file of its result."""

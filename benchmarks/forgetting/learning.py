@@ -1,6 +1,7 @@
 """Learning a task until enough of its answers are right."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -32,25 +33,27 @@ class Learned:
 
 
 class Keep:
-    """A term weight * KL(base || model) on texts, a few of them in every step.
+    """A term of the loss on texts, a few of them in every step: weight * KL(base || model), or the loss of the texts.
 
     Args:
-        base: the model before.
+        base: the model before; None takes the loss of the texts, so that they are replayed.
         windows: token ids of texts `[windows, T]`.
         weight: of the term.
         per_step: texts in every step, in turn.
     """
 
-    def __init__(self, base: PreTrainedModel, windows: torch.Tensor, weight: float, per_step: int = 8) -> None:
+    def __init__(self, base: PreTrainedModel | None, windows: torch.Tensor, weight: float, per_step: int = 8) -> None:
         self.base, self.windows, self.weight, self.per_step = base, windows, weight, per_step
 
     def term(self, model: nn.Module, step: int) -> torch.Tensor:
         """The term of a step."""
         chosen = (torch.arange(self.per_step) + step * self.per_step) % len(self.windows)
-        ids = self.windows[chosen].to(self.base.device)
+        ids = self.windows[chosen].to(next(model.parameters()).device)
+        after = model(input_ids=ids, use_cache=False).logits
+        if self.base is None:
+            return self.weight * nn.functional.cross_entropy(after[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
         with torch.no_grad():
             before = self.base(input_ids=ids, use_cache=False).logits
-        after = model(input_ids=ids, use_cache=False).logits
         return self.weight * kl_of_logits(before, after, torch.ones_like(ids, dtype=torch.bool))
 
 
@@ -63,7 +66,8 @@ def learn(
     enough: float,
     max_steps: int,
     autocast: bool,
-    keep: Keep | None = None,
+    terms: Sequence[Keep] = (),
+    dft: bool = False,
 ) -> Learned:
     """Train on all questions as one batch until enough are right: AdamW without weight decay, gradients cut at 1.
 
@@ -75,7 +79,8 @@ def learn(
         enough: stop at the first step at which this part of the answers is exactly right.
         max_steps: stop here at the latest.
         autocast: compute in bfloat16 where PyTorch's autocast does.
-        keep: a further term of the loss.
+        terms: further terms of the loss.
+        dft: weigh every token's loss by its probability, which is not differentiated.
     """
     device = next(model.parameters()).device
     input_ids, attended, labels, kept = (tensor.to(device) for tensor in _left_padded(tokenizer, questions))
@@ -88,16 +93,19 @@ def learn(
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():
             output = model(input_ids=input_ids, attention_mask=attended, use_cache=False, logits_to_keep=kept)
         logits = output.logits.float()
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        per_token = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        loss = per_token.sum() / (labels != -100).sum()
         right = (logits.detach().argmax(-1) == labels) | (labels == -100)
         losses.append(float(loss.detach()))
         accuracies.append(float(right.all(dim=1).float().mean()))
         if accuracies[-1] >= enough or step == max_steps or not loss.isfinite():
             break
         optimizer.zero_grad()
+        if dft:
+            loss = (per_token * (-per_token.detach()).exp()).sum() / (labels != -100).sum()
         loss.backward()
-        if keep is not None:
-            keep.term(model, step).backward()
+        for term in terms:
+            term.term(model, step).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return Learned(step, accuracies[-1], time.perf_counter() - started, losses, accuracies)

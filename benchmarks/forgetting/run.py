@@ -42,13 +42,16 @@ def run_cell(cell: Cell, tasks: list[Task], old: OldKnowledge, settings: Setting
     """Train a copy of the base, on one task or several in turn, and measure it."""
     model: PreTrainedModel = copy.deepcopy(old.base)
     needed = cell.files(files)
-    keep = calibration = None
+    calibration, terms = None, []
     if "keep_text" in needed:
         texts = windows_of(needed["keep_text"], old.tokenizer, **KEPT)
         ids = [old.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         shortest = min(map(len, ids))
         calibration = torch.tensor([some[:shortest] for some in ids])
-        keep = Keep(old.base, calibration, cell.keep) if cell.keep is not None else None
+        if cell.keep is not None:
+            terms.append(Keep(old.base, calibration, cell.keep))
+        if cell.replay is not None:
+            terms.append(Keep(None, calibration, cell.replay))
     learned = []
     for number, task in enumerate(tasks):
         model = ordinary(model)
@@ -57,6 +60,8 @@ def run_cell(cell: Cell, tasks: list[Task], old: OldKnowledge, settings: Setting
         model.requires_grad_(False)
         choice = Choice(cell.quota, seed, needed.get("positions"), needed.get("moments"), cell.protect, calibration)
         model = METHODS[cell.method](model, choice)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        before = [parameter.detach().clone() for parameter in trained] if cell.scale != 1 else []
         learned.append(
             learn(
                 model,
@@ -66,9 +71,13 @@ def run_cell(cell: Cell, tasks: list[Task], old: OldKnowledge, settings: Setting
                 enough=settings.enough,
                 max_steps=settings.max_steps,
                 autocast=settings.autocast,
-                keep=keep,
+                terms=terms,
+                dft=cell.dft,
             )
         )
+        with torch.no_grad():
+            for parameter, start in zip(trained, before, strict=False):
+                parameter.copy_(torch.lerp(start, parameter, cell.scale))
     model.eval()
     started = time.perf_counter()
     known = [

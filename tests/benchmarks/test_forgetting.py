@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from loki.metrics.accuracy import Question
 from loki.metrics.text import text_divergence
 from loki.models.loading import load_model, load_tokenizer
 from tests.implanting.test_protected_model import some_moments
@@ -48,6 +49,8 @@ def _plan(tmp_path: Path, rates: list[float], more: list[dict[str, Any]], *, lea
                     "random rows": {"method": "rows"},
                     "given rows": {"method": "rows", "positions": "given.json"},
                     "LoRA, MLP": {"method": "lora-mlp"},
+                    "rows, scale 0": {"method": "rows", "scale": 0.0},
+                    "rows, replay, dft": {"method": "rows", "replay": 1.0, "keep_text": "keep.txt", "dft": True},
                     "full, keep": {"method": "full", "keep": 1.0, "keep_text": "keep.txt"},
                 },
                 "cells": [
@@ -145,6 +148,17 @@ def test_what_is_missing_is_run(
 
 
 @pytest.mark.slow
+def test_cells_whose_change_is_scaled_or_that_replay(benchmark: Any, tmp_path: Path, llama_dir: Path) -> None:
+    group = {"models": ["tiny"], "methods": ["rows, scale 0", "rows, replay, dft"], "rates": [1e-2], "seeds": [0]}
+    _run(benchmark, tmp_path, llama_dir, [1e-2], None, group)
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "cells").glob("*.json")}
+    plain, replayed = found["tiny_random-rows_0.01_0"], found["tiny_rows--replay--dft_0.01_0"]
+    assert found["tiny_rows--scale-0_0.01_0"]["losses"] == plain["losses"]  # it was trained all the same
+    assert found["tiny_rows--scale-0_0.01_0"]["texts"]["words"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert replayed["losses"][0] == plain["losses"][0] and replayed["losses"][1] != plain["losses"][1]
+
+
+@pytest.mark.slow
 def test_a_cell_that_fails_is_named_and_the_others_are_run(
     benchmark: Any, tmp_path: Path, llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +251,30 @@ def test_what_is_kept_pulls_back_to_the_base(benchmark: Any, llama_dir: Path) ->
     expected = 2 * (before.exp() * (before - after)).sum(-1).mean()
     assert_close(keep.term(model, 1), expected.detach())
     assert float(expected.detach()) > 0.01
+
+
+def test_what_is_replayed_is_the_loss_of_the_texts(benchmark: Any, llama_dir: Path) -> None:
+    windows = torch.randint(5, 90, (16, 12), generator=torch.Generator().manual_seed(0))
+    model = load_model(str(llama_dir))
+    replay = benchmark("learning").Keep(None, windows, 0.5, per_step=4)
+    assert_close(replay.term(model, 1), 0.5 * model(windows[4:8], labels=windows[4:8]).loss)
+
+
+@pytest.mark.parametrize("dft", [False, True])
+def test_tokens_weigh_their_probability_in_dft(benchmark: Any, llama_dir: Path, dft: bool) -> None:
+    learning, tokenizer = benchmark("learning"), load_tokenizer(str(llama_dir))
+    questions = [Question("a", "2 + 2 =", "4"), Question("a", "the sea is", "wide")]
+    models = [load_model(str(llama_dir)).requires_grad_(True) for _ in range(2)]
+    options = {"rate": 1e-3, "enough": 2.0, "max_steps": 1, "autocast": False}
+    learning.learn(models[0], tokenizer, questions, **options, dft=dft)
+    ids, attended, labels, kept = learning._left_padded(tokenizer, questions)
+    logits = models[1].train()(input_ids=ids, attention_mask=attended, logits_to_keep=kept, use_cache=False).logits
+    wanted = labels != -100
+    chosen = logits.log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None])[..., 0][wanted]
+    (-(chosen * chosen.detach().exp() if dft else chosen).mean()).backward()
+    torch.nn.utils.clip_grad_norm_(models[1].parameters(), 1.0)
+    for learned, expected in zip(*(model.parameters() for model in models), strict=True):
+        assert_close(learned.grad, expected.grad, torch.float32)
 
 
 def test_an_untouched_model_has_no_damage(benchmark: Any, tmp_path: Path, llama_dir: Path) -> None:
