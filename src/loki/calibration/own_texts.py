@@ -106,6 +106,7 @@ def write_batch(
         ids = model.generate(
             given,
             attention_mask=torch.ones_like(given),
+            use_cache=True,  # a model loaded for analysis has it off
             do_sample=True,
             top_k=0,
             top_p=1.0,
