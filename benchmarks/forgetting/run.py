@@ -75,9 +75,10 @@ def run_cell(cell: Cell, tasks: list[Task], old: OldKnowledge, settings: Setting
                 dft=cell.dft,
             )
         )
-        with torch.no_grad():
-            for parameter, start in zip(trained, before, strict=False):
-                parameter.copy_(torch.lerp(start, parameter, cell.scale))
+        if before:
+            with torch.no_grad():
+                for parameter, start in zip(trained, before, strict=True):
+                    parameter.copy_(torch.lerp(start, parameter, cell.scale))
     model.eval()
     started = time.perf_counter()
     known = [

@@ -78,6 +78,11 @@ def test_how_a_text_begins() -> None:
     assert beginning.decode(first_tokens(beginning)) == "<s>user: "
     chat.chat_template = "a template that shows nothing"
     assert first_tokens(chat) == [chat.bos_token_id]
+    chat.chat_template = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
+    assert chat.decode(first_tokens(chat)) == "["  # takes contents in parts only
+    chat.chat_template = "{{ raise_exception('no users') }}"
+    with pytest.raises(LokiError, match="no users"):
+        first_tokens(chat)
 
 
 def test_bad_settings(llama_dir: Path, tmp_path: Path) -> None:

@@ -71,6 +71,23 @@ def test_data_that_only_moments_are_of_is_checked_and_recorded(settings: RunSett
     run(settings, tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "scores.h5").stat().st_mtime_ns == scored
 
+    general = tmp_path / "general.txt"
+    general.write_text("Some text that is about nothing in particular. " * 3)
+    for other in (replace(settings, protect_data=[str(general)]), settings):  # given, and then left out again
+        with pytest.raises(LokiError, match=r"other texts of the moments.*; analyse will be kept"):
+            run(other, tmp_path / "run")
+        run(other, tmp_path / "run", overwrite=True)
+        source = str(general) if other.protect_data else settings.calibration
+        assert Moments(tmp_path / "run" / "moments.safetensors").origin.source == source
+    settings, part = replace(settings, analysis=AnalysisOptions()), settings
+    run(settings, tmp_path / "whole")
+    with pytest.raises(LokiError, match=r"moments_data was None.*|other texts of the moments"):
+        run(replace(settings, protect_data=[str(general)]), tmp_path / "whole")
+    run(replace(settings, protect_data=[str(general)]), tmp_path / "whole", overwrite=True)
+    with pytest.raises(LokiError, match="other texts of the moments"):
+        run(settings, tmp_path / "whole")
+    settings = part
+
     lines[unscored] = '{"input_ids": [1, 10000000]}'
     calibration.write_text("\n".join(lines))
     with pytest.raises(LokiError, match="10000000"):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from loki.analysis.options import MomentsSettings
 from loki.artefacts.differences import changes
 from loki.artefacts.moments import Moments, MomentsOrigin, write_moments
-from loki.calibration.texts import Sources, digest_of_texts, load_token_ids
+from loki.calibration.texts import Sources, digest_of_texts, listed, load_token_ids
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.architectures import output_norm, text_config
@@ -65,8 +65,7 @@ def measure_moments(
     """
     settings = settings or MomentsSettings()
     refuse_existing_file(output, overwrite=overwrite)
-    sources = [data] if isinstance(data, str) else list(data)
-    protect_inputs(output, model, *sources)
+    protect_inputs(output, model, *listed(data))
     source = ModelDirectory.of(model, trust_remote_code=settings.trust_remote_code)
     if source.experts is Experts.ALL:
         raise LokiError("--experts all: the inputs of all experts are not measured; use shared or dense")
@@ -85,7 +84,7 @@ def measure_moments(
     origin = MomentsOrigin(
         model=str(model),
         model_fingerprint=source.fingerprint,
-        source=", ".join(sources),
+        source=", ".join(listed(data)),
         source_digest=digest_of_texts(texts),
         texts=len(texts),
         tokens=sum(map(len, texts)),

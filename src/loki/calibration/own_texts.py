@@ -17,7 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loki.artefacts.differences import changes
 from loki.calibration.settings import OwnTextSettings
 from loki.calibration.text_records import beginning
+from loki.data.chat import ChatTemplate
 from loki.data.fitting import length_within
+from loki.data.records import Conversation
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.model_directory import AnyModel, ModelDirectory
@@ -50,8 +52,8 @@ def write_own_texts(
         The number of texts.
 
     Raises:
-        LokiError: for a model that cannot be loaded, a length that holds nothing but how a text begins, and files that
-            are in the way.
+        LokiError: for a model that cannot be loaded, a length that holds nothing but how a text begins, a chat template
+            that refuses what a user says, and files that are in the way.
     """
     settings = settings or OwnTextSettings()
     refuse_existing_file(output, overwrite=overwrite)
@@ -70,7 +72,8 @@ def write_own_texts(
     done = len(texts) // settings.batch_size
     task = progress.add_task("Writing", total=batches, completed=done) if progress else None
     for number in range(done, batches):
-        texts += write_batch(loaded, source.tokenizer, start, settings.batch_size, length, settings.seed + number)
+        seed = (settings.seed << 32) + number  # no batch of one seed is one of another
+        texts += write_batch(loaded, source.tokenizer, start, settings.batch_size, length, seed)
         _write(partial, [{"identity": identity}, *({"text": text} for text in texts)])
         if progress and task is not None:
             progress.advance(task)
@@ -80,15 +83,20 @@ def write_own_texts(
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a text begins with: a dialogue up to where the user's first words stand, or the start token alone."""
+    """What a text begins with: a dialogue up to where the user's first words stand, or the start token alone.
+
+    Raises:
+        LokiError: if the tokenizer has no start token, or its chat template refuses what a user says.
+    """
     bos = tokenizer.bos_token_id
     start: int | None = tokenizer.eos_token_id if bos is None else bos
     if start is None:
         raise LokiError("the tokenizer has no token that a text begins with: set bos_token or eos_token")
     if tokenizer.chat_template is None:
         return [start]
-    asked = [{"role": "user", "content": _MARK}]
-    before, mark, _ = str(tokenizer.apply_chat_template(asked, tokenize=False)).partition(_MARK)
+    template = ChatTemplate(tokenizer)
+    asked = template.fitted(Conversation([{"role": "user", "content": _MARK}], tools=[], trained=[]))
+    before, mark, _ = template.render(asked.messages, asked).partition(_MARK)
     if not mark:
         return [start]
     ids: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"]
@@ -106,7 +114,6 @@ def write_batch(
         ids = model.generate(
             given,
             attention_mask=torch.ones_like(given),
-            use_cache=True,  # a model loaded for analysis has it off
             do_sample=True,
             top_k=0,
             top_p=1.0,

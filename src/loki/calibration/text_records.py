@@ -46,6 +46,7 @@ def split_texts(
         LokiError: names a text that holds no token.
     """
     found: list[Record] = []
+    start = beginning(tokenizer)
     for record in records:
         if not isinstance(record.prompt, Text):
             found.append(record)
@@ -53,7 +54,6 @@ def split_texts(
         ids = list(tokenizer(record.prompt.content, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids or not record.prompt.content.strip():
             raise LokiError(f"sample {record.id}: the text is empty: give it a content, or remove it")
-        start = beginning(tokenizer)
         if ids[:1] == start and len(ids) > 1:
             ids = ids[1:]
         longest = len(ids) if max_positions is None else max(1, min(max_positions, LONGEST_PIECE) - len(start))

@@ -46,46 +46,31 @@ def load_token_ids(
     Raises:
         LokiError: if the source does not exist or cannot be read, or holds no text of at least two tokens.
     """
-    if not isinstance(source, str):
-        share = -(-max_tokens // len(source)) if max_tokens is not None else None
-        return [
-            piece
-            for one in source
-            for piece in load_token_ids(
-                one,
-                tokenizer,
-                max_length=max_length,
-                vocab_size=vocab_size,
-                max_tokens=share,
-                subjects=subjects,
-                samples_per_subject=samples_per_subject,
-                seed=seed,
-            )
-        ]
-    calibration = load_calibration(
-        source,
-        tokenizer,
-        max_positions=None,
-        vocab_size=vocab_size,
-        subjects=subjects,
-        samples_per_subject=samples_per_subject,
-        seed=seed,
-    )
+    sources = listed(source)
+    share = None if max_tokens is None else -(-max_tokens // len(sources))
     start = beginning(tokenizer)
-    pieces = [piece for sample in calibration.samples for piece in cut(sample.input_ids, max_length, start)]
-    pieces = [piece for piece in pieces if len(piece) >= _SHORTEST]
-    if not pieces:
-        raise LokiError(f"data {source} holds no text of at least {_SHORTEST} tokens: give longer texts")
-    if max_tokens is not None:
-        random.Random(seed).shuffle(pieces)
-        taken, total = [], 0
-        for piece in pieces:
-            if total >= max_tokens:
-                break
-            taken.append(piece)
-            total += len(piece)
-        pieces = taken
-    return pieces
+    found: list[list[int]] = []
+    for one in sources:
+        calibration = load_calibration(
+            one,
+            tokenizer,
+            max_positions=None,
+            vocab_size=vocab_size,
+            subjects=subjects,
+            samples_per_subject=samples_per_subject,
+            seed=seed,
+        )
+        pieces = [piece for sample in calibration.samples for piece in cut(sample.input_ids, max_length, start)]
+        pieces = [piece for piece in pieces if len(piece) >= _SHORTEST]
+        if not pieces:
+            raise LokiError(f"data {one} holds no text of at least {_SHORTEST} tokens: give longer texts")
+        found += pieces if share is None else _drawn(pieces, share, seed)
+    return found
+
+
+def listed(source: Sources) -> list[str]:
+    """The sources one by one."""
+    return [source] if isinstance(source, str) else list(source)
 
 
 def digest_of_texts(texts: list[list[int]]) -> str:
@@ -98,3 +83,15 @@ def cut(ids: list[int], longest: int, start: list[int]) -> list[list[int]]:
     again = start if start and ids[: len(start)] == start and longest > len(start) else []
     body, step = ids[len(again) :], longest - len(again)
     return [again + body[first : first + step] for first in range(0, len(body), step)]
+
+
+def _drawn(pieces: list[list[int]], tokens: int, seed: int) -> list[list[int]]:
+    """Pieces in an order drawn with `seed`, until they have so many tokens."""
+    random.Random(seed).shuffle(pieces)
+    taken, total = [], 0
+    for piece in pieces:
+        if total >= tokens:
+            break
+        taken.append(piece)
+        total += len(piece)
+    return taken

@@ -61,7 +61,7 @@ class DryRun:
         """What to print."""
         return [
             f"analyse  {self.samples} samples, about {_span(self.analysis_seconds)}",
-            *([f"moments  of what texts use; {self.protect:.0%} of the directions stay"] if self.protect else []),
+            *([f"moments  of all its texts; {self.protect:.0%} of the directions stay"] if self.protect else []),
             f"select   {self.rows} rows",
             f"train    {self.trainable_parameters:,} of {self.parameters:,} parameters, {self.examples} examples, "
             f"at most {self.steps} steps, about {_span(self.training_seconds)}",

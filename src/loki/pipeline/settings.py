@@ -125,7 +125,7 @@ class RunSettings:
         if self.protect:
             check_protect(self.protect)
         elif self.protect_data:
-            raise LokiError("--protect-data is of no use without protected directions: leave it out, or --protect 0")
+            raise LokiError("--protect-data says what to protect, and --protect 0 protects nothing: leave one out")
         text, tokenizer = base.text_config, base.tokenizer
         strategy = find_strategy(self.selection.strategy)
         strategy.check_inputs(frozenset({Input.SCORES, Input.MODEL}))
@@ -145,7 +145,7 @@ class RunSettings:
             samples_per_subject=self.analysis.samples_per_subject,
             seed=self.analysis.seed,
         )
-        digests = {"data": examples.digest, "eval_data": held_out.digest if held_out else None}
+        digests = {"data": examples.digest, "eval_data": held_out.digest if held_out else None, "moments_data": None}
         part_scored = self.analysis.subjects or self.analysis.samples_per_subject is not None
         if self.protect and (self.protect_data or part_scored):
             texts = load_token_ids(
@@ -155,7 +155,7 @@ class RunSettings:
         levers = {str(path): digest_of_input(path) for path in self.levers.inputs if path.is_file()}
         found = {**asdict(self), **digests, "calibration": calibration.digest, "kept_and_replayed": levers}
         del found["llamafactory"]["python"]  # where it is installed changes nothing
-        del found["protect_data"]
+        del found["protect_data"]  # its digest is there
         if self.experts is None:  # as in records of earlier releases
             del found["experts"]
         return Checked(found, examples, calibration)
