@@ -41,6 +41,7 @@ class Cell:
         task: `facts`, `calls` or `sequence`, see `tasks.task_maker`.
         quota: percentage of the rows.
         protect: share of protected input directions.
+        soft: how sharply the more used directions are held back; None leaves them alone.
         moments: name of the file of second moments.
         positions: name of the file of selected rows.
         keep: weight of KL(base || model) on a text.
@@ -58,6 +59,7 @@ class Cell:
     task: str = "facts"
     quota: float = 30.0
     protect: float | None = None
+    soft: float | None = None
     moments: str | None = None
     positions: str | None = None
     keep: float | None = None

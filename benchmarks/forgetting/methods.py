@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from loki.artefacts.moments import Moments
 from loki.artefacts.positions import Positions, read_positions
 from loki.implanting.directions import Directions, free_directions, least_used_directions
 from loki.implanting.protected import protect_rows
@@ -30,6 +31,7 @@ class Choice:
         positions: file of rows that were selected elsewhere, for `rows`.
         moments: file of second moments, for `protect`.
         protect: share of the input directions that are left alone; None trains along all.
+        soft: trains along all of them, the more used ones less, see `_softened`; None trains along the others only.
         calibration: token ids `[N, T]` of general text, for `corda`.
     """
 
@@ -38,6 +40,7 @@ class Choice:
     positions: Path | None
     moments: Path | None
     protect: float | None
+    soft: float | None = None
     calibration: torch.Tensor | None = None
 
 
@@ -58,20 +61,51 @@ def train_rows(model: PreTrainedModel, choice: Choice) -> nn.Module:
     if choice.protect is not None:
         assert choice.moments is not None, "protect needs --moments"
         occupied = tuple(bool(rows) for rows in positions)
-        every = _directions(choice.moments, occupied, projections[0].in_features)
-        free = {
-            layer: vectors[..., : free_directions(vectors.shape[-1], choice.protect)]
-            for layer, vectors in every.items()
-        }
-        protect_rows(model, {layer: vectors.contiguous() for layer, vectors in free.items()})
+        directions, used = _directions(choice.moments, occupied, projections[0].in_features)
+        if choice.soft is None:
+            trained = {
+                layer: vectors[..., : free_directions(vectors.shape[-1], choice.protect)].contiguous()
+                for layer, vectors in directions.items()
+            }
+        else:
+            trained = {
+                layer: _softened(vectors, used[layer], choice.protect, choice.soft)
+                for layer, vectors in directions.items()
+            }
+        protect_rows(model, trained)
     return model
 
 
+def _softened(vectors: torch.Tensor, used: torch.Tensor, protect: float, power: float) -> torch.Tensor:
+    """Directions that are shorter the more they are used, so that a step of AdamW goes less far along them.
+
+    Each is multiplied by `(1 + used / limit) ** -power` with the limit at the `protect` quantile: a power of 0.5 whitens
+    the inputs in the used directions, and the greater it is, the nearer it comes to leaving them alone.
+
+    Args:
+        vectors: orthonormal directions `[blocks, n, n]`, least used first.
+        used: mean squares of the inputs along them `[blocks, n]`.
+        protect: share of the directions that would be left alone.
+        power: see above.
+    """
+    limit = used[..., free_directions(used.shape[-1], protect), None]
+    return (vectors * (1 + used / limit).pow(-power)[..., None, :]).contiguous()
+
+
 @lru_cache(maxsize=4)
-def _directions(moments: Path, occupied: tuple[bool, ...], width: int) -> Directions:
-    """All directions of the layers that have rows, least used first: an eigenproblem per layer, solved once."""
+def _directions(moments: Path, occupied: tuple[bool, ...], width: int) -> tuple[Directions, dict[int, torch.Tensor]]:
+    """All directions of the layers that have rows, least used first: an eigenproblem per layer, solved once.
+
+    Also how much each is used: the mean square of the inputs along it.
+    """
     none_protected, rows = 1e-9, [[0] if taken else [] for taken in occupied]
-    return least_used_directions(moments, none_protected, rows, widths=[width] * len(rows))
+    directions = least_used_directions(moments, none_protected, rows, widths=[width] * len(rows))
+    measured = Moments(moments)
+    used = {
+        layer: torch.einsum("bni,bnm,bmi->bi", vectors, measured.second_moment(layer), vectors).clamp_min(0)
+        for layer, vectors in directions.items()
+    }
+    return directions, used
 
 
 def train_everything(model: PreTrainedModel, choice: Choice) -> nn.Module:

@@ -58,7 +58,9 @@ def run_cell(cell: Cell, tasks: list[Task], old: OldKnowledge, settings: Setting
         seed = cell.seed + 100 * number
         torch.manual_seed(seed)
         model.requires_grad_(False)
-        choice = Choice(cell.quota, seed, needed.get("positions"), needed.get("moments"), cell.protect, calibration)
+        choice = Choice(
+            cell.quota, seed, needed.get("positions"), needed.get("moments"), cell.protect, cell.soft, calibration
+        )
         model = METHODS[cell.method](model, choice)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         before = [parameter.detach().clone() for parameter in trained] if cell.scale != 1 else []

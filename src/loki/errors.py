@@ -79,6 +79,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's text, for use inside a message of our own."""
+    """An error's text on one line, cut at `limit` characters, for use inside a message of our own."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."

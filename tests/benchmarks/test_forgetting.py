@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from loki.artefacts.moments import Moments
+from loki.implanting.protected import directions_of
 from loki.metrics.accuracy import Question
 from loki.metrics.text import text_divergence
 from loki.models.loading import load_model, load_tokenizer
@@ -239,6 +241,26 @@ def test_what_was_learned_stays_when_the_next_task_begins(
     assert_close(again(tokens).logits, changed)
 
 
+def test_a_step_along_a_softened_direction_is_felt_no_more_than_at_the_limit(
+    benchmark: Any, tmp_path: Path, llama_dir: Path
+) -> None:
+    methods = benchmark("methods")
+    moments = some_moments(tmp_path / "moments.safetensors", llama_dir)
+    model = load_model(str(llama_dir))
+    model.requires_grad_(False)
+    choice = methods.Choice(30.0, 0, None, moments, 0.25, 0.5)
+    trained = [one for one in methods.train_rows(model, choice).parameters() if one.requires_grad]
+    for layer, (directions, coefficients) in enumerate(zip(directions_of(model).values(), trained, strict=True)):
+        moment = Moments(moments).second_moment(layer)
+        used = torch.linalg.eigvalsh(moment)
+        blocks, size = used.shape
+        assert coefficients.shape[1] == blocks * size  # all directions, where a hard choice trains along three quarters
+        limit = used[:, size - size // 4, None]
+        felt = torch.einsum("bni,bnm,bmi->bi", directions, moment, directions)
+        assert_close(felt, used * limit / (used + limit))
+        assert (felt <= limit).all()
+
+
 def test_what_is_kept_pulls_back_to_the_base(benchmark: Any, llama_dir: Path) -> None:
     learning, base = benchmark("learning"), load_model(str(llama_dir))
     windows = torch.randint(5, 90, (16, 12), generator=torch.Generator().manual_seed(0))
@@ -306,7 +328,7 @@ def test_every_method_starts_as_its_base_and_learns(
     assert set(methods.METHODS) == {"rows", "full", *PEERS}
     base, model = load_model(str(llama_dir)), load_model(str(llama_dir)).requires_grad_(False)
     windows = torch.randint(5, 90, (24, 16), generator=torch.Generator().manual_seed(0))
-    choice = methods.Choice(30.0, 0, None, None, None, windows)
+    choice = methods.Choice(30.0, 0, None, None, None, calibration=windows)
     if method == "protected rows":
         choice = replace(choice, moments=some_moments(tmp_path / "moments.safetensors", llama_dir), protect=0.5)
     trainable = methods.METHODS[method.rpartition(" ")[2]](model, choice).eval()

@@ -22,6 +22,12 @@ def test_pictures_of_scores(shell: Shell, scores: Path, tmp_path: Path, kind: st
     assert output.read_bytes().startswith(PNG)
 
 
+def test_no_quota_is_not_the_default(shell: Shell, scores: Path) -> None:
+    for kind in ("layers", "stability", "overlap"):
+        refused = shell("plot", kind, scores, "--quota", 0, "--output", "picture.png")
+        assert (refused.code, "quota 0.0 is out of range" in refused.err) == (2, True), refused.err
+
+
 def test_pictures_of_other_files(shell: Shell, tmp_path: Path) -> None:
     for name, rows in (("a", [[0], [1]]), ("b", [[0], [2]])):
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))

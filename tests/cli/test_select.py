@@ -108,6 +108,7 @@ def test_excluded_files_add_up(shell: Shell, scores_file: Path) -> None:
         (["--quota", "1"], "the smallest quota that gives a row is 5"),
         (["--quota", "10", "--strategy", "best"], "strategy 'best' is not known here"),
         (["--quota", "10", "--exclude", "none.json"], "positions file none.json does not exist"),
+        (["--quota", "10", "--strategy", "random", "--by", "absolute"], "leave out --by absolute"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

@@ -18,6 +18,7 @@ from loki.implanting.llamafactory.train import LlamaFactorySettings
 from loki.implanting.training.levers import Levers
 from loki.pipeline import RunSettings, read_config, run
 from loki.pipeline.dry_run import estimate
+from loki.selection.quota import rows_for_quota
 from loki.selection.strategies import SelectionSettings
 
 
@@ -211,12 +212,32 @@ def test_configurations_that_are_refused(settings: RunSettings, change: dict[str
 
 
 def test_configurations_that_cannot_be_read(tmp_path: Path) -> None:
-    for text in ("- a", "{", "\xff"):
+    for text in ("- a", "{", "\xff", "since: 2024-99-99", "[" * 5000):
         (tmp_path / "run.yaml").write_bytes(text.encode("latin-1"))
         with pytest.raises(LokiError, match=r"run\.yaml"):
             read_config(tmp_path / "run.yaml")
     with pytest.raises(LokiError, match="does not exist"):
         read_config(tmp_path / "absent.yaml")
+
+
+def test_a_budget_looks_at_the_calibration_data_where_nothing_else_is_given(settings: RunSettings) -> None:
+    given = RunSettings.from_dict({**settings.to_dict(), "levers": {"max_damage": 0.5}})
+    assert given.levers == Levers(keep=settings.calibration, keep_weight=0.0, max_damage=0.5)
+
+
+def test_a_budget_that_allows_no_step_restores_the_base(settings: RunSettings, tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("the cat sat on the mat and looked at the moon. " * 20)
+    levers = Levers(keep=str(tmp_path / "general.txt"), keep_weight=0.0, max_damage=0.0)
+    report = run(replace(settings, levers=levers), tmp_path / "run").report
+    assert (report.changed_rows, report.differences) == (0, [])
+
+
+def test_a_dry_run_counts_the_rows_that_are_selected(settings: RunSettings, tmp_path: Path) -> None:
+    """Rounded down, as the selection does."""
+    found = estimate(replace(settings, quota=29.0), tmp_path / "run")
+    assert (found.rows, rows_for_quota(29.0, 32)) == (3 * 9, 9)
+    whole = replace(settings, quota=30.0, selection=SelectionSettings("global_lowest"))
+    assert estimate(whole, tmp_path / "run").rows == rows_for_quota(30.0, 96) == 28
 
 
 @pytest.mark.slow
@@ -255,6 +276,8 @@ def test_missing_training_data(settings: RunSettings, tmp_path: Path) -> None:
     [
         ({"quota": 101.0}, "quota 101"),
         ({"quota": 1.0}, "none of 32 rows"),
+        ({"levers": Levers(keep="absent.txt")}, r"absent\.txt"),
+        ({"levers": Levers(replay="absent.jsonl")}, r"absent\.jsonl"),
         ({"quota": 0.5, "selection": SelectionSettings("global_lowest")}, "none of 96 rows"),
         ({"data": Path("/dev/null/absent")}, "does not exist"),
         ({"calibration": "absent.jsonl"}, "absent.jsonl"),

@@ -153,6 +153,10 @@ def test_the_command_computes_selects_and_keeps_the_gradients(
     refused = shell(*words, "pos.json", "--task", task)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "--model" in refused.err
+    other = write_scores(Path("paper.h5"), damage, **{**made, "definition": "paper"})
+    wrong = ("select", other, "--strategy", "task_aware", "--quota", 25, "--task", task, "--model", llama_dir)
+    assert "goes by scores of the definition sensitivity" in shell(*wrong, "--output", "w.json").err
+    assert not Path("w.task.h5").exists()  # nothing was computed for what is refused
     shell.done(*words, "pos.json", "--task", task, "--model", llama_dir)
     expected = select(Inputs(scores, task=Path("pos.task.h5")), 25, SelectionSettings("task_aware"))
     assert json.loads(Path("pos.json").read_text()) == expected

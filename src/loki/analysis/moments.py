@@ -19,6 +19,7 @@ from loki.analysis.options import MomentsSettings
 from loki.artefacts.differences import changes
 from loki.artefacts.moments import Moments, MomentsOrigin, write_moments
 from loki.calibration.texts import Sources, digest_of_texts, listed, load_token_ids
+from loki.data.fitting import length_within
 from loki.errors import LokiError, one_line
 from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.architectures import output_norm, text_config
@@ -74,7 +75,7 @@ def measure_moments(
     texts = load_token_ids(
         data,
         source.tokenizer,
-        max_length=min(settings.max_length, getattr(config, "max_position_embeddings", settings.max_length)),
+        max_length=length_within(loaded.config, settings.max_length),
         max_tokens=settings.max_tokens,
         vocab_size=config.vocab_size,
         samples_per_subject=settings.samples_per_subject,
@@ -121,7 +122,7 @@ def few_tokens_advice(file: Path) -> str | None:
         file: of second moments.
     """
     measured = Moments(file)
-    inputs = max(measured.second_moment(layer).shape[-1] for layer in range(measured.layers))
+    inputs = max(measured.block_sizes)
     wanted = _TOKENS_PER_INPUT * inputs
     if measured.origin.tokens >= wanted:
         return None

@@ -69,6 +69,7 @@ class Moments:
         path: the file.
         origin: what they were measured on.
         layers: number of layers.
+        block_sizes: inputs per block of every layer.
 
     Raises:
         LokiError: if the file is missing, damaged, or holds something else.
@@ -89,10 +90,10 @@ class Moments:
             raise LokiError(f"{_WHAT} {path}: its origin is {error}: {_ADVICE}") from error
         self.origin = _checked_origin(origin, f"{_WHAT} {path}")
         self.layers = (len(entries) + 1) // 2
-        for layer in range(self.layers):
-            self._check(entries, layer)
+        self.block_sizes = [self._check(entries, layer) for layer in range(self.layers)]
 
-    def _check(self, entries: Mapping[str, TensorEntry], layer: int) -> None:
+    def _check(self, entries: Mapping[str, TensorEntry], layer: int) -> int:
+        """The inputs per block."""
         names = (f"second_moment.{layer}", f"mean_square.{layer}")
         for name in names:
             if name not in entries:
@@ -104,6 +105,7 @@ class Moments:
                 f"{_WHAT} {self.path}: {names[0]} is {moment.dtype} {moment.shape} and {names[1]} {squares.dtype} "
                 f"{squares.shape}: {_ADVICE}"
             )
+        return moment.shape[-1]
 
     def second_moment(self, layer: int) -> torch.Tensor:
         """`[blocks, n, n]` float32 of one layer.

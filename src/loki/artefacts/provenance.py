@@ -51,7 +51,7 @@ class Provenance:
         ig_method: integration rule; empty where nothing is integrated.
         engine: `fast`, `captum` or `auto`, as asked for.
         quantity: what is differentiated: `probability` or `logit` of the target token; for `sensitivity`,
-            `log-probability of sampled tokens` or `of empirical tokens`.
+            `log-probability of sampled tokens` (with `, seed N` unless that is 0) or `of empirical tokens`.
         absolute: whether the scores are absolute values.
         position: the attributed token position, counted from the end if negative.
         dtype: type the model computed in.

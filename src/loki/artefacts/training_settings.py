@@ -39,6 +39,9 @@ class Loss(StrEnum):
 
     NLL = "nll"  # all the same: cross-entropy
     DFT = "dft"  # times their probability: Dynamic Fine-Tuning, arXiv 2508.05629
+    # With LlamaFactory alone, which has them:
+    ASFT = "asft"  # as dft, plus a term that holds the model to its base: Anchored Supervised Fine-Tuning
+    EAFT = "eaft"  # times the entropy of the prediction: Entropy-Adaptive Fine-Tuning
 
 
 class Rate(StrEnum):
@@ -86,7 +89,8 @@ class TrainingSettings:
         scheduler: how it falls afterwards, a schedule of Transformers.
         weight_decay: of AdamW, on the active rows alone.
         loss: nll, or dft: each token's loss times its probability, so that what the model holds for impossible pulls
-            less (Dynamic Fine-Tuning, arXiv 2508.05629); a learning rate that is found by trying is found with nll.
+            less (Dynamic Fine-Tuning, arXiv 2508.05629); with LlamaFactory also its asft and eaft. A learning rate that
+            is found by trying is found with nll.
         gradient_checkpointing: compute activations twice to save memory.
         load_in_4bit: hold the frozen weights in 4 bits (bitsandbytes, NF4) while training, to save memory; what is
             saved is not quantised.

@@ -61,7 +61,7 @@ def _figure(kind: str, inputs: list[Path], quota: float | None) -> "Figure":
     from loki.report import result_figures, score_figures
 
     if kind == "overlap":
-        return _overlap(inputs, quota or 10.0)
+        return _overlap(inputs, 10.0 if quota is None else quota)
     if kind in ("forgetting", "pareto"):
         draw = result_figures.forgetting_figure if kind == "forgetting" else result_figures.pareto_figure
         return draw([one for path in inputs for one in _comparisons(path)])
@@ -79,7 +79,8 @@ def _figure(kind: str, inputs: list[Path], quota: float | None) -> "Figure":
     draw_scores: Callable[[Path, float], Figure] = (
         score_figures.extremes_figure if kind == "layers" else score_figures.stability_figure
     )
-    return draw_scores(inputs[0], quota or (5.0 if kind == "layers" else 10.0))
+    usual = 5.0 if kind == "layers" else 10.0
+    return draw_scores(inputs[0], usual if quota is None else quota)
 
 
 def _overlap(inputs: list[Path], quota: float) -> "Figure":

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from loki.artefacts.training_settings import Loss
 from loki.errors import LokiError
 from loki.kva.settings import DEFAULT_STEPS, Definition, IgMethod, Quantity
 from loki.selection.strategy import By
@@ -17,7 +18,10 @@ ATTRIBUTION: dict[str, Any] = {
     "steps": DEFAULT_STEPS,
     "ig_method": IgMethod.TRAPEZOID,
     "quantity": Quantity.PROBABILITY,
+    "absolute": False,
+    "position": -1,
 }
+TRAINING: dict[str, Any] = {"protect": 0.0, "keep": None, "max_damage": None, "replay": None, "loss": Loss.NLL}
 SELECTION: dict[str, Any] = {"strategy": "layer_balanced", "by": By.SIGNED}
 
 

@@ -116,6 +116,7 @@ def run(
     """
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
+    from loki.data.sources import local_paths
     from loki.files import protect_inputs
     from loki.pipeline import RunSettings, read_config
     from loki.pipeline import run as run_phases
@@ -125,13 +126,13 @@ def run(
     quiet_libraries()
     training = with_published_rate(training, published)
     if published:
-        check_published(context, {**ATTRIBUTION, **SELECTION, "protect": 0.0})
+        check_published(context, {**ATTRIBUTION, **SELECTION, **TRAINING})
         attribution, strategy, by, protect = replace(attribution, **ATTRIBUTION), *SELECTION.values(), 0.0
     if tune and training.rate_damage is None:
         training = replace(training, rate_damage=RATE_DAMAGE)
     given = {name for name in context.params if typed(context, name)} | ({"rate_damage"} if tune else set())
     given |= {"python"} if "llamafactory_python" in given else set()
-    given |= {"learning_rate", *ATTRIBUTION, *SELECTION} if published else set()
+    given |= {"learning_rate", *ATTRIBUTION, *SELECTION, *TRAINING} if published else set()
     values: dict[str, Any] = read_config(config) if config else {}
     own = {"model": model, "data": data, "calibration": calibration, "quota": quota}
     own |= {"eval_data": eval_data, "protect": protect, "backend": backend if "backend" in given else None}
@@ -170,7 +171,8 @@ def run(
         result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)
     if result.training:
         say_learned(result.training)
-    one = Path(data[0]) if data and len(data) == 1 and Path(data[0]).is_file() else None
+    sources = local_paths(settings.data)
+    one = sources[0] if len(sources) == 1 and sources[0].is_file() else None
     page = report_on(output, base=result.base, data=one)
     say(
         f"{result.report.changed_rows} of {result.report.selected_rows} selected rows changed, and nothing else. "

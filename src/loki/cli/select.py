@@ -82,7 +82,7 @@ def select(
     from loki.errors import LokiError
     from loki.files import protect_inputs, refuse_existing_file
     from loki.models.model_directory import ModelDirectory
-    from loki.selection.select import default_positions_path
+    from loki.selection.select import check_scores, default_positions_path
     from loki.selection.select import select as select_rows
 
     if published:
@@ -101,6 +101,8 @@ def select(
     refuse_existing_file(output, overwrite=overwrite)
     protect_inputs(output, scores, model, moments, task, *(exclude or []))
     excluded = merge_positions([read_positions(path) for path in exclude]) if exclude else None
+    if scores is not None:
+        check_scores(scores, settings, published=published)
     with progress_bar() as progress:
         if task is not None and Path(task).suffix != ".h5":
             gradients = task_gradients(task, base, output.with_suffix(".task.h5"), chat_template, overwrite, progress)

@@ -32,7 +32,7 @@ Experts = Annotated[
     typer.Option(
         "--experts",
         help="Which rows are meant where the model has experts: shared (of the MLP that every token goes through), "
-        "dense (of the layers without experts alone) or all (every expert's as well; not for adapters).",
+        "dense (of the layers without experts alone) or all (every expert's as well).",
         show_default=False,
     ),
 ]

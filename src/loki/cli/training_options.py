@@ -91,7 +91,9 @@ def say_learned(result: "TrainingResult") -> None:
     if learned is None:
         return
     say("\n".join(learned.lines()), learned=learned.to_dict())
-    if not learned.anything:
+    if not result.changed_rows:
+        warn("nothing was trained, as the budget allowed no step: raise --max-damage, or lower --learning-rate")
+    elif not learned.anything:
         warn(
             f"nothing was learned: the loss on the training data was {learned.before.trained.loss:.3f} and is "
             f"{learned.after.trained.loss:.3f}; raise --learning-rate (without it, one is found), --epochs, or "

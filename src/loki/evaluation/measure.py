@@ -219,7 +219,8 @@ def _measure_data(loaded: Loaded, options: MeasureOptions) -> DataResult:
     if options.chat_template is not None:
         tokenizer = copy.deepcopy(tokenizer)
         set_chat_template(tokenizer, options.chat_template)
-    data = fit_to_model(load_training_data(path, chat_template=bool(tokenizer.chat_template)), tokenizer, limit)
+    records = load_training_data(path, chat_template=bool(tokenizer.chat_template))
+    data = fit_to_model(records, tokenizer, limit)
     ids, masks = data.dataset["input_ids"], data.dataset["completion_mask"]
     scores = completion_scores(loaded.model, ids, masks)
     items = {}
@@ -231,7 +232,7 @@ def _measure_data(loaded: Loaded, options: MeasureOptions) -> DataResult:
         items[f"{number} {origin.rpartition('/')[2]}"] = Item(
             float(right), prompt, answer, "exactly that" if right else "another"
         )
-    digest = sha256_of_file(path)[:12]
+    digest = (sha256_of_file(path) if path.is_file() else records.digest)[:12]
     return DataResult(
         path.name,
         scores.nll.tolist(),

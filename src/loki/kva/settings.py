@@ -140,7 +140,8 @@ class AttributionSettings:
     def described_quantity(self) -> str:
         """What is differentiated, in the words that a scores file keeps."""
         if self.definition is Definition.SENSITIVITY:
-            return f"log-probability of {self.sensitivity} tokens"
+            drawn = f", seed {self.seed}" if self.sensitivity is Sensitivity.SAMPLED and self.seed else ""
+            return f"log-probability of {self.sensitivity} tokens{drawn}"
         return str(self.quantity)
 
     def _check_nothing_else_is_set(self) -> None:

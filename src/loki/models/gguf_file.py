@@ -42,7 +42,8 @@ def dequantised(file: Path) -> Path:
     _LOGGER.warning("%s is dequantised to float32 (once): %s", file.name, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     advice = "fetch or convert it again, or use the model that it was made from"
-    with reading("GGUF file", file, advice=advice), atomic_directory(target) as temporary:
+    # Another process may make the same one meanwhile: the later takes the place of the earlier, which is no different.
+    with reading("GGUF file", file, advice=advice), atomic_directory(target, overwrite=True) as temporary:
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, **_unpacked()
         )

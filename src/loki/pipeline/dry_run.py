@@ -14,7 +14,7 @@ from loki.analysis.options import MomentsSettings
 from loki.artefacts.training_settings import DEFAULT_EPOCHS, Rate
 from loki.implanting.directions import free_directions
 from loki.implanting.splitting import active_parameters, loki_linears, split_rows
-from loki.implanting.training.encoded import Encoded
+from loki.implanting.training.material import encode_examples
 from loki.implanting.training.planning import LEAST_STEPS
 from loki.implanting.training.rate_search import SEARCH_STEPS
 from loki.implanting.training.tryout import seconds_per_step
@@ -22,6 +22,7 @@ from loki.models.model_directory import ModelDirectory
 from loki.pipeline.settings import RunSettings
 from loki.ranks import pick_device
 from loki.selection.strategies import find_strategy
+from loki.selection.strategy import Scope
 
 _TIMED_SAMPLES = 2
 _BYTES_PER_TRAINED_VALUE = 16  # the row, its gradient and AdamW's two moments, in float32
@@ -88,14 +89,13 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
     checked = settings.check(base)
     training, text = settings.training, base.text_config
     ids = [sample.input_ids for sample in checked.calibration.samples]
-    examples = [
-        Encoded(row["input_ids"], [bool(trained) for trained in row["completion_mask"]])
-        for row in checked.examples.dataset.to_list()
-    ]
+    examples = encode_examples(checked.examples)
     with_rows = base.layers_with_rows
     layers = len(with_rows)
-    rows = find_strategy(settings.selection.strategy).rows(settings.quota, layers, text.hidden_size)
-    per_layer = max(1, round(settings.quota / 100 * text.hidden_size))
+    strategy = find_strategy(settings.selection.strategy)
+    rows = strategy.rows(settings.quota, layers, text.hidden_size)
+    # A strategy over the whole model may take more of one layer than of another.
+    per_layer = rows if strategy.scope is Scope.LAYER else math.ceil(rows / layers)
     model = base.load(device=pick_device())
     parameters, weights = model.num_parameters(), model.get_memory_footprint()
     # Which rows makes no difference to the time.
@@ -117,7 +117,7 @@ def estimate(settings: RunSettings, output: Path) -> DryRun:
         output=output,
         samples=len(ids),
         examples=len(examples),
-        rows=rows if isinstance(rows, int) and rows > per_layer else per_layer * layers,
+        rows=rows * layers if strategy.scope is Scope.LAYER else rows,
         protect=settings.protect,
         trainable_parameters=trainable,
         parameters=parameters,

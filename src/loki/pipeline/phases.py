@@ -17,7 +17,7 @@ from loki.analysis.options import MomentsSettings
 from loki.artefacts.positions import read_positions, write_positions
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.backends import train_by
-from loki.implanting.training.output import TrainingResult, finished_training
+from loki.implanting.training.output import TrainingResult, finished_training, trained_nothing
 from loki.implanting.training.study import Job
 from loki.kva.integration import completeness_advice
 from loki.models.model_directory import ModelDirectory
@@ -107,7 +107,7 @@ def run_phases(
     console: Console | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Do the phases that are not finished: analyse, select, create, train, restore; then verify.
+    """Do the phases that are not finished: analyse, moments, select, create, train, restore; then verify.
 
     Args:
         settings: what to do.
@@ -193,13 +193,17 @@ def run_phases(
             )
         )
 
+    def put_back() -> None:
+        unchanged = trained_nothing(trained)
+        restore_loki_model(trained, restored, trust_remote_code=trust, allow_unchanged=unchanged)
+
     phase("analyse", "scores of every row", score)
     if settings.protect:
         phase("moments", "use of every input direction", measure, needless=is_finished(output, "create"))
     phase("select", f"the {settings.quota:g}% of the rows to train", choose)
     phase("create", "LoKI model", create)
     phase("train", "trained LoKI model", learn)
-    phase("restore", "ordinary model", lambda: restore_loki_model(trained, restored, trust_remote_code=trust))
+    phase("restore", "ordinary model", put_back)
     with watch.phase("verify", "only the selected rows differ"):
         report = verify(base, restored, read_positions(positions), trust_remote_code=trust)
         report.raise_for_differences()

@@ -21,7 +21,7 @@ from loki.calibration.samples import CalibrationSet
 from loki.calibration.sources import load_calibration
 from loki.calibration.texts import Sources, digest_of_texts, load_token_ids
 from loki.data.fitting import TrainingData
-from loki.data.preparing import prepare_training_data
+from loki.data.preparing import prepare_training_data, training_tokenizer
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, one_line
@@ -30,7 +30,7 @@ from loki.implanting.directions import check_protect
 from loki.implanting.llamafactory.train import LlamaFactorySettings
 from loki.implanting.training.backends import check_backend
 from loki.implanting.training.levers import Levers, digest_of_input
-from loki.inputs import check_fields
+from loki.inputs import check_fields, reading
 from loki.kva.settings import AttributionSettings
 from loki.models.architectures import max_positions
 from loki.models.experts import Experts
@@ -132,9 +132,13 @@ class RunSettings:
         strategy.rows(self.quota, len(base.layers_with_rows), text.hidden_size)
         check_held_out(self.training, self.eval_data)
         check_reporter(self.training)
-        check_backend(self.backend, self.llamafactory)
+        check_backend(self.backend, self.llamafactory, self.training, self.levers)
+        self.levers.read_text(tokenizer, base.config)
         length, part = self.training.max_length, self.data_settings
         examples = prepare_training_data(self.data, base, length, part)
+        if self.levers.replay:
+            rendering = training_tokenizer(base, part.chat_template)
+            self.levers.replay_for(base, rendering, examples, length, self.training.seed)
         held_out = prepare_training_data(self.eval_data, base, length, part, held_out=True) if self.eval_data else None
         calibration = load_calibration(
             self.calibration,
@@ -199,6 +203,9 @@ class RunSettings:
         if missing := [name for name in ("model", "data", "calibration") if not values.get(name)]:
             raise LokiError(f"nothing says which {missing[0]} to use: give --{missing[0]}, or write it into --config")
         given = {**values, "protect": values.get("protect", cls.protect) or 0.0}  # null in the file of an older run
+        levers = given.get("levers")
+        if isinstance(levers, Mapping) and levers.get("max_damage") is not None and levers.get("keep") is None:
+            given["levers"] = {**levers, "keep": given["calibration"], "keep_weight": 0.0}  # looked at, not trained on
         for name, kind in groups.items():
             part = given.get(name) or {}
             _check_keys(part, kind, f"{name}.")
@@ -219,10 +226,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise LokiError(f"--config {path} does not exist: check the path")
-    try:
+    with reading("settings", path, advice=_CORRECT):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LokiError(f"--config {path} is not YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise LokiError(f"--config {path} holds no settings: write `name: value` lines, as in a run's {CONFIG}")
     return values

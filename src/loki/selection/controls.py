@@ -43,6 +43,8 @@ def by_magnitude(request: Request) -> Positions:
 def by_wanda(request: Request) -> Positions:
     """The rows with the smallest sum over the inputs j of |W_ij| sqrt(E[h_j^2]) (arXiv 2306.11695).
 
+    Where a model normalises the MLP's output, a token weighs as in its second moments, `1 / mean(z^2)`.
+
     Raises:
         LokiError: if model or moments cannot be read or do not belong together, or too few rows are left after
             excluding.

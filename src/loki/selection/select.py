@@ -9,6 +9,7 @@ from rich.progress import Progress
 from loki.artefacts.positions import Positions, default_positions_folder, merge_positions, positions_file_name
 from loki.artefacts.scores import ScoresReader
 from loki.errors import LokiError
+from loki.kva.settings import Definition
 from loki.models.model_directory import ModelDirectory
 from loki.selection.accumulators import RowCounter
 from loki.selection.strategies import SelectionSettings, find_strategy
@@ -67,6 +68,28 @@ def select(
             if progress and task is not None:
                 progress.advance(task, len(chunk))
     return [chosen if layer in kept else [] for layer, chosen in enumerate(counter.positions())]
+
+
+def check_scores(scores: Path, settings: SelectionSettings, *, published: bool = False) -> None:
+    """Check that a strategy can go by a scores file, before anything is computed for it.
+
+    Args:
+        scores: the file.
+        settings: the strategy.
+        published: whether they must be scores as published: integrated gradients with their sign.
+
+    Raises:
+        LokiError: if the file cannot be read or its scores are of another kind.
+    """
+    with ScoresReader(scores) as reader:
+        _check_definition(reader, find_strategy(settings.strategy))
+        origin = reader.provenance
+        if published and origin and (origin.definition == Definition.SENSITIVITY or origin.absolute):
+            kind = "absolute values" if origin.absolute else f"of the definition {origin.definition}"
+            raise LokiError(
+                f"scores in {scores} are {kind}, and the published selection goes by signed integrated gradients: make "
+                "them with `loki analyse --published`, or leave out --published"
+            )
 
 
 def _check_definition(reader: ScoresReader, strategy: Strategy) -> None:

@@ -59,7 +59,7 @@ STRATEGIES = {
         Strategy(
             "global_lowest",
             Scope.MODEL,
-            "the same with the rows of all layers ranked together: floor(q/100 L D) rows, whatever their layer",
+            "as layer_balanced, with the rows of all layers ranked together: floor(q/100 L D) rows, whatever their layer",
             "control for the balance over layers",
             Counting(),
         ),
@@ -134,6 +134,8 @@ class SelectionSettings:
         if self.by not in list(By):
             raise LokiError(f"by is {self.by!r}: use {' or '.join(By)}")
         object.__setattr__(self, "by", By(self.by))
+        if self.by is By.ABSOLUTE and find_strategy(self.strategy).counting is None:
+            raise LokiError(f"strategy {self.strategy} does not go by signed scores: leave out --by absolute")
 
 
 def strategy_names(*, counting: bool = False) -> list[str]:

@@ -209,7 +209,8 @@ def _tokens(model: ModelDirectory, task: Data, settings: TaskGradientSettings) -
 def _provenance(
     model: ModelDirectory, task: Data, batches: list[list[Example]], settings: TaskGradientSettings
 ) -> Provenance:
-    digest = hashlib.sha256(repr(batches).encode()).hexdigest()
+    decides = batches if model.experts is None else [batches, model.experts.value]
+    digest = hashlib.sha256(repr(decides).encode()).hexdigest()
     saved = str(model.config.dtype or torch.float32).removeprefix("torch.")
     return Provenance(
         model=model.name,

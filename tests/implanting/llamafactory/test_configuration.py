@@ -39,6 +39,8 @@ def configure(settings: TrainingSettings = SETTINGS, **changes: Any) -> dict[str
         ("scheduler", "linear", "lr_scheduler_type", "linear"),
         ("weight_decay", 0.1, "weight_decay", 0.1),
         ("loss", "dft", "use_dft_loss", True),
+        ("loss", "asft", "use_asft_loss", True),
+        ("loss", "eaft", "use_eaft_loss", True),
         ("gradient_checkpointing", True, "disable_gradient_checkpointing", False),
         ("save_steps", 5, "save_steps", 5),
         ("load_best", True, "load_best_model_at_end", True),

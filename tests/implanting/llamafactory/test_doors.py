@@ -146,6 +146,8 @@ def test_levers(environment: Path, loki: Run, base: Path, positions: Path, data:
     said, damage = {}, {}
     for name, levers in {
         "plain": (),
+        "asft": ("--loss", "asft"),
+        "eaft": ("--loss", "eaft"),
         "kept": (*keep, "--keep-weight", 100, "--keep-top-k", 30, *mixed),
         "none": (*keep, "--keep-weight", 0, "--max-damage", 0),
     }.items():
@@ -157,24 +159,29 @@ def test_levers(environment: Path, loki: Run, base: Path, positions: Path, data:
         damage[name] = text_divergence(before, after, load_tokenizer(str(base)), [text]).kl_per_token
     assert 0 < damage["kept"] < 0.5 * damage["plain"], damage
     assert "1 general examples are mixed in" in said["kept"]
+    assert len({damage[name] for name in ("plain", "asft", "eaft")}) == 3  # each is a loss of its own
     assert damage["none"] == 0
     assert "is above the budget 0: stopped, with the rows of step 0 (0)" in said["none"]
     trained, untrained = (load_file(folder / "model.safetensors") for folder in (tmp_path / "none", base))
     assert all(torch.equal(trained[name], tensor) for name, tensor in untrained.items())
 
 
-@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("kind", ["rows", "rank", "protect"])
 def test_llamafactory_cli_with_a_loki_adapter(
-    environment: Path, run: Run, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path, rank: int | None
+    environment: Path, run: Run, loki: Run, base: Path, positions: Path, data: Path, tmp_path: Path, kind: str
 ) -> None:
     adapter = tmp_path / "adapter"
-    with_rank = () if rank is None else ("--rank", rank)
-    loki("adapter", base, "--positions", positions, "--output", adapter, *with_rank)
+    options: tuple[object, ...] = {"rows": (), "rank": ("--rank", 2), "protect": ("--protect", 0.5)}[kind]
+    if kind == "protect":
+        (tmp_path / "general.txt").write_text("Most of what is known is better kept than lost. " * 40)
+        loki("moments", base, "--data", tmp_path / "general.txt", "--output", tmp_path / "moments.safetensors")
+        options += ("--moments", tmp_path / "moments.safetensors")
+    loki("adapter", base, "--positions", positions, "--output", adapter, *options)
     file = write_yaml(
         tmp_path, data, model_name_or_path=str(base), finetuning_type="lora", adapter_name_or_path=str(adapter)
     )
     types = parameter_types(run(environment / "llamafactory-cli", "train", file).stdout)
-    assert types["float32", True] == (2 if rank is None else 4)
+    assert types["float32", True] == (4 if kind == "rank" else 2)
     assert {kind for kind in types if not kind[1]} == {("bfloat16", False)}
     check_restored(loki, base, tmp_path / "out", positions)
 

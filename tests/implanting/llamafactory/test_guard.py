@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from loki import LoKIConfig, LoKILlamaForCausalLM, loki_classes
+from loki.artefacts.moments import MomentsOrigin, write_moments
 from loki.errors import LokiError
 from loki.implanting.llamafactory.guard import SelectedRowsGuard, check_selected_rows
 from loki.implanting.splitting import active_parameters
@@ -29,6 +30,16 @@ def adapted(**settings: Any) -> Any:
 @pytest.mark.parametrize("make", [loki_model, adapted, lambda: adapted(rank=2), tiny_model])
 def test_what_passes(make: Any) -> None:
     check_selected_rows(make())
+
+
+def test_a_protected_adapter_passes_and_its_directions_stay_frozen(tmp_path: Path) -> None:
+    origin = MomentsOrigin("tiny", "", "text", "", 1, 400, "float32", "")
+    inputs = torch.randn(3, 400, tiny_model().model.layers[0].mlp.down_proj.in_features)
+    write_moments(tmp_path / "moments.safetensors", [(rows.T @ rows / 400)[None] for rows in inputs], origin)
+    model = adapted(protect=0.5, moments=str(tmp_path / "moments.safetensors"))
+    check_selected_rows(model)
+    kinds = {name.split(".")[-3] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert kinds == {"loki_C"}
 
 
 @pytest.mark.parametrize("make", [loki_model, adapted])

@@ -171,6 +171,23 @@ def test_kept_predictions_are_the_bases(loki_dir: Path, tmp_path: Path, monkeypa
     assert 0 < value < float(expected)
 
 
+def test_predictions_are_kept_for_every_kind_of_module(
+    loki_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base whose Linears are quantised predicts something else, and its configuration need not say so."""
+
+    class Linear4bit(torch.nn.Linear):
+        pass
+
+    monkeypatch.setenv("LOKI_CACHE", str(tmp_path / "cache"))
+    model = AutoModelForCausalLM.from_pretrained(loki_dir)
+    remember_base(model)
+    base_predictions(model, [[5, 9, 40]], 8, "f00d")
+    model.model.layers[0].self_attn.q_proj.__class__ = Linear4bit
+    base_predictions(model, [[5, 9, 40]], 8, "f00d")
+    assert len(list((tmp_path / "cache/keep").iterdir())) == 2
+
+
 def test_a_training_with_kept_predictions(
     loki_dir: Path, data: Path, general: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +313,13 @@ def test_bad_levers(loki_dir: Path, data: Path, tmp_path: Path) -> None:
             Levers(keep="text.txt", max_damage=budget)
     with pytest.raises(LokiError, match="--keep"):
         Levers(max_damage=0.1)
+    with pytest.raises(LokiError, match=r"--keep-weight 0\.5 needs --keep"):
+        Levers(keep_weight=0.5)
+    with pytest.raises(LokiError, match=r"--replay-fraction 0\.5 needs --replay"):
+        Levers(replay_fraction=0.5)
+    for length in (0, 1):
+        with pytest.raises(LokiError, match=f"--keep-length {length} is out of range"):
+            Levers(keep="text.txt", keep_length=length)
     for keep in (None, "new"):
         with pytest.raises(LokiError, match="--keep-top-k"):
             Levers(keep=keep, keep_top_k=8)

@@ -42,7 +42,7 @@ def _by_hand(loki_dir: Path, data: Path, settings: TrainingSettings) -> list[tor
     return [parameter.detach() for parameter in parameters]
 
 
-@pytest.mark.parametrize("loss", list(Loss))
+@pytest.mark.parametrize("loss", [Loss.NLL, Loss.DFT])
 def test_rows_are_those_of_the_loss_written_out(loki_dir: Path, data: Path, tmp_path: Path, loss: Loss) -> None:
     settings = replace(
         SETTINGS, loss=loss, max_steps=2, batch_size=16, warmup=0.0, scheduler=Scheduler.CONSTANT, learning_rate=1e-3
@@ -57,6 +57,13 @@ def test_rows_are_those_of_the_loss_written_out(loki_dir: Path, data: Path, tmp_
         # The change alone, which is small beside the weights: rounding to float32 weighs the more on it.
         assert_close(trained[name][POSITIONS[layer]] - before, rows - before, torch.float16)
         assert_close(trained[name][POSITIONS[layer]], rows)
+
+
+@pytest.mark.parametrize("loss", [Loss.ASFT, Loss.EAFT])
+def test_losses_of_llamafactory_are_left_to_it(loki_dir: Path, data: Path, tmp_path: Path, loss: Loss) -> None:
+    with pytest.raises(LokiError, match=f"--loss {loss} needs --backend llamafactory"):
+        train(loki_dir, data, tmp_path / "out", replace(SETTINGS, loss=loss))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_loss_is_refused() -> None:

@@ -87,6 +87,8 @@ def configuration(
         "warmup_steps": settings.warmup,  # below 1: a fraction of the steps
         "weight_decay": settings.weight_decay,
         "use_dft_loss": settings.loss is Loss.DFT,
+        "use_asft_loss": settings.loss is Loss.ASFT,
+        "use_eaft_loss": settings.loss is Loss.EAFT,
         "disable_gradient_checkpointing": not settings.gradient_checkpointing,
         "use_reentrant_gc": False,
         "seed": settings.seed,

@@ -99,5 +99,5 @@ def check_selected_rows(model: nn.Module) -> bool:
 
 
 def _active(adapter: RowAdapter) -> list[nn.Parameter]:
-    layers = (adapter.loki_delta, adapter.loki_A, adapter.loki_B)
-    return [layer[name].weight for layer in layers for name in adapter.active_adapters if name in layer]  # type: ignore[misc]
+    layers = [getattr(adapter, name) for name in adapter.adapter_layer_names]
+    return [layer[name].weight for layer in layers for name in adapter.active_adapters if name in layer]

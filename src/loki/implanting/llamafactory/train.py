@@ -30,6 +30,7 @@ from loki.implanting.training.replay import Replay
 from loki.implanting.training.rows import NOTHING_CHANGED
 from loki.implanting.training.study import Job
 from loki.models.checkpoint import Checkpoint
+from loki.models.experts import Experts
 from loki.models.model_directory import ModelDirectory
 from loki.models.side_files import copy_side_files
 from loki.ranks import pick_device
@@ -107,6 +108,27 @@ def train_with_llamafactory(
     return run_job(backend, job, overwrite=overwrite, console=console, progress=progress)
 
 
+def check_llamafactory(own: LlamaFactorySettings, settings: TrainingSettings, levers: Levers) -> None:
+    """Refuse what LlamaFactory cannot train, whatever the model and the data.
+
+    Args:
+        own: what only LlamaFactory has.
+        settings: how to train.
+        levers: what keeps damage low.
+
+    Raises:
+        LokiError: for quantised weights, on which it trains adapters alone; and for examples to mix into those that its
+            own template makes.
+    """
+    if settings.bits:
+        raise LokiError(f"--load-in-{settings.bits}bit needs --backend trl")
+    if levers.replay and own.template:
+        raise LokiError(
+            "--replay mixes in examples of the tokenizer's own chat template: leave out --template, or mix by "
+            "weight: --data new.jsonl:0.99 --data general.jsonl:0.01"
+        )
+
+
 @dataclass
 class LlamaFactory:
     """LlamaFactory as a `Backend`.
@@ -160,16 +182,12 @@ class LlamaFactory:
         """Read what the levers read, and refuse what LlamaFactory cannot train.
 
         Raises:
-            LokiError: for quantised weights, on which it trains adapters alone; examples to mix into those that its own
-                template makes; or data of the levers that cannot be used.
+            LokiError: for what `check_llamafactory` refuses; rows of all experts, which it does not save as rows; or
+                data of the levers that cannot be used.
         """
-        if job.settings.bits:
-            raise LokiError(f"--load-in-{job.settings.bits}bit needs --backend trl")
-        if self.levers.replay and self.foreign_template:
-            raise LokiError(
-                "--replay mixes in examples of the tokenizer's own chat template: leave out --template, or mix by "
-                "weight: --data new.jsonl:0.99 --data general.jsonl:0.01"
-            )
+        if getattr(material.config, "experts", None) == Experts.ALL:
+            raise LokiError("a LoKI model of --experts all needs --backend trl")
+        check_llamafactory(self.own, job.settings, self.levers)
         self._plan = self.levers.plan(material)
         self._replay = self.levers.read_replay(material, seed=job.settings.seed)
 

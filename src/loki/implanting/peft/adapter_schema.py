@@ -12,7 +12,7 @@ Number = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Mask(Strict):
-    """Positions as a bitmask, see `loki.implanting.peft.positions_codec`."""
+    """Positions as a bitmask, see `loki.implanting.peft.old_positions`."""
 
     layers: Annotated[int, Field(ge=1, le=100_000)]
     rows: Annotated[int, Field(ge=1, le=2**24)]

@@ -48,10 +48,7 @@ class BasePredictions:
         Raises:
             LokiError: if the vocabulary has no more than `top` tokens.
         """
-        if not 0 < top < logits.shape[-1]:
-            raise LokiError(
-                f"--keep-top-k {top} is out of range: give a number of tokens below the model's {logits.shape[-1]:,}"
-            )
+        check_top(top, logits.shape[-1])
         log_probabilities = logits.float().log_softmax(-1)
         likeliest, tokens = log_probabilities.topk(top)
         return cls(tokens.int(), likeliest, _others(log_probabilities, tokens))
@@ -78,6 +75,18 @@ class BasePredictions:
         return BasePredictions(self.tokens.to(device), self.log_probabilities.to(device), self.rest.to(device))
 
 
+def check_top(top: int, vocabulary: int) -> None:
+    """Check how many of a vocabulary's tokens are to be kept.
+
+    Raises:
+        LokiError: if it is none, or all.
+    """
+    if not 0 < top < vocabulary:
+        raise LokiError(
+            f"--keep-top-k {top} is out of range: give a number of tokens below the model's {vocabulary:,}"
+        )
+
+
 def base_predictions(
     model: PreTrainedModel, windows: Sequence[list[int]], top: int, fingerprint: str
 ) -> BasePredictions:
@@ -99,8 +108,8 @@ def base_predictions(
             f"--keep-top-k {top} on {positions:,} tokens of text takes {size / 2**30:.1f} GiB, more than "
             f"{_MOST_BYTES / 2**30:g}: give less text, or leave it out"
         )
-    quantised = getattr(model.config, "quantization_config", None)
-    decides = [fingerprint, str(model.dtype), str(quantised), top, windows]
+    kinds = sorted({type(module).__name__ for module in model.modules()})  # tell what is quantised, and how
+    decides = [fingerprint, str(model.dtype), kinds, top, windows]
     path = cache_folder() / "keep" / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         with reading("cached predictions", path, advice="remove that file, and run the same command again"):

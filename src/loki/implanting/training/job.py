@@ -165,7 +165,9 @@ def _run(
         ranks.on_main(lambda: save_chat_template(material.tokenizer, job.output))
     learned = ranks.on_main(lambda: study.learned(before)) if before else None
     ranks.on_main(lambda: write_loki_card(job.output, material.config, name=job.output.name, trained=job.output))
-    steps, loss = ranks.on_main(lambda: finish(job.output, record, learning_rate=plan.learning_rate, learned=learned))
+    steps, loss = ranks.on_main(
+        lambda: finish(job.output, record, learning_rate=plan.learning_rate, learned=learned, changed_rows=changed)
+    )
     return TrainingResult(
         output=job.output,
         steps=steps,

@@ -1,6 +1,8 @@
 """Levers whose text was read, ready for a trainer in this process or another."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedModel, TrainerCallback
@@ -39,12 +41,15 @@ class LeverPlan:
     damage_every: int
     damage_windows: int
 
-    def prepare(self, model: PreTrainedModel, console: Console) -> "PreparedLevers":
+    def prepare(
+        self, model: PreTrainedModel, console: Console, accuracy: Callable[[Any], float] | None = None
+    ) -> "PreparedLevers":
         """Remember the base's rows; before the rows are trained or a checkpoint is loaded.
 
         Args:
             model: to be trained.
             console: where the damage is said.
+            accuracy: see `DamageBudget`.
 
         Raises:
             LokiError: if `top` is out of range, or given under FSDP.
@@ -62,7 +67,7 @@ class LeverPlan:
         if self.max_damage is not None:
             assert self.windows is not None
             spread = self.windows[:: max(1, len(self.windows) // self.damage_windows)][: self.damage_windows]
-            budget = DamageBudget(spread, self.max_damage, self.damage_every, console)
+            budget = DamageBudget(spread, self.max_damage, self.damage_every, console, accuracy)
         return PreparedLevers(KeepTerm(self.windows, self.weight, self.per_step, predictions), budget)
 
 
@@ -86,4 +91,4 @@ class PreparedLevers:
     @property
     def nothing_trained(self) -> bool:
         """Whether the budget allowed no step at all."""
-        return self.budget is not None and self.budget.left and self.budget.inside_damage == 0
+        return self.budget is not None and self.budget.left and self.budget.final_damage == 0

@@ -4,18 +4,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 from loki.calibration.texts import load_token_ids
-from loki.data.fitting import length_within
+from loki.data.examples import load_training_data
+from loki.data.fitting import TrainingData, length_within
+from loki.data.preparing import fit_records
 from loki.data.sources import Data, local_paths
 from loki.errors import LokiError, require, require_counts
 from loki.files import sha256_of_file
+from loki.implanting.training.base_predictions import check_top
 from loki.implanting.training.damage import check_budget
 from loki.implanting.training.keep import NEW, KeepTerm
 from loki.implanting.training.lever_plan import LeverPlan
 from loki.implanting.training.material import Material
-from loki.implanting.training.replay import Replay, check_fraction, read_replay
+from loki.implanting.training.replay import Replay, check_fraction
 from loki.inputs import require_text_file
 from loki.models.architectures import text_config
+from loki.models.model_directory import ModelDirectory
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,13 @@ class Levers:
     def __post_init__(self) -> None:
         for name in ("keep_batch", "damage_every", "damage_windows"):
             require(self, name, getattr(self, name) > 0, "above 0")
+        require(self, "keep_length", self.keep_length > 1, "above 1")
         KeepTerm(None, self.keep_weight, self.keep_batch)  # checks the weight
         check_fraction(self.replay_fraction)
+        for name, needed in {"keep_weight": "keep", "replay_fraction": "replay"}.items():
+            if getattr(self, needed) is None and getattr(self, name) != getattr(type(self), name):
+                option = name.replace("_", "-")
+                raise LokiError(f"--{option} {getattr(self, name)} needs --{needed}: give it, or leave this out")
         if self.keep_top_k is not None:
             require_counts(self, "keep_top_k")
             if self.keep in (None, NEW):
@@ -108,7 +119,51 @@ class Levers:
         Raises:
             LokiError: if the data cannot be used, or there is too little of it.
         """
-        return read_replay(self.replay, self.replay_fraction, material, seed=seed) if self.replay else None
+        if not self.replay:
+            return None
+        return self.replay_for(material.directory, material.tokenizer, material.examples, material.max_length, seed)
+
+    def replay_for(
+        self,
+        directory: ModelDirectory,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: TrainingData,
+        max_length: int,
+        seed: int,
+    ) -> Replay:
+        """The same for a model that is not yet a LoKI model.
+
+        Args:
+            directory: of the model.
+            tokenizer: that the training data are rendered with.
+            examples: what they are mixed with.
+            max_length: tokens per example.
+            seed: of the draw.
+        """
+        assert self.replay
+        records = load_training_data(self.replay, chat_template=bool(tokenizer.chat_template), what="replay data")
+        general = fit_records(records, directory, tokenizer, max_length, seed=seed)
+        replay = Replay(general, self.replay_fraction, seed)
+        replay.added(len(examples.dataset))
+        return replay
+
+    def read_text(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> list[list[int]] | None:
+        """Windows of the general text as token ids; None where none is given.
+
+        Args:
+            tokenizer: of the model.
+            config: of the model.
+
+        Raises:
+            LokiError: if the text cannot be read, or `keep_top_k` is out of range.
+        """
+        if self.keep in (None, NEW):
+            return None
+        vocabulary = text_config(config).vocab_size
+        if self.keep_top_k is not None:
+            check_top(self.keep_top_k, vocabulary)
+        length = length_within(config, self.keep_length)
+        return load_token_ids(str(self.keep), tokenizer, max_length=length, vocab_size=vocabulary)
 
     def plan(self, material: Material) -> LeverPlan:
         """Read the text: what the training is to do, for any process.
@@ -119,17 +174,9 @@ class Levers:
         Raises:
             LokiError: if the text cannot be read.
         """
-        windows = None
-        if self.keep not in (None, NEW):
-            windows = load_token_ids(
-                str(self.keep),
-                material.tokenizer,
-                max_length=length_within(material.config, self.keep_length),
-                vocab_size=text_config(material.config).vocab_size,
-            )
         return LeverPlan(
             keeps=self.keeps,
-            windows=windows,
+            windows=self.read_text(material.tokenizer, material.config),
             weight=self.keep_weight,
             per_step=self.keep_batch,
             top=self.keep_top_k,

@@ -84,7 +84,14 @@ def finished_training(output: Path) -> bool:
     return bool((read_record(output, RECORD) or {}).get("finished"))
 
 
-def finish(output: Path, record: dict[str, Any], *, learning_rate: float, learned: Learned | None) -> tuple[int, float]:
+def trained_nothing(output: Path) -> bool:
+    """Whether `output` holds a training whose budget of damage allowed no step, so that it is the model before."""
+    return (read_record(output, RECORD) or {}).get("changed_rows") == 0
+
+
+def finish(
+    output: Path, record: dict[str, Any], *, learning_rate: float, learned: Learned | None, changed_rows: int
+) -> tuple[int, float]:
     """Say in `output` that its training ran to its end, and draw its loss.
 
     Args:
@@ -92,6 +99,7 @@ def finish(output: Path, record: dict[str, Any], *, learning_rate: float, learne
         record: what the training did.
         learning_rate: the peak that was effective.
         learned: what it has taught.
+        changed_rows: number of selected rows that changed.
 
     Returns:
         Number of optimiser steps, and the mean loss over them.
@@ -100,7 +108,7 @@ def finish(output: Path, record: dict[str, Any], *, learning_rate: float, learne
     plot_loss(state["log_history"], output / LOSS_PLOT)
     steps, loss = int(state["global_step"]), mean_loss(state["log_history"])
     result: dict[str, Any] = {"effective_learning_rate": learning_rate, "steps": steps, "mean_loss": loss}
-    result["learned"] = learned.to_dict() if learned else None
+    result |= {"changed_rows": changed_rows, "learned": learned.to_dict() if learned else None}
     write_record(output, RECORD, {**record, **result, "finished": True})
     return steps, loss
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from loki.artefacts.run_records import read_record, write_record
 from loki.artefacts.training_settings import DEFAULT_EPOCHS, Rate, TrainingSettings, published_learning_rate
+from loki.errors import LokiError
 from loki.implanting.training.material import Material, quota_of
 from loki.implanting.training.rate_search import RateSearch, plot_search
 from loki.implanting.training.tryout import Trial
@@ -53,6 +54,9 @@ def plan_training(
         processes: number of processes that share a step.
         search: finds a rate; None where none can be tried (sharded model, back end with its own template), which takes
             the published one.
+
+    Raises:
+        LokiError: if rates are to be looked at for their damage where none can be tried.
     """
     if not isinstance(settings.learning_rate, Rate):
         return Plan(settings, settings.learning_rate, False, None, "")
@@ -60,6 +64,11 @@ def plan_training(
     if settings.learning_rate is Rate.PUBLISHED:
         return Plan(settings, published, False, None, " (as published)")
     if search is None:
+        if settings.rate_damage is not None:
+            raise LokiError(
+                f"--rate-damage {settings.rate_damage} is looked at while rates are tried, and none can be tried where "
+                "no process holds the whole model, or where LlamaFactory's --template makes the examples: leave it out"
+            )
         return Plan(settings, published, False, None, " (as published: none can be tried here)")
     found = search()
     open_end = settings.epochs is None and settings.max_steps == -1

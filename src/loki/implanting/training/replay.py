@@ -10,12 +10,8 @@ from dataclasses import dataclass
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
 
-from loki.data.examples import load_training_data
 from loki.data.fitting import TrainingData
-from loki.data.preparing import fit_records
-from loki.data.sources import Data
 from loki.errors import LokiError
-from loki.implanting.training.material import Material
 
 
 def check_fraction(fraction: float) -> float:
@@ -73,23 +69,3 @@ class Replay:
         general = self.general.dataset
         drawn = sorted(random.Random(f"{self.seed}/replay").sample(range(len(general)), self.added(len(examples))))
         return concatenate_datasets([examples, general.select(drawn)])
-
-
-def read_replay(data: Data, fraction: float, material: Material, *, seed: int) -> Replay:
-    """Read general examples, and check that there are enough.
-
-    Args:
-        data: in any form of training data; of `{"text": ...}` all tokens are trained on.
-        fraction: share of the general examples among all.
-        material: what they are mixed with.
-        seed: of the draw.
-
-    Raises:
-        LokiError: if the data cannot be used, or there is too little of it.
-    """
-    chat_template = bool(material.tokenizer.chat_template)
-    records = load_training_data(data, chat_template=chat_template, what="replay data")
-    general = fit_records(records, material.directory, material.tokenizer, material.max_length, seed=seed)
-    replay = Replay(general, fraction, seed)
-    replay.added(len(material.examples.dataset))
-    return replay

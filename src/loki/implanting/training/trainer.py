@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from loki.artefacts.trainer_state import STATE
-from loki.artefacts.training_settings import TrainingSettings
+from loki.artefacts.training_settings import Loss, TrainingSettings
 from loki.data.settings import DataSettings
 from loki.data.sources import Data
 from loki.errors import LokiError, RankError, out_of_memory
@@ -122,6 +122,17 @@ def tune(
     return find_rate(TRL(), job, overwrite=overwrite, progress=progress)
 
 
+def check_trl(settings: TrainingSettings) -> None:
+    """Refuse what TRL cannot train here, whatever the model and the data.
+
+    Raises:
+        LokiError: for a loss that LlamaFactory alone has, and for what `check_quantised` refuses.
+    """
+    if settings.loss in (Loss.ASFT, Loss.EAFT):
+        raise LokiError(f"--loss {settings.loss} needs --backend llamafactory: TRL has nll and dft")
+    check_quantised(settings, sharded=sharding_of_this_run() is not None)
+
+
 @dataclass
 class TRL:
     """TRL's SFTTrainer as a `Backend`.
@@ -174,7 +185,7 @@ class TRL:
         Raises:
             LokiError: if it is on, or the levers' data cannot be used.
         """
-        check_quantised(job.settings, sharded=self.sharded)
+        check_trl(job.settings)
         self._plan = self.levers.plan(material)
         self._replay = self.levers.read_replay(material, seed=job.settings.seed)
         # Held while it is asked: Transformers keeps no more than a weak reference to DeepSpeed's settings.
@@ -190,8 +201,11 @@ class TRL:
         model = ranks.on_all(lambda: load_to_train(material.config, material.directory.path, job.settings))
         # No checkpoint holds tied weights twice; the trainer would take them for lost where it resumes.
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_tied(model)}
+        known = sample(material.encoded)
         levers = ranks.on_all(
-            lambda: self._plan.prepare(model, console)  # while it is the base
+            lambda: self._plan.prepare(  # while it is the base
+                model, console, lambda now: measure(now, known, batch_size=plan.settings.batch_size).exact
+            )
         )
         examples = material.examples.dataset
         if self._replay:
