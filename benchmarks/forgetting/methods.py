@@ -79,8 +79,8 @@ def train_rows(model: PreTrainedModel, choice: Choice) -> nn.Module:
 def _softened(vectors: torch.Tensor, used: torch.Tensor, protect: float, power: float) -> torch.Tensor:
     """Directions that are shorter the more they are used, so that a step of AdamW goes less far along them.
 
-    Each is multiplied by `(1 + used / limit) ** -power` with the limit at the `protect` quantile: a power of 0.5 whitens
-    the inputs in the used directions, and the greater it is, the nearer it comes to leaving them alone.
+    Each is multiplied by `(1 + used / limit) ** -power` with the limit at the `protect` quantile: a power of 0.5
+    whitens the inputs in the used directions; the greater it is, the nearer it comes to leaving them alone.
 
     Args:
         vectors: orthonormal directions `[blocks, n, n]`, least used first.

@@ -288,3 +288,12 @@ def test_real_engine_agrees_with_captum(llama_dir: Path, tmp_path: Path) -> None
         expected = captum.scores(0, 6)
         assert np.linalg.norm(fast.scores(0, 6) - expected) <= 1e-5 * np.linalg.norm(expected)
         assert fast.records.target_token_ids.tolist() == captum.records.target_token_ids.tolist()
+
+
+def test_sampled_tokens_of_another_seed_are_other_scores(llama_dir: Path, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 2)
+    of_model = (llama_dir, str(tmp_path / "prompts.jsonl"), tmp_path / "scores.h5")
+    analyse(*of_model, AttributionSettings(definition="sensitivity"))
+    for append in (False, True):
+        with pytest.raises(LokiError, match="seed 1"):
+            analyse(*of_model, AttributionSettings(definition="sensitivity", seed=1), append=append)

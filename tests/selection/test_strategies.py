@@ -11,9 +11,10 @@ from rich.progress import Progress
 from loki.artefacts.positions import Positions
 from loki.errors import LokiError
 from loki.selection.quota import rows_for_quota
-from loki.selection.select import make_counter, select
+from loki.selection.select import check_scores, make_counter, select
 from loki.selection.strategies import STRATEGIES, SelectionSettings, as_table, find_strategy
 from loki.selection.strategy import By, Input, Scope
+from tests.artefacts.scores_files import write_scores
 from tests.selection.reference import naive_global, naive_layer_balanced
 
 
@@ -107,7 +108,7 @@ def test_unknown_strategy() -> None:
 def test_sizes_add_up_and_the_same_call_selects_the_same(
     scores_file: Path, strategy: str, quota: float, by: By
 ) -> None:
-    choice = SelectionSettings(strategy, by)
+    choice = SelectionSettings(strategy, by if find_strategy(strategy).counting else By.SIGNED)
     positions = select(scores_file, quota, choice)
     assert positions == select(scores_file, quota, choice)
     assert all(rows == sorted(set(rows)) and set(rows) <= set(range(20)) for rows in positions)
@@ -119,6 +120,22 @@ def test_sizes_add_up_and_the_same_call_selects_the_same(
 
 def test_the_documentation_shows_the_strategies_as_they_are_registered() -> None:
     assert as_table() in (Path(__file__).parents[2] / "docs" / "guides" / "strategies.md").read_text()
+
+
+def test_an_order_without_scores_to_order_by() -> None:
+    for strategy in ("random", "magnitude", "wanda", "task_aware"):
+        with pytest.raises(LokiError, match=f"{strategy} .*leave out --by absolute"):
+            SelectionSettings(strategy, By.ABSOLUTE)
+
+
+def test_published_scores_are_signed_integrated_gradients(tmp_path: Path) -> None:
+    scores = np.ones((1, 2, 20), np.float32)
+    for made in ({"definition": "sensitivity"}, {"absolute": True}):
+        file = write_scores(tmp_path / "scores.h5", scores, **made)
+        check_scores(file, SelectionSettings())
+        with pytest.raises(LokiError, match="loki analyse --published"):
+            check_scores(file, SelectionSettings(), published=True)
+    check_scores(write_scores(tmp_path / "scores.h5", scores), SelectionSettings(), published=True)
 
 
 def test_unknown_order() -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from loki.artefacts.training_settings import TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
 from loki.cli.shared_options import Data, TrustRemoteCode
@@ -19,12 +20,14 @@ def data(
     data: Data,
     *,
     settings: DataSettings,
-    max_length: Annotated[int, typer.Option("--max-length", help="Tokens per training example.")] = 1024,
+    max_length: Annotated[int, typer.Option("--max-length", help="Tokens per training example.")] = (
+        TrainingSettings.max_length
+    ),
     examples: Annotated[int, typer.Option("--examples", help="How many examples to show.")] = 3,
     whole: Annotated[bool, typer.Option("--whole", help="Show all of a long prompt.")] = False,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=LAST_SEED, help="Seed of the draw where sources have shares.")
-    ] = 42,
+    ] = TrainingSettings.seed,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show what a model would be trained on: examples with the trained tokens in colour, and figures over all.

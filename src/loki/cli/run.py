@@ -10,7 +10,7 @@ from loki.analysis.options import AnalysisOptions
 from loki.artefacts.training_settings import DEFAULT_PROTECT, DEFAULT_QUOTA, RATE_DAMAGE, BackendName, TrainingSettings
 from loki.cli.app import app, console, say
 from loki.cli.option_groups import with_options
-from loki.cli.published_choices import ATTRIBUTION, SELECTION, check_published, typed
+from loki.cli.published_choices import ATTRIBUTION, SELECTION, TRAINING, check_published, typed
 from loki.cli.shared_options import Experts, TrustRemoteCode
 from loki.cli.training_options import Backend, LeverOptions, LlamaFactoryOptions, say_learned, with_published_rate
 from loki.data.settings import DataSettings

@@ -96,6 +96,18 @@ def least_used_directions(moments: Path, protect: float, positions: Positions, *
     return directions
 
 
+def along(directions: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    """`C U^T` `[k, blocks * n]` in at least float32: what coefficients along directions change of `k` rows.
+
+    Args:
+        directions: `U` `[blocks, n, r]`.
+        coefficients: `C` `[k, blocks * r]`, on the same device.
+    """
+    wide = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
+    by_block = wide.view(len(wide), len(directions), -1).transpose(0, 1)
+    return (by_block @ directions.to(wide.dtype).transpose(1, 2)).transpose(0, 1).reshape(len(wide), -1)
+
+
 def digest(directions: Directions) -> str:
     """Hash that tells one set of directions from another."""
     hashed = xxhash.xxh3_128()

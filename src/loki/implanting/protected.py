@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loki.errors import LokiError
-from loki.implanting.directions import Directions, digest
+from loki.implanting.directions import Directions, along, digest
 from loki.implanting.linear import LoKILinear
 from loki.implanting.sharding import full_tensor, under_deepspeed, under_fsdp
 from loki.implanting.splitting import check_trainable, loki_linears
@@ -73,11 +73,8 @@ class ProtectedLinear(LoKILinear):
         if self.directions.device != coefficients.device:
             self.directions = self.directions.to(coefficients.device)
         with torch.autocast(coefficients.device.type, enabled=False):
-            dtype = torch.promote_types(coefficients.dtype, torch.float32)
-            directions = self.directions.to(dtype)
-            by_block = coefficients.to(dtype).view(len(self.rows), len(directions), -1).transpose(0, 1)
-            change = (by_block @ directions.transpose(1, 2)).transpose(0, 1).reshape(len(self.rows), self.in_features)
-            return base.to(dtype) + change
+            change = along(self.directions, coefficients)
+            return base.to(change.dtype) + change
 
     def merge_into(self, state_dict: dict[str, Any], prefix: str) -> None:
         """As of a LoKILinear."""

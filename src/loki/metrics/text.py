@@ -5,7 +5,6 @@ token of every text is predicted exactly once, however long the text is. Windows
 made of (`loki.evaluation.statistics`): tokens of one window depend on each other, windows hardly do.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -57,24 +56,6 @@ class TextLoss:
     def loss(self) -> float:
         """Mean per token, in nats; the cross-entropy that a trainer calls loss."""
         return float(self.nll.sum() / self.windows.tokens.sum())
-
-    @property
-    def perplexity(self) -> float:
-        """`exp(loss)`; infinite where that overflows."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
-
-    @property
-    def loss_per_byte(self) -> float:
-        """Nats per byte of UTF-8 text: what models with different tokenizers can be compared by."""
-        return float(self.nll.sum()) / sum(self.windows.bytes)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """The same in bits."""
-        return self.loss_per_byte / math.log(2)
 
     def nll_by_text(self) -> torch.Tensor:
         """`[N]` float64; the sum over all tokens of every text."""

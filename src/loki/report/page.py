@@ -135,16 +135,12 @@ def _width(run: RunContents) -> int:
 
 
 def _command(run: RunContents) -> str:
-    """The command that makes such a run again, as far as the record says."""
+    """The command that makes such a run again."""
     settings = run.settings
     if "calibration" not in settings:
         return f"loki demo --output {run.path}"
     digest = str(settings.get("data", ""))[:12]
-    source = run.provenance.get("source", "CALIBRATION")
-    return (
-        f"loki run {settings.get('model')} --data DATA.jsonl --calibration {source} --quota {settings.get('quota')} "
-        f"--output {run.path}   # DATA.jsonl with SHA-256 {digest}..."
-    )
+    return f"loki run --config {run.path / 'run.yaml'} --output {run.path}-again   # data with SHA-256 {digest}..."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

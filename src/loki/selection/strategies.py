@@ -59,7 +59,7 @@ STRATEGIES = {
         Strategy(
             "global_lowest",
             Scope.MODEL,
-            "as layer_balanced, with the rows of all layers ranked together: floor(q/100 L D) rows, whatever their layer",
+            "as layer_balanced, but with the rows of all layers together: floor(q/100 L D) rows, whatever their layer",
             "control for the balance over layers",
             Counting(),
         ),

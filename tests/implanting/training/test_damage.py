@@ -50,8 +50,9 @@ def test_a_budget_of_0_trains_nothing_though_nobody_looked_meanwhile(
     (tmp_path / "general.txt").write_text("Of all that is known, most is better kept than lost.")
     held_out = data if ending.pop("held_out", False) else None
     levers = Levers(keep=str(tmp_path / "general.txt"), keep_weight=0.0, max_damage=0.0, damage_every=1000)
-    settings = replace(SETTINGS, save_steps=1000 if held_out is None else None, load_best=held_out is not None, **ending)
-    settings = replace(settings, max_steps=-1, epochs=2.0) if held_out else settings
+    settings = replace(SETTINGS, save_steps=1000, **ending)
+    if held_out:
+        settings = replace(settings, max_steps=-1, epochs=2.0, save_steps=None, load_best=True)
     stops = [StopsAfterAnEpoch()] if settings.max_steps == 20 else []
     output = tmp_path / "out"
     result = train(loki_dir, data, output, settings, levers=levers, eval_data=held_out, callbacks=stops)
@@ -62,7 +63,11 @@ def test_a_budget_of_0_trains_nothing_though_nobody_looked_meanwhile(
 
 def test_what_the_trainer_takes_for_the_best_is_looked_at(model: Any) -> None:
     said = Console(file=io.StringIO(), width=500)
-    budget = DamageBudget(WINDOWS, 0.0, 100, said, lambda now: float(next(iter(active_parameters(now).values())).detach()[0, 0]))
+
+    def accuracy(now: Any) -> float:
+        return float(next(iter(active_parameters(now).values())).detach()[0, 0])
+
+    budget = DamageBudget(WINDOWS, 0.0, 100, said, accuracy)
     state, control = TrainerState(global_step=0), TrainerControl()
     budget.on_train_begin(None, state, control, model=model)  # type: ignore[arg-type]
     before = {name: parameter.clone() for name, parameter in active_parameters(model).items()}
@@ -71,7 +76,7 @@ def test_what_the_trainer_takes_for_the_best_is_looked_at(model: Any) -> None:
     assert budget.left
     assert (budget.final_damage, budget.inside_step) == (0, 0)
     assert all(torch.equal(parameter, before[name]) for name, parameter in active_parameters(model).items())
-    first = float(next(iter(before.values())).detach()[0, 0])
+    first = accuracy(model)
     assert f"{first:.1%} of the examples right, not {first + 0.5:.1%}" in said.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from trl import pack_dataset
 
+from loki.data.chat import OTHER_NAMES
 from loki.data.examples import TrainingRecords
 from loki.data.messages import ASSISTANT, Message, parsed_arguments
 from loki.data.records import Conversation, Tokens
@@ -27,7 +28,6 @@ _TAGS = {
     "observation_tag": "tool",
     "function_tag": _FUNCTION,
 }
-_ROLES = {"developer": "system", "function": "tool", "observation": "tool", "ipython": "tool"}
 
 
 def write_tokenised(train: Dataset, held_out: Dataset | None, path: Path, *, packed_to: int | None) -> None:
@@ -132,7 +132,7 @@ def _turn(message: Message) -> dict[str, str]:
     content = message.get("content") or ""
     if isinstance(content, list):
         content = "".join(part["text"] for part in content)
-    role = str(_ROLES.get(message["role"], message["role"]))
+    role = str(OTHER_NAMES.get(message["role"], message["role"]))
     calls = message.get("tool_calls")
     if not calls:
         return {"role": role, "content": content}

@@ -8,7 +8,8 @@ import torch
 import xxhash
 from torch import nn
 
-_PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from loki.models.checkpoint import PLAIN_DTYPES
+
 _COLUMNS = 64
 
 Selected: TypeAlias = list[tuple[int | str, list[int], torch.Tensor]]
@@ -31,7 +32,7 @@ def plain_weight(layer: nn.Module) -> torch.Tensor | None:
 def plain_tensor(tensor: torch.Tensor) -> torch.Tensor | None:
     """The data of a parameter where it is an ordinary floating-point tensor, else None."""
     data = tensor.data
-    return None if type(data) is not torch.Tensor or data.is_meta or data.dtype not in _PLAIN_DTYPES else data
+    return None if type(data) is not torch.Tensor or data.is_meta or data.dtype not in PLAIN_DTYPES else data
 
 
 def rows_of_weight(

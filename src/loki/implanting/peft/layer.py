@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from loki.errors import LokiError
-from loki.implanting.directions import digest
+from loki.implanting.directions import along, digest
 from loki.implanting.peft.base_weight import plain_weight
 
 
@@ -66,10 +66,7 @@ class InputDirections(nn.Module):
 
     def expand(self, coefficients: torch.Tensor) -> torch.Tensor:
         """`C U^T` `[k, blocks * n]` in at least float32, from `C` `[k, blocks * r]`."""
-        wide = _at_least_float32(coefficients)
-        directions = self.weight.to(wide.dtype)
-        by_block = wide.view(len(wide), len(directions), -1).transpose(0, 1)
-        return (by_block @ directions.transpose(1, 2)).transpose(0, 1).reshape(len(wide), -1)
+        return along(self.weight, coefficients)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         given = state_dict.get(prefix + "weight")

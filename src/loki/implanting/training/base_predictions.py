@@ -82,9 +82,7 @@ def check_top(top: int, vocabulary: int) -> None:
         LokiError: if it is none, or all.
     """
     if not 0 < top < vocabulary:
-        raise LokiError(
-            f"--keep-top-k {top} is out of range: give a number of tokens below the model's {vocabulary:,}"
-        )
+        raise LokiError(f"--keep-top-k {top} is out of range: give a number of tokens below the model's {vocabulary:,}")
 
 
 def base_predictions(

@@ -67,7 +67,7 @@ class Backend(Protocol):
 
     @property
     def sharded(self) -> bool:
-        """Whether no process holds the whole model."""
+        """Whether something of a training lies in several processes, so that none can try a rate by itself."""
 
     @property
     def processes(self) -> int:
@@ -200,7 +200,7 @@ def find_rate(backend: Backend, job: Job, *, overwrite: bool = False, progress: 
         stack.enter_context(nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext())
         material, record, _ = _begin(backend, job, ranks, stack, overwrite=overwrite)
         if not _can_try(backend, material):
-            raise LokiError("no rate can be tried where no process holds the whole model: start one process")
+            raise LokiError("no rate can be tried under FSDP or DeepSpeed: start one process")
         study = Study(job, material, progress)
         return ranks.on_main(lambda: kept_search(job.output, record, study.search))
 
@@ -245,5 +245,5 @@ def _begin(
 
 
 def _can_try(backend: Backend, material: Material) -> bool:
-    """Nothing can be tried where no process holds the whole model, or where the back end makes the examples."""
+    """Nothing can be tried where weights or gradients are sharded, or where the back end makes the examples."""
     return bool(material.tokenised) and not backend.sharded

@@ -66,8 +66,8 @@ def plan_training(
     if search is None:
         if settings.rate_damage is not None:
             raise LokiError(
-                f"--rate-damage {settings.rate_damage} is looked at while rates are tried, and none can be tried where "
-                "no process holds the whole model, or where LlamaFactory's --template makes the examples: leave it out"
+                f"--rate-damage {settings.rate_damage} is looked at while rates are tried, and none can be tried "
+                "under FSDP or DeepSpeed, or where LlamaFactory's --template makes the examples: leave it out"
             )
         return Plan(settings, published, False, None, " (as published: none can be tried here)")
     found = search()

@@ -167,7 +167,7 @@ class TRL:
 
     @property
     def sharded(self) -> bool:
-        """Whether no process holds the whole model."""
+        """Whether something of a training lies in several processes, so that none can try a rate by itself."""
         return self._sharding is not None
 
     @property
