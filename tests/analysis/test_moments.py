@@ -15,6 +15,7 @@ from loki.artefacts.moments import FORMAT, VERSION, Moments
 from loki.errors import LokiError
 from loki.models.experts import down_projections
 from loki.models.loading import load_model
+from tests.programs import run_together
 from tests.tiny_models import save_tiny_model
 from tests.tolerances import assert_close
 
@@ -144,6 +145,25 @@ def test_an_interrupted_measurement_goes_on_to_the_last_bit(
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not (tmp_path / "part.partial").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches_and_go_on_with_their_shares(llama_dir: Path, tmp_path: Path) -> None:
+    data = write_texts(tmp_path / "texts.jsonl")
+    measure_moments(llama_dir, data, tmp_path / "alone", MomentsSettings(batch_size=1, **FLOAT32))
+    words = ("-m", "loki", "moments", llama_dir, "--data", data, "--batch-size", 1, "--dtype", "float32")
+    words += ("--device", "cpu", "--output", tmp_path / "shared")
+    first, other = run_together(2, *words)
+    assert "Second moments over" in first.stdout
+    assert not other.stdout
+    alone, shared = load_file(tmp_path / "alone"), load_file(tmp_path / "shared")
+    assert alone.keys() == shared.keys()
+    for name, expected in alone.items():
+        assert_close(shared[name], expected)
+    assert Moments(tmp_path / "shared").origin == Moments(tmp_path / "alone").origin
+    assert not list(tmp_path.glob("shared.partial*"))
+    refused = run_together(2, *words, code=2)
+    assert [done.stderr.count("exists already") for done in refused] == [1, 0]
 
 
 def test_bad_input(llama_dir: Path, tmp_path: Path) -> None:

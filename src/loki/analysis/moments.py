@@ -1,5 +1,6 @@
 """Measuring second moments: one forward pass per text, in batches; an interrupted measurement goes on."""
 
+import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from loki.files import atomic_file, protect_inputs, refuse_existing_file
 from loki.models.architectures import output_norm, text_config
 from loki.models.experts import Experts, linear_rows
 from loki.models.model_directory import AnyModel, ModelDirectory
-from loki.ranks import pick_device
+from loki.ranks import Ranks
 
 _LEAST_SQUARE = 1e-12  # of an output that weighs a token
 _TOKENS_PER_INPUT = 8  # below it, more tokens still lower the damage much
@@ -48,7 +49,8 @@ def measure_moments(
     the damage (`benchmarks/README.md`).
 
     The sums of an interrupted measurement stand in `<output>.partial`; the same call again continues from them, to the
-    same last bit.
+    same last bit. Processes that `accelerate launch` or `torchrun` started together share the batches; each has sums of
+    its own (`<output>.partial-1-of-2`), and all of them call this.
 
     Args:
         model: directory or hub id of an ordinary model.
@@ -62,15 +64,16 @@ def measure_moments(
         What the means are over.
 
     Raises:
-        LokiError: for bad input of any kind, and for values that are NaN or infinite.
+        LokiError: for bad input of any kind, and for values that are NaN or infinite. Of several processes only the
+            main one raises it, and the others exit with its code.
     """
-    settings = settings or MomentsSettings()
-    refuse_existing_file(output, overwrite=overwrite)
+    settings, ranks = settings or MomentsSettings(), Ranks.current()
+    ranks.on_main(lambda: refuse_existing_file(output, overwrite=overwrite))
     protect_inputs(output, model, *listed(data))
     source = ModelDirectory.of(model, trust_remote_code=settings.trust_remote_code)
     if source.experts is Experts.ALL:
         raise LokiError("--experts all: the inputs of all experts are not measured; use shared or dense")
-    loaded = source.load(dtype=settings.dtype, device=pick_device(settings.device))
+    loaded = source.load(dtype=settings.dtype, device=ranks.device(settings.device))
     config = text_config(loaded.config)
     texts = load_token_ids(
         data,
@@ -94,21 +97,35 @@ def measure_moments(
         weighted=any(output_norm(loaded, rows.layer_name) for rows in linear_rows(loaded, source.experts)),
     )
     sums = _Sums(loaded, settings.block_size, source.experts)
-    partial = output.with_name(f"{output.name}.partial")
+    partials = [output.with_name(name) for name in _partial_names(output.name, ranks.count)]
+    partial = partials[ranks.index]
     identity = {**asdict(origin), "block_size": settings.block_size, "batch_size": settings.batch_size}
     if source.experts is not None:
         identity["experts"] = source.experts.value
     batches = [texts[start : start + settings.batch_size] for start in range(0, len(texts), settings.batch_size)]
-    start = sums.resume(partial, identity, overwrite=overwrite)
+    batches = batches[ranks.index :: ranks.count]
+    start = ranks.on_all(lambda: sums.resume(partial, identity, overwrite=overwrite))
     task = progress.add_task("Measuring", total=len(batches), completed=start) if progress else None
-    for number, batch in enumerate(batches[start:], start=start + 1):
-        sums.add(batch)
-        if number % settings.save_every == 0 and number < len(batches):
-            sums.save(partial, identity, number)
-        if progress and task is not None:
-            progress.advance(task)
-    write_moments(output, [total.cpu() / origin.tokens for total in sums.totals], origin, overwrite=overwrite)
-    partial.unlink(missing_ok=True)
+
+    def measure() -> None:
+        for number, batch in enumerate(batches[start:], start=start + 1):
+            sums.add(batch)
+            if number % settings.save_every == 0 and number < len(batches):
+                sums.save(partial, identity, number)
+            if progress and task is not None:
+                progress.advance(task)
+        if ranks.count > 1:
+            sums.save(partial, identity, len(batches))
+
+    def write() -> None:
+        for other in partials[1:]:
+            sums.add_saved(other)
+        write_moments(output, [total.cpu() / origin.tokens for total in sums.totals], origin, overwrite=overwrite)
+        for left in output.parent.glob(f"{glob.escape(output.name)}.partial*"):  # of another number of processes too
+            left.unlink()
+
+    ranks.on_all(measure)
+    ranks.on_main(write)
     return origin
 
 
@@ -130,6 +147,13 @@ def few_tokens_advice(file: Path) -> str | None:
         f"second moments over {measured.origin.tokens:,} tokens say little of {inputs:,} input directions, and what "
         f"looks unused may only not have occurred: give calibration data of {wanted:,} tokens or more"
     )
+
+
+def _partial_names(output: str, processes: int) -> list[str]:
+    """Where every process of a measurement keeps its sums."""
+    if processes == 1:
+        return [f"{output}.partial"]
+    return [f"{output}.partial-{number}-of-{processes}" for number in range(1, processes + 1)]
 
 
 def blocks_of(width: int, block_size: int) -> int:
@@ -225,6 +249,12 @@ class _Sums:
         header = {"identity": json.dumps(identity), "next_batch": str(next_batch)}
         with atomic_file(path, overwrite=True) as temporary:
             save_file({str(n): total.cpu() for n, total in enumerate(self.totals)}, temporary, metadata=header)
+
+    def add_saved(self, path: Path) -> None:
+        """Add the sums that another process kept."""
+        with safe_open(path, framework="pt") as file:
+            for number, total in enumerate(self.totals):
+                total.add_(file.get_tensor(str(number)).to(total.device))
 
     def resume(self, path: Path, identity: dict[str, Any], *, overwrite: bool) -> int:
         """Take over the sums of an interrupted measurement, and say which batch comes next; 0 if there was none."""

@@ -122,7 +122,7 @@ def analyse(
         raise LokiError("--write-mode a adds to a scores file, and --no-log writes none: leave out one of them")
     settings = replace(attribution, seed=seed)
     if published:
-        check_published(context, {**ATTRIBUTION, **SELECTION, "absolute": False, "position": -1})
+        check_published(context, {**ATTRIBUTION, **SELECTION})
         settings = replace(settings, **ATTRIBUTION)
         strategy, by = SELECTION.values()
     options = AnalysisOptions(

@@ -217,7 +217,8 @@ def test_windows_are_taken_in_turn() -> None:
         "attention_mask": torch.tensor([[1, 1, 1, 0]]),
     }
     ids, counted = new.batch(0, inputs)
-    assert (ids.tolist(), counted.tolist()) == ([[9, 8, 7, 0]], [[True, True, False, False]])
+    # The second token predicts the first of the answer.
+    assert (ids.tolist(), counted.tolist()) == ([[9, 8, 7, 0]], [[True, False, False, False]])
 
 
 def test_no_counted_token_is_no_damage() -> None:

@@ -73,10 +73,11 @@ class KeepTerm:
         """
         if self._windows is None:
             ids = inputs["input_ids"]
-            counted = inputs["labels"] == -100
+            of_prompts = inputs["labels"] == -100
             if "attention_mask" in inputs:
-                counted &= inputs["attention_mask"].bool()
-            return ids, counted
+                of_prompts &= inputs["attention_mask"].bool()
+            # A position predicts the next token; what predicts the first of an answer is what training is to change.
+            return ids, of_prompts & torch.nn.functional.pad(of_prompts[:, 1:], (0, 1))
         chosen = [self._windows[index] for index in self._chosen(step, len(self._windows))]
         length = max(map(len, chosen))
         ids = torch.tensor([window + [0] * (length - len(window)) for window in chosen])
