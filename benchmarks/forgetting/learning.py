@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loki.implanting.training.keep import kl_of_logits
 from loki.metrics.accuracy import Question, encode_question
+from loki.metrics.divergence import kl_of_logits
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def run_cell(cell: Cell, tasks: list[Task], old: OldKnowledge, settings: Setting
 
 
 def _right(model: torch.nn.Module, old: OldKnowledge, questions: list[Any]) -> float:
-    marks = answers_right(model, old.tokenizer, questions, batch_size=16)  # type: ignore[arg-type]
+    marks = answers_right(model, old.tokenizer, questions)  # type: ignore[arg-type]
     return sum(marks) / len(marks)
 
 

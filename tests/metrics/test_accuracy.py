@@ -44,13 +44,13 @@ def test_agrees_with_generation(model: PreTrainedModel, tokenizer: PreTrainedTok
     asked = world.old[::20]
     expected = generated_answers(model, tokenizer, asked)
     assert 0.1 < sum(expected) / len(expected) < 0.9
-    assert answers_right(model, tokenizer, asked, batch_size=7) == expected
+    assert answers_right(model, tokenizer, asked) == expected
 
 
 def test_families_are_counted_apart(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World) -> None:
     asked = world.old[::9]
     right = answers_right(model, tokenizer, asked)
-    accuracy = accuracy_by_family(model, tokenizer, asked, batch_size=13)
+    accuracy = accuracy_by_family(model, tokenizer, asked)
     assert list(accuracy) == list(dict.fromkeys(question.family for question in asked))
     for family, fraction in accuracy.items():
         marks = [mark for mark, question in zip(right, asked, strict=True) if question.family == family]

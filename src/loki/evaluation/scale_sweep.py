@@ -12,9 +12,8 @@ from loki.calibration.texts import load_token_ids
 from loki.data.fitting import length_within
 from loki.data.preparing import prepare_training_data
 from loki.errors import LokiError
-from loki.implanting.training.keep import kl_of_logits
-from loki.implanting.training.learned import measure
-from loki.implanting.training.material import encode_examples
+from loki.metrics.completions import completion_scores
+from loki.metrics.divergence import kl_of_logits
 from loki.models.model_directory import ModelDirectory
 from loki.restoring.restore import restore_loki_model
 from loki.restoring.scale import check_scale, scaled
@@ -115,7 +114,7 @@ def sweep_scales(
         directory = ModelDirectory(
             none, trust_remote_code=trust_remote_code
         )  # which has the base's tokenizer where the trained model has none
-        examples = encode_examples(prepare_training_data(data, directory, max_length))
+        examples = prepare_training_data(data, directory, max_length).dataset
         texts = load_token_ids(
             keep,
             directory.tokenizer,
@@ -138,13 +137,13 @@ def sweep_scales(
     for scale in sorted(scales):
         for name, change in changes.items():
             model.get_parameter(name).copy_(scaled(change, scale, before[name]))
-        new = measure(model, examples)
+        new = completion_scores(model, examples["input_ids"], examples["completion_mask"])
         total = 0.0
         for ids in texts:
             tokens = torch.tensor([ids], device=model.device)
             old, now = (one(input_ids=tokens, use_cache=False).logits for one in (base, model))
             total += len(ids) * float(kl_of_logits(old, now, torch.ones_like(tokens, dtype=torch.bool)))
-        points.append(ScalePoint(scale, new.exact, new.loss, total / sum(map(len, texts))))
+        points.append(ScalePoint(scale, new.accuracy, new.loss, total / sum(map(len, texts))))
         if progress and task is not None:
             progress.advance(task)
     return ScaleSweep(points, tolerance)

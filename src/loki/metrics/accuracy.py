@@ -1,14 +1,13 @@
 """Exact-match accuracy of greedy answers, for any causal language model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.errors import LokiError
-from loki.metrics.modes import evaluating
-from loki.models.logits import logits_at
+from loki.metrics.completions import completion_scores
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,7 @@ class Question:
 
 
 def accuracy_by_family(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    *,
-    batch_size: int = 256,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> dict[str, float]:
     """The fraction of right answers in every family, in the order in which the families first occur.
 
@@ -39,26 +34,18 @@ def accuracy_by_family(
         model: a causal language model; it is left in the mode it came in.
         tokenizer: its tokenizer.
         questions: what to ask.
-        batch_size: questions per forward pass.
 
     Raises:
         LokiError: if there are no questions, or the tokenizer has no end-of-sequence token.
     """
     right: dict[str, list[bool]] = {}
-    for question, correct in zip(
-        questions, answers_right(model, tokenizer, questions, batch_size=batch_size), strict=True
-    ):
+    for question, correct in zip(questions, answers_right(model, tokenizer, questions), strict=True):
         right.setdefault(question.family, []).append(correct)
     return {family: sum(marks) / len(marks) for family, marks in right.items()}
 
 
-@torch.no_grad()
 def answers_right(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    *,
-    batch_size: int = 256,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> list[bool]:
     """For every question, whether greedy decoding would give exactly the answer's tokens and then end.
 
@@ -73,15 +60,8 @@ def answers_right(
     if tokenizer.eos_token_id is None:
         raise LokiError("the tokenizer has no end-of-sequence token, so no answer can be seen to end: set eos_token")
     encoded = [encode_question(tokenizer, question) for question in questions]
-    right = [False] * len(questions)
-    with evaluating(model):
-        for batch in _batches_of_like_length(encoded, batch_size):
-            input_ids, answer_mask = collate([encoded[index] for index in batch], tokenizer.eos_token_id)
-            columns = answer_mask[:, 1:].any(0).nonzero().flatten()
-            logits = logits_at(model, columns.to(model.device), input_ids=input_ids.to(model.device))
-            agrees = logits.argmax(-1).cpu() == input_ids[:, columns + 1]
-            for index, correct in zip(batch, (agrees | ~answer_mask[:, columns + 1]).all(dim=1).tolist(), strict=True):
-                right[index] = correct
+    masks = [[0] * prompt + [1] * (len(ids) - prompt) for ids, prompt in encoded]
+    right: list[bool] = completion_scores(model, [ids for ids, _ in encoded], masks).right.tolist()
     return right
 
 
@@ -116,9 +96,3 @@ def collate(encoded: Sequence[tuple[list[int], int]], padding_id: int) -> tuple[
         input_ids[row, : len(ids)] = torch.tensor(ids)
         answer_mask[row, prompt_length : len(ids)] = True
     return input_ids, answer_mask
-
-
-def _batches_of_like_length(encoded: Sequence[tuple[list[int], int]], batch_size: int) -> Iterator[list[int]]:
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]

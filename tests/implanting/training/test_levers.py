@@ -18,9 +18,10 @@ from loki.implanting.base_rows import base_rows, remember_base
 from loki.implanting.splitting import active_parameters
 from loki.implanting.training.base_predictions import base_predictions
 from loki.implanting.training.damage import damage
-from loki.implanting.training.keep import KeepTerm, kl_of_logits
+from loki.implanting.training.keep import KeepTerm
 from loki.implanting.training.levers import Levers
 from loki.implanting.training.trainer import train
+from loki.metrics.divergence import kl_of_logits
 from loki.metrics.text import encode_for
 from loki.metrics.texts import general_text
 from loki.models.loading import load_tokenizer

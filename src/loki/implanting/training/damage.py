@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows
 from loki.implanting.splitting import exact_rows, loki_linears, put_rows
-from loki.implanting.training.keep import kl_of_logits
+from loki.metrics.divergence import kl_of_logits
 from loki.metrics.modes import evaluating
 
 

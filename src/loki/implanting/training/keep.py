@@ -15,23 +15,9 @@ from torch import nn
 from loki.errors import LokiError
 from loki.implanting.base_rows import base_rows
 from loki.implanting.training.base_predictions import BasePredictions
+from loki.metrics.divergence import kl_of_logits
 
 NEW = "new"
-
-
-def kl_of_logits(base: torch.Tensor, model: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """KL(base || model) in nats per token.
-
-    Args:
-        base: logits `[B, T, V]` of the model before.
-        model: logits `[B, T, V]` of the model after; it gets the gradient.
-        counted: `[B, T]`; which tokens count. Without any the result is 0.
-    """
-    if not counted.any():
-        return 0.0 * model.sum()
-    before = base[counted].float().log_softmax(-1)
-    after = model[counted].float().log_softmax(-1)
-    return nn.functional.kl_div(after, before, reduction="batchmean", log_target=True)
 
 
 class KeepTerm:
