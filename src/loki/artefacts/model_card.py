@@ -8,10 +8,10 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from loki.artefacts.positions import Positions
+from loki.artefacts.run_layout import TRAINING
 from loki.artefacts.run_records import read_record
 from loki.files import atomic_file
 
-_TRAINING = "training.json"  # what a training leaves, see loki.implanting.training.output
 _DAMAGE = "## Damage"
 _TEXT = """# {name}
 
@@ -95,7 +95,7 @@ def write_model_card(
         hidden: number of rows D per layer; None where it is not known.
         trained: directory with the record of the training, if there was one.
     """
-    record = (read_record(trained, _TRAINING) if trained else None) or {}
+    record = (read_record(trained, TRAINING) if trained else None) or {}
     digest = record.get("data")
     text = _TEXT.format(
         name=name,

@@ -32,11 +32,12 @@ def report(
     Example:
         loki report runs/mine --output report.html
     """
+    from loki.artefacts.run_layout import PAGE
     from loki.cli.quiet import quiet_libraries
     from loki.files import protect_inputs, refuse_existing_file
     from loki.report.page import write_report
     from loki.report.run_comparison import compare_run
-    from loki.report.run_directory import PAGE, read_run
+    from loki.report.run_directory import read_run
 
     target = output or run_directory / PAGE
     refuse_existing_file(target, overwrite=overwrite)

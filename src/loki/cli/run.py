@@ -114,13 +114,13 @@ def run(
     Example:
         loki run MODEL --data train.jsonl --calibration mmlu
     """
+    from loki.artefacts.run_layout import CONFIG
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
     from loki.data.sources import local_paths
     from loki.files import protect_inputs
     from loki.pipeline import RunSettings, read_config
     from loki.pipeline import run as run_phases
-    from loki.pipeline.settings import CONFIG
     from loki.report.run_comparison import report_on
 
     quiet_libraries()

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from loki.artefacts.positions import Positions, read_positions
+from loki.artefacts.run_layout import PAGE
 from loki.artefacts.training_settings import DEFAULT_PROTECT, Scheduler, TrainingSettings
 from loki.demo.build import WEIGHTS
 from loki.demo.data import write_calibration, write_facts
@@ -24,7 +25,6 @@ from loki.models.loading import load_model, load_tokenizer
 from loki.models.model_directory import ModelDirectory
 from loki.pipeline.phases import ARTEFACTS, Stopwatch, remove_artefacts, run_phases
 from loki.pipeline.settings import RunSettings
-from loki.report.run_directory import PAGE
 from loki.restoring.verify import VerifyReport
 
 FACTS = "new-facts.jsonl"

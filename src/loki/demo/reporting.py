@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from loki.artefacts.run_layout import DEMO
 from loki.demo.compare import comparison_table
 from loki.demo.demo import DemoResult
 from loki.demo.outcome import Outcome
@@ -65,7 +66,7 @@ def save_results(output: Path, result: DemoResult, *, overwrite: bool = False) -
         "changed_rows": result.verified.changed_rows,
         "seconds": result.seconds,
     }
-    write_json(output / "results.json", values, overwrite=overwrite)
+    write_json(output / DEMO, values, overwrite=overwrite)
     _write_markdown(output / "results.md", result_tables(result), overwrite=overwrite)
     for stale in (_COMPARISON, _COMPARISON_TABLE) if overwrite else ():
         (output / stale).unlink(missing_ok=True)

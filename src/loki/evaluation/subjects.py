@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loki.artefacts.positions import Positions, check_positions, read_positions
 from loki.artefacts.provenance import config_digest
+from loki.artefacts.run_layout import POSITIONS, RESTORED, RUN
 from loki.errors import LokiError, one_line
 from loki.files import sha256_of_file
 from loki.inputs import read_json
@@ -108,8 +109,8 @@ def find_subject(name: AnyModel, *, positions: Positions | None = None, trust_re
 def _positions_of_run(directory: Path) -> Positions | None:
     """The rows that a run has trained, if `directory` is its restored model (`loki.pipeline`)."""
     run = directory.resolve().parent
-    file = run / "positions.json"
-    known = directory.resolve().name == "restored" and (run / "run.json").is_file() and file.is_file()
+    file = run / POSITIONS
+    known = directory.resolve().name == RESTORED and (run / RUN).is_file() and file.is_file()
     return read_positions(file) if known else None
 
 

@@ -15,6 +15,7 @@ from loki.analysis.analyse import analyse
 from loki.analysis.moments import few_tokens_advice, measure_moments
 from loki.analysis.options import MomentsSettings
 from loki.artefacts.positions import read_positions, write_positions
+from loki.artefacts.run_layout import LOKI_MODEL, MOMENTS, POSITIONS, RESTORED, SCORES, TRAINED
 from loki.implanting.create import create_loki_model
 from loki.implanting.training.backends import train_by
 from loki.implanting.training.output import TrainingResult, finished_training, trained_nothing
@@ -29,12 +30,12 @@ from loki.selection.strategy import Inputs
 
 # What every phase leaves in the run directory, in their order; `moments` is a phase of runs that protect directions.
 ARTEFACTS = {
-    "analyse": "scores.h5",
-    "moments": "moments.safetensors",
-    "select": "positions.json",
-    "create": "loki_model",
-    "train": "trained",
-    "restore": "restored",
+    "analyse": SCORES,
+    "moments": MOMENTS,
+    "select": POSITIONS,
+    "create": LOKI_MODEL,
+    "train": TRAINED,
+    "restore": RESTORED,
 }
 
 

@@ -11,16 +11,15 @@ from rich.progress import Progress
 from transformers import TrainerCallback
 
 from loki.artefacts.differences import changes
+from loki.artefacts.run_layout import CONFIG, RUN, TRAINING
 from loki.artefacts.run_records import read_record, remove_recorded, write_record
 from loki.data.sources import local_paths
 from loki.errors import LokiError
 from loki.files import atomic_file, protect_inputs, refuse_existing
-from loki.implanting.training.output import RECORD as TRAINING
 from loki.locks import held
 from loki.pipeline.phases import ARTEFACTS, RunResult, Stopwatch, is_finished, remove_artefacts, run_phases
-from loki.pipeline.settings import CONFIG, RunSettings
+from loki.pipeline.settings import RunSettings
 
-RECORD = "run.json"
 _FOUND = "found"  # in the record: what the training has found where the settings leave it open
 
 # The first phase whose result depends on a setting; the rest of them concern `analyse`.
@@ -103,10 +102,10 @@ def _begin(
     console: Console,
 ) -> None:
     """Make the run directory ready: of what it holds, phases that depend on a changed setting go."""
-    found = read_record(output, RECORD)
+    found = read_record(output, RUN)
     if found is None:
         if overwrite:
-            remove_recorded(output, RECORD, *inputs)
+            remove_recorded(output, RUN, *inputs)
         refuse_existing(output, overwrite=False)
     else:
         found.pop(_FOUND, None)
@@ -118,9 +117,9 @@ def _begin(
             )
             _drop_phases(output, first, different, overwrite=overwrite, console=console)
         elif overwrite:
-            remove_recorded(output, RECORD, *inputs)
-    if found != json.loads(json.dumps(record, default=str)) or not (output / RECORD).is_file():
-        write_record(output, RECORD, record)
+            remove_recorded(output, RUN, *inputs)
+    if found != json.loads(json.dumps(record, default=str)) or not (output / RUN).is_file():
+        write_record(output, RUN, record)
     text, config = yaml.safe_dump(settings.to_dict(), sort_keys=False), output / CONFIG
     if not config.is_file() or config.read_bytes() != text.encode():
         with atomic_file(config, overwrite=True) as temporary:
@@ -129,10 +128,10 @@ def _begin(
 
 def _note_found(output: Path) -> None:
     """Write into a run's record with which learning rate it was trained, and for how many steps."""
-    record, training = read_record(output, RECORD), read_record(output / ARTEFACTS["train"], TRAINING) or {}
+    record, training = read_record(output, RUN), read_record(output / ARTEFACTS["train"], TRAINING) or {}
     found = {name: training[name] for name in ("effective_learning_rate", "steps") if name in training}
     if record is not None and record.get(_FOUND) != found:
-        write_record(output, RECORD, {**record, _FOUND: found})
+        write_record(output, RUN, {**record, _FOUND: found})
 
 
 def _drop_phases(output: Path, first: str, different: str, *, overwrite: bool, console: Console) -> None:

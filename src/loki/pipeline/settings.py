@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from loki.analysis.options import AnalysisOptions, MomentsSettings
+from loki.artefacts.run_layout import CONFIG
 from loki.artefacts.training_settings import (
     DEFAULT_PROTECT,
     DEFAULT_QUOTA,
@@ -38,7 +39,6 @@ from loki.models.model_directory import ModelDirectory
 from loki.selection.strategies import SelectionSettings, find_strategy
 from loki.selection.strategy import Input
 
-CONFIG = "run.yaml"
 _CORRECT = "correct it in --config"
 
 

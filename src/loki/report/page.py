@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loki.artefacts.provenance import library_versions
+from loki.artefacts.run_layout import CONFIG, PAGE
 from loki.files import atomic_file
 from loki.implanting.training.output import loss_figure
 from loki.report.result_figures import ablation_figure, read_ablation
-from loki.report.run_directory import PAGE, RunContents
+from loki.report.run_directory import RunContents
 
 _MOST_CELLS = 20_000  # selected rows that can be pointed at; more would make the page heavy
 _LIBRARIES = ("peft", "trl", "safetensors")
@@ -140,7 +141,7 @@ def _command(run: RunContents) -> str:
     if "calibration" not in settings:
         return f"loki demo --output {run.path}"
     digest = str(settings.get("data", ""))[:12]
-    return f"loki run --config {run.path / 'run.yaml'} --output {run.path}-again   # data with SHA-256 {digest}..."
+    return f"loki run --config {run.path / CONFIG} --output {run.path}-again   # data with SHA-256 {digest}..."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

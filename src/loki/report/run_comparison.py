@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from loki.artefacts.model_card import write_damage
+from loki.artefacts.run_layout import COMPARISON, RESTORED
 from loki.evaluation.compare import compare
 from loki.evaluation.options import MeasureOptions
 from loki.evaluation.verdict import Limits
@@ -10,7 +11,7 @@ from loki.files import write_json
 from loki.models.model_directory import ModelDirectory
 from loki.report.comparison import comparison_file
 from loki.report.page import write_report
-from loki.report.run_directory import COMPARISON, RunContents, read_comparison, read_run
+from loki.report.run_directory import RunContents, read_comparison, read_run
 
 
 def compare_run(run: RunContents, *, data: Path | None = None, overwrite: bool = False) -> None:
@@ -23,7 +24,7 @@ def compare_run(run: RunContents, *, data: Path | None = None, overwrite: bool =
         data: training data, for what was learned (default: `new-facts.jsonl` of a demo, if it is one).
         overwrite: compare again.
     """
-    restored, demo_data = run.path / "restored", run.path / "new-facts.jsonl"
+    restored, demo_data = run.path / RESTORED, run.path / "new-facts.jsonl"
     if not run.base_model or not restored.is_dir() or (run.comparison and not overwrite):
         return
     is_demo = demo_data.is_file()  # its tokenizer knows the words of the tiny world only

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from loki.artefacts.positions import Positions, read_positions
+from loki.artefacts.run_layout import ABLATION, COMPARISON, DEMO, POSITIONS, RESTORED, RUN, SCORES, TRAINED
 from loki.artefacts.scores import ScoresReader
 from loki.artefacts.trainer_state import STATE, read_trainer_state
 from loki.errors import LokiError
@@ -17,9 +18,6 @@ from loki.evaluation.result_schema import MEASURE_AGAIN, AblationFile, Compariso
 from loki.inputs import checked, read_json
 from loki.models.model_directory import AnyModel, ModelDirectory
 from loki.report.score_figures import mean_scores
-
-RUN, DEMO, COMPARISON, ABLATION = "run.json", "results.json", "compare.json", "ablation.json"
-PAGE = "report.html"  # the last thing that is written into it
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def read_run(path: Path, base: ModelDirectory | None = None, *, trust_remote_cod
     """
     if not path.is_dir():
         raise LokiError(f"run directory {path} does not exist: check the path")
-    if not any((path / name).is_file() for name in (RUN, DEMO, "scores.h5", "positions.json")):
+    if not any((path / name).is_file() for name in (RUN, DEMO, SCORES, POSITIONS)):
         raise LokiError(f"{path} is not a run directory: name the --output of `loki run` or `loki demo`")
     run = RunContents(path)
 
@@ -106,10 +104,10 @@ def read_run(path: Path, base: ModelDirectory | None = None, *, trust_remote_cod
             run.base_model = ModelDirectory.of(base or run.base, trust_remote_code=trust_remote_code, experts=chosen)
         except LokiError as error:
             run.missing["base"] = f"base model: {error}"
-    _take(run, "scores.h5", "not analysed yet (loki analyse)", lambda place: _take_scores(run, place))
-    _take(run, "positions.json", "no rows selected yet (loki select)", lambda place: _take_positions(run, place))
-    _take(run, f"trained/{STATE}", "not trained yet (loki train)", lambda place: _take_log(run, place))
-    _take(run, "restored", "not restored yet (loki restore)", lambda place: _take_changes(run, place))
+    _take(run, SCORES, "not analysed yet (loki analyse)", lambda place: _take_scores(run, place))
+    _take(run, POSITIONS, "no rows selected yet (loki select)", lambda place: _take_positions(run, place))
+    _take(run, f"{TRAINED}/{STATE}", "not trained yet (loki train)", lambda place: _take_log(run, place))
+    _take(run, RESTORED, "not restored yet (loki restore)", lambda place: _take_changes(run, place))
     read_comparison(run)
     if (path / ABLATION).is_file():
         _take(run, ABLATION, "", lambda place: run.ablation.update(_ablation(place)))

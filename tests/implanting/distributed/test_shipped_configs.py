@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from loki import create_loki_model, restore_loki_model
 from loki.artefacts.positions import write_positions
+from loki.artefacts.run_layout import TRAINING
 from loki.implanting.llamafactory.configuration import DEEPSPEED_ZERO_2
-from loki.implanting.training.output import RECORD
 from loki.restoring.verify import verify
 from tests.implanting.distributed.work import POSITIONS, ROOT, ZERO_2, environment
 from tests.implanting.llamafactory.files import write_chats
@@ -64,7 +64,7 @@ def launch(
 
 def check_trained(base: Path, loki_model: Path, output: Path, sharding: str | None) -> None:
     """Two processes have trained, in this way, what one does; what they saved restores and verifies."""
-    record = json.loads((output / RECORD).read_text())
+    record = json.loads((output / TRAINING).read_text())
     assert (record["processes"], record["sharding"], record["finished"]) == (2, sharding, True)
     alone = output.with_name("alone")
     run_python("-m", "loki", *words(loki_model, alone, batch_size=4), environment=environment())

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, 
 
 from loki import create_loki_model
 from loki.artefacts.positions import write_positions
+from loki.artefacts.run_layout import TRAINING
 from loki.artefacts.training_settings import TrainingSettings
 from loki.errors import LokiError
-from loki.implanting.training.output import LOSS_PLOT, RECORD, mean_loss
+from loki.implanting.training.output import LOSS_PLOT, mean_loss
 from loki.implanting.training.rows import ROWS_FILE, SelectedRows
 from loki.implanting.training.trainer import train
 from loki.restoring.verify import verify
@@ -165,10 +166,10 @@ def test_a_finished_training_at_a_constant_rate_is_extended(loki_dir: Path, data
 
 def test_a_schedule_that_has_come_to_its_end_is_not_extended(loki_dir: Path, data: Path, tmp_path: Path) -> None:
     train(loki_dir, data, tmp_path / "out", SETTINGS)
-    before = (tmp_path / "out" / RECORD).read_text()
+    before = (tmp_path / "out" / TRAINING).read_text()
     with pytest.raises(LokiError, match="cosine schedule"):
         train(loki_dir, data, tmp_path / "out", TrainingSettings(**{**SETTINGS.to_dict(), "max_steps": 6}))
-    assert (tmp_path / "out" / RECORD).read_text() == before
+    assert (tmp_path / "out" / TRAINING).read_text() == before
 
 
 def test_refusals(llama_dir: Path, loki_dir: Path, data: Path, tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_ways_to_train(llama_dir: Path, loki_dir: Path, data: Path, tmp_path: Pa
 
 
 def record_of(output: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((output / RECORD).read_text())
+    record: dict[str, Any] = json.loads((output / TRAINING).read_text())
     return record
 
 

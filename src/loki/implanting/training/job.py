@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
+from loki.artefacts.run_layout import TRAINING
 from loki.artefacts.run_records import nothing_left_of_none
 from loki.artefacts.training_settings import Rate, check_held_out, check_reporter
 from loki.data.preparing import save_chat_template
@@ -17,7 +18,7 @@ from loki.errors import LokiError
 from loki.files import protect_inputs
 from loki.implanting.create import write_loki_card
 from loki.implanting.training.material import Material, read_material
-from loki.implanting.training.output import RECORD, TrainingResult, finish, prepare_output, training_record
+from loki.implanting.training.output import TrainingResult, finish, prepare_output, training_record
 from loki.implanting.training.planning import Plan, kept_search, plan_training
 from loki.implanting.training.rate_search import RateSearch
 from loki.implanting.training.study import Job, Study
@@ -120,7 +121,7 @@ def run_job(
     ranks = Ranks.current(_PATIENCE)
     console = console if console and ranks.main else Console(quiet=True)
     with ExitStack() as stack:
-        stack.enter_context(nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext())
+        stack.enter_context(nothing_left_of_none(job.output, TRAINING) if ranks.main else nullcontext())
         return _run(backend, job, ranks, console, stack, overwrite=overwrite, progress=progress)
 
 
@@ -197,7 +198,7 @@ def find_rate(backend: Backend, job: Job, *, overwrite: bool = False, progress: 
         raise LokiError(f"--learning-rate {job.settings.learning_rate} leaves nothing to find: leave it out")
     ranks = Ranks.current(_PATIENCE)
     with ExitStack() as stack:
-        stack.enter_context(nothing_left_of_none(job.output, RECORD) if ranks.main else nullcontext())
+        stack.enter_context(nothing_left_of_none(job.output, TRAINING) if ranks.main else nullcontext())
         material, record, _ = _begin(backend, job, ranks, stack, overwrite=overwrite)
         if not _can_try(backend, material):
             raise LokiError("no rate can be tried under FSDP or DeepSpeed: start one process")

@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from loki.artefacts.differences import changes
 from loki.artefacts.positions import read_positions
+from loki.artefacts.run_layout import TRAINING
 from loki.artefacts.run_records import read_record, remove_recorded, write_record
 from loki.artefacts.trainer_state import STATE, read_trainer_state
 from loki.artefacts.training_settings import Scheduler, TrainingSettings
@@ -26,7 +27,6 @@ from loki.implanting.training.rows import ROWS_FILE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RECORD = "training.json"
 LOSS_PLOT = "training_loss.png"
 
 
@@ -81,12 +81,12 @@ def training_record(
 
 def finished_training(output: Path) -> bool:
     """Whether `output` holds a training that ran to its end."""
-    return bool((read_record(output, RECORD) or {}).get("finished"))
+    return bool((read_record(output, TRAINING) or {}).get("finished"))
 
 
 def trained_nothing(output: Path) -> bool:
     """Whether `output` holds a training whose budget of damage allowed no step, so that it is the model before."""
-    return (read_record(output, RECORD) or {}).get("changed_rows") == 0
+    return (read_record(output, TRAINING) or {}).get("changed_rows") == 0
 
 
 def finish(
@@ -109,7 +109,7 @@ def finish(
     steps, loss = int(state["global_step"]), mean_loss(state["log_history"])
     result: dict[str, Any] = {"effective_learning_rate": learning_rate, "steps": steps, "mean_loss": loss}
     result |= {"changed_rows": changed_rows, "learned": learned.to_dict() if learned else None}
-    write_record(output, RECORD, {**record, **result, "finished": True})
+    write_record(output, TRAINING, {**record, **result, "finished": True})
     return steps, loss
 
 
@@ -195,15 +195,15 @@ def prepare_output(
         raise LokiError(f"{output} is a file: choose another --output")
     protect_inputs(output, *inputs)
     if overwrite:
-        remove_recorded(output, RECORD, *inputs)
-    found = read_record(output, RECORD)
+        remove_recorded(output, TRAINING, *inputs)
+    found = read_record(output, TRAINING)
     if found is None:
         refuse_existing(output, overwrite=False)
     elif found.get("finished"):
         _check_extends(output, found, record)
     elif get_last_checkpoint(str(output)) and (different := changes(found, record)):
         raise LokiError(f"{output} holds a training with other settings ({different}): pass --overwrite")
-    write_record(output, RECORD, record)
+    write_record(output, TRAINING, record)
     for checkpoint in output.glob("checkpoint-*"):
         if not _is_complete(checkpoint, rows_kept_beside=rows_kept_beside):
             shutil.rmtree(checkpoint)  # interrupted while it was written

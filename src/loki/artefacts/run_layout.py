@@ -1,0 +1,20 @@
+"""What stands where in the directory of a run (`loki run`, `loki demo`): the phases and reports meet in these names."""
+
+SCORES = "scores.h5"
+MOMENTS = "moments.safetensors"
+POSITIONS = "positions.json"
+LOKI_MODEL = "loki_model"
+TRAINED = "trained"
+RESTORED = "restored"
+
+RUN = "run.json"
+"""What the run was asked for, and what it found."""
+CONFIG = "run.yaml"
+"""The settings, to repeat it from."""
+TRAINING = "training.json"
+"""In the directory of a training: what decides its result, and what came of it."""
+
+DEMO = "results.json"
+COMPARISON = "compare.json"
+ABLATION = "ablation.json"
+PAGE = "report.html"
