@@ -243,6 +243,19 @@ class ScoresReader:
         experts.check_finite(self.records.sample_ids[start:stop], origin=f"scores file {self.path}")
         return experts
 
+    def mean(self) -> NDArray[np.float64]:
+        """`[L, D]`; the mean score of every row over the samples.
+
+        Raises:
+            LokiError: if the file holds no sample.
+        """
+        if not self.samples:
+            raise LokiError(f"scores file {self.path} holds no sample: analyse some questions first")
+        total: NDArray[np.float64] = np.zeros((self.layers, self.hidden))
+        for _, chunk in self.chunks():
+            total += chunk.sum(axis=0, dtype=np.float64)
+        return total / self.samples
+
     def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """All scores in order, as pairs of the first sample's index and `[n, L, D]`; memory does not grow with N.
 

@@ -72,12 +72,7 @@ def mean_scores(scores: Path) -> NDArray[np.float64]:
         LokiError: if the file cannot be read, or holds no sample.
     """
     with ScoresReader(scores) as reader:
-        if not reader.samples:
-            raise LokiError(f"scores file {scores} holds no sample: analyse some questions first")
-        total = np.zeros((reader.layers, reader.hidden))
-        for _, chunk in reader.chunks():
-            total += chunk.sum(axis=0, dtype=np.float64)
-        return total / reader.samples
+        return reader.mean()
 
 
 def overlap_figure(selections: Mapping[str, Positions]) -> Figure:

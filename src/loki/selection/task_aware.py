@@ -1,9 +1,6 @@
 """Rows by what they learn of a task per damage to everything else."""
 
-from pathlib import Path
-
 import numpy as np
-from numpy.typing import NDArray
 
 from loki.artefacts.positions import Positions
 from loki.artefacts.scores import ScoresReader
@@ -32,19 +29,9 @@ def by_task_per_damage(request: Request) -> Positions:
             sensitivities.provenance.model_fingerprint != gradients.provenance.model_fingerprint
         ):
             raise LokiError(f"{task} is of another model ({gradients.provenance.model}) than {scores}")
-        damage, gain = _mean(sensitivities, scores), _mean(gradients, task)
+        damage, gain = sensitivities.mean(), gradients.mean()
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(gain > 0, gain / damage, 0.0)
     excluded = excluded_rows(request.exclude, request.layers, request.hidden)
     check_rows_left(request.rows, excluded, request.scope)
     return first_rows([-ratio], request.rows, excluded, request.scope)
-
-
-def _mean(reader: ScoresReader, path: Path) -> NDArray[np.float64]:
-    """`[L, D]` float64, the mean over the samples of a file."""
-    if not reader.samples:
-        raise LokiError(f"{path} holds no samples: make it again")
-    total: NDArray[np.float64] = np.zeros((reader.layers, reader.hidden))
-    for _, chunk in reader.chunks():
-        total += chunk.sum(axis=0, dtype=np.float64)
-    return total / reader.samples
