@@ -250,7 +250,7 @@ class ScoresReader:
             LokiError: if the file holds no sample.
         """
         if not self.samples:
-            raise LokiError(f"scores file {self.path} holds no sample: analyse some questions first")
+            raise LokiError(f"scores file {self.path} holds no samples: make it again, from one question or more")
         total: NDArray[np.float64] = np.zeros((self.layers, self.hidden))
         for _, chunk in self.chunks():
             total += chunk.sum(axis=0, dtype=np.float64)
