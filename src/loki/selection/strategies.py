@@ -100,7 +100,7 @@ STRATEGIES = {
             "task_aware",
             Scope.LAYER,
             "floor(q/100 D) rows of every layer with the highest ratio of the task's mean squared gradient of the row "
-            "to its mean sensitivity: what learns most per damage",
+            "to its mean sensitivity: meant to learn most per damage",
             "this project; both are diagonals of Fisher information (arXiv 1503.05671)",
             choose=_task_aware,
             needs=frozenset({Input.SCORES, Input.TASK}),
