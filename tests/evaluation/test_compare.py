@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from loki.errors import LokiError
 from loki.evaluation.compare import Comparison, compare
@@ -142,6 +143,14 @@ def test_training_data_before_and_after(llama_dir: Path, qwen2_dir: Path, tmp_pa
     assert found.interval.low < found.new_loss - found.base_loss < found.interval.high
     save_result(tmp_path / "before.json", evaluate(find_subject(llama_dir), MeasureOptions(data=data)))
     assert compared(tmp_path / "before.json", qwen2_dir, data=data).data == found
+
+
+def test_data_need_not_be_one_file(llama_dir: Path, qwen2_dir: Path, tmp_path: Path) -> None:
+    records = [{"prompt": f"{number} + 1 =", "completion": f" {number + 1}"} for number in range(3)]
+    Dataset.from_list(records).save_to_disk(tmp_path / "examples")
+    found = compared(llama_dir, qwen2_dir, data=tmp_path / "examples").data
+    assert found is not None
+    assert found.right.items == 3
 
 
 def write_results(path: Path, marks: list[int], **changes: Any) -> Path:

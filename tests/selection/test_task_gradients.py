@@ -20,6 +20,7 @@ from loki.selection.strategy import Inputs
 from loki.selection.task_gradients import Example, TaskGradientSettings, row_gradients, write_task_gradients
 from tests.artefacts.scores_files import write_scores
 from tests.cli.running import Shell, shell
+from tests.tiny_models import save_tiny_model
 from tests.tolerances import assert_close
 
 __all__ = ["shell"]
@@ -162,3 +163,13 @@ def test_the_command_computes_selects_and_keeps_the_gradients(
     assert json.loads(Path("pos.json").read_text()) == expected
     shell.done(*words, "again.json", "--task", "pos.task.h5")
     assert json.loads(Path("again.json").read_text()) == expected
+
+
+def test_gradients_of_other_rows_are_not_taken_for_those_that_are_meant(task: Path, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", "deepseek_v3")
+    write_task_gradients(ModelDirectory(model, experts="shared"), task, tmp_path / "task.h5", SMALL)
+    first = read(tmp_path / "task.h5")
+    with pytest.raises(LokiError, match="exists already"):
+        write_task_gradients(ModelDirectory(model, experts="dense"), task, tmp_path / "task.h5", SMALL)
+    write_task_gradients(ModelDirectory(model, experts="dense"), task, tmp_path / "task.h5", SMALL, overwrite=True)
+    assert not torch.equal(read(tmp_path / "task.h5"), first)
