@@ -139,12 +139,14 @@ def test_an_interrupted_measurement_goes_on_to_the_last_bit(
     with pytest.raises(LokiError, match="batch_size was 1, now 2"):
         measure_moments(llama_dir, data, tmp_path / "part", MomentsSettings(batch_size=2, **FLOAT32))
     taken.clear()
+    for name in ("part.partial-1-of-2", "part.partial-of-mine"):  # of another number of processes; of somebody else
+        (tmp_path / name).write_text("")
     measure_moments(llama_dir, data, tmp_path / "part", settings)
     assert len(taken) == 3  # batches 3 to 5
     whole, resumed = load_file(tmp_path / "whole"), load_file(tmp_path / "part")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert not (tmp_path / "part.partial").exists()
+    assert [file.name for file in tmp_path.glob("part.partial*")] == ["part.partial-of-mine"]
 
 
 @pytest.mark.slow

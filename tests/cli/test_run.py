@@ -47,6 +47,8 @@ def test_a_run_from_its_configuration_and_another_option(shell: Shell, words: li
     assert told["command"] == "run"
     assert (told["changed_rows"], told["selected_rows"]) == (24, 24)
     assert told["learned"]["before"]["trained"]["examples"] == 4
+    (compared,) = json.loads((tmp_path / "b" / "compare.json").read_text())["comparisons"]
+    assert compared["data"]["right"]["items"] == 4  # what was learned, though no --data stands on the command line
     first, second = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "b"))
     assert (first["training"].pop("seed"), second["training"].pop("seed")) == (42, 7)
     assert first == second

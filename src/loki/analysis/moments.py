@@ -1,7 +1,7 @@
 """Measuring second moments: one forward pass per text, in batches; an interrupted measurement goes on."""
 
-import glob
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -121,7 +121,8 @@ def measure_moments(
         for other in partials[1:]:
             sums.add_saved(other)
         write_moments(output, [total.cpu() / origin.tokens for total in sums.totals], origin, overwrite=overwrite)
-        for left in output.parent.glob(f"{glob.escape(output.name)}.partial*"):  # of another number of processes too
+        sums_of = re.compile(re.escape(output.name) + r"\.partial(-\d+-of-\d+)?")  # of any number of processes
+        for left in filter(lambda file: sums_of.fullmatch(file.name), output.parent.iterdir()):
             left.unlink()
 
     ranks.on_all(measure)

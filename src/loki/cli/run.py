@@ -96,7 +96,7 @@ def run(
     levers: LeverOptions,
     llamafactory: LlamaFactoryOptions,
     published: Annotated[
-        bool, typer.Option("--published", help="The paper's own choices: its scores, rows and rate, all directions.")
+        bool, typer.Option("--published", help="The paper's own choices: its scores, rows and rate, no levers.")
     ] = False,
     tune: Annotated[
         bool, typer.Option("--tune", help=f"Look at the damage of every rate: --rate-damage {RATE_DAMAGE:g}, a table.")
@@ -117,7 +117,7 @@ def run(
     from loki.artefacts.run_layout import CONFIG
     from loki.cli.progress import progress_bar
     from loki.cli.quiet import quiet_libraries
-    from loki.data.sources import local_paths
+    from loki.data.sources import as_sources
     from loki.files import protect_inputs
     from loki.pipeline import RunSettings, read_config
     from loki.pipeline import run as run_phases
@@ -171,9 +171,9 @@ def run(
         result = run_phases(settings, output, overwrite=overwrite, console=console, progress=progress)
     if result.training:
         say_learned(result.training)
-    sources = local_paths(settings.data)
-    one = sources[0] if len(sources) == 1 and sources[0].is_file() else None
-    page = report_on(output, base=result.base, data=one)
+    sources = as_sources(settings.data)
+    one = sources[0].path if len(sources) == 1 else None
+    page = report_on(output, base=result.base, data=one if one and one.is_file() else None)
     say(
         f"{result.report.changed_rows} of {result.report.selected_rows} selected rows changed, and nothing else. "
         f"Restored model: {result.restored}",

@@ -32,7 +32,8 @@ class LeverOptions:
             --data.
         keep_weight: with --keep: weight of KL(base || model) in the loss.
         keep_top_k: with --keep: keep so many of the base's likeliest tokens on disk, and do not ask it at every step.
-        max_damage: with --keep: stop, and go back, where KL per token on that text exceeds so many nats.
+        max_damage: stop, and go back, where KL per token on the text of --keep exceeds so many nats; without --keep,
+            loki run looks at the calibration data.
         replay: general examples to mix in, in any form of training data.
         replay_fraction: with --replay: their share among all examples.
     """

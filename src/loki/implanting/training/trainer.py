@@ -201,12 +201,11 @@ class TRL:
         model = ranks.on_all(lambda: load_to_train(material.config, material.directory.path, job.settings))
         # No checkpoint holds tied weights twice; the trainer would take them for lost where it resumes.
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_tied(model)}
-        known = sample(material.encoded)
-        levers = ranks.on_all(
-            lambda: self._plan.prepare(  # while it is the base
-                model, console, lambda now: measure(now, known, batch_size=plan.settings.batch_size).exact
-            )
-        )
+
+        def accuracy(now: PreTrainedModel) -> float:
+            return measure(now, sample(material.encoded), batch_size=plan.settings.batch_size).exact
+
+        levers = ranks.on_all(lambda: self._plan.prepare(model, console, accuracy))  # while it is the base
         examples = material.examples.dataset
         if self._replay:
             examples = self._replay.mixed(examples, console)
